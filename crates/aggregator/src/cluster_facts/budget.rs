@@ -9,7 +9,7 @@ const MINUTE: Duration = Duration::from_mins(1);
 /// How many bytes sweeps read per minute: about 100,000 Pods of a usual size, or 18 MB/s.
 const PER_MINUTE: usize = 1 << 30;
 
-/// What is left of the bytes of this minute. Cheap to clone; all clones share it.
+/// The rest of this minute's bytes. Cheap to clone; all clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     /// How long each byte that was read delays the next read, in nanoseconds.

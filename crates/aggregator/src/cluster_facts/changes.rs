@@ -1,8 +1,8 @@
-//! Which accused namespaces have changed since they were looked at, according to the watches. Pure and shared: the
-//! watches write, and the task that looks at namespaces reads.
+//! Which accused namespaces have changed since they were looked up, according to the watches. Pure and shared: the
+//! watches write, and the task reads.
 //!
-//! Only a fingerprint of the fields that `lookup` reads is kept of an object, and only in accused namespaces. That is
-//! enough to know that nothing has changed; what exists is always read directly.
+//! Of an object only a fingerprint of the fields that `lookup` reads is held, and only in accused namespaces. That is
+//! enough to know that nothing has changed. Facts come from direct reads only.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -46,7 +46,7 @@ enum Watched {
         at: Moment,
         /// The version of the last bookmark.
         version: String,
-        /// What the next bookmarks have to reach to prove a later moment.
+        /// The version that the next bookmarks have to reach to prove a later moment.
         goal: Option<Goal>,
     },
     /// The cluster has no such kind.
@@ -60,20 +60,20 @@ struct Goal {
     at: Moment,
 }
 
-/// What the watches have reported.
+/// The reports of the watches.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     /// The accused namespaces: changes in these are noted.
     accused: BTreeSet<Text>,
-    /// The namespaces with changes since the last look at them began.
+    /// The namespaces with changes since the last look-up of them began.
     changed: BTreeSet<Text>,
     watches: BTreeMap<Kind, Watched>,
     fingerprints: HashMap<Text, HashMap<(Kind, Box<str>), u64>>,
 }
 
 impl Changes {
-    /// Notes changes in these namespaces from now on, and in no others. What happened before in a new one is not known,
-    /// and a look at it that runs already may not have seen it. So a new one counts as changed.
+    /// Notes changes in these namespaces from now on, and in no others. Earlier changes in a new one are not known, and a
+    /// look-up of it that runs already may not have seen them. So a new one counts as changed.
     pub(super) fn note_in<'a>(&mut self, accused: impl Iterator<Item = &'a Text>) {
         let before = std::mem::replace(&mut self.accused, accused.cloned().collect());
         let Self { accused, changed, fingerprints, .. } = self;
@@ -82,7 +82,7 @@ impl Changes {
         fingerprints.retain(|namespace, _| accused.contains(namespace));
     }
 
-    /// A watch begins. It does not report what happened before, so all namespaces count as changed.
+    /// A watch begins. It does not report earlier changes, so all namespaces count as changed.
     pub(super) fn begin(&mut self, kind: Kind, at: Moment) {
         self.changed.clone_from(&self.accused);
         for of_namespace in self.fingerprints.values_mut() {
@@ -96,7 +96,7 @@ impl Changes {
         self.watches.insert(kind, Watched::Absent);
     }
 
-    /// A watch can't go on; what happens from now on is not known.
+    /// A watch can't go on: changes from now on are not known.
     pub(super) fn end(&mut self, kind: Kind) {
         self.watches.remove(&kind);
     }
@@ -129,7 +129,7 @@ impl Changes {
         goal.is_none()
     }
 
-    /// The version that no bookmark has reached within [`SILENCE`]; `None` if they keep up.
+    /// The version that no bookmark has reached within [`MAX_SILENCE`]; `None` if they keep up.
     pub(super) fn behind(&self, kind: Kind, now: Moment) -> Option<&str> {
         match self.watches.get(&kind) {
             Some(Watched::Until { goal: Some(goal), .. }) if now.since(goal.at) > MAX_SILENCE => {
@@ -139,7 +139,8 @@ impl Changes {
         }
     }
 
-    /// Notes an object with a fingerprint of its relevant fields; `None` if it is gone. Returns whether that is news.
+    /// Notes an object with a fingerprint of its relevant fields; `None` if it is gone. Returns whether this marks its
+    /// namespace as changed.
     pub(super) fn note(&mut self, kind: Kind, namespace: &str, name: &str, print: Option<u64>) -> bool {
         let Some(namespace) = self.accused.get(namespace).cloned() else { return false };
         let prints = self.fingerprints.entry(namespace.clone()).or_default();
@@ -157,31 +158,31 @@ impl Changes {
         (print.is_none() || before != print) && self.changed.insert(namespace)
     }
 
-    /// A look at the namespace begins: changes from now on are news.
-    pub(super) fn look_at(&mut self, namespace: &Text) {
+    /// A look-up of the namespace begins: changes from now on make another one necessary.
+    pub(super) fn begin_lookup(&mut self, namespace: &Text) {
         self.changed.remove(namespace);
     }
 
-    /// The look at the namespace failed, or has to be repeated.
-    pub(super) fn look_again(&mut self, namespace: &Text) {
+    /// The look-up of the namespace failed, or has to be repeated.
+    pub(super) fn mark_changed(&mut self, namespace: &Text) {
         if self.accused.contains(namespace) {
             self.changed.insert(namespace.clone());
         }
     }
 
-    /// All accused namespaces have to be looked at again.
-    pub(super) fn look_again_at_all(&mut self) {
+    /// All accused namespaces have to be looked up again.
+    pub(super) fn mark_all_changed(&mut self) {
         self.changed.clone_from(&self.accused);
     }
 
-    /// Whether something may have changed in the namespace since the last look at it began.
+    /// Whether something may have changed in the namespace since the last look-up of it began.
     pub(super) fn has_changed(&self, namespace: &Text) -> bool {
         !self.accused.contains(namespace) || self.changed.contains(namespace)
     }
 
     /// The moment up to which all watches have reported everything; `None` if one of them has been silent for too long
     /// or is not possible.
-    pub(super) fn told_until(&self, now: Moment) -> Option<Moment> {
+    pub(super) fn reported_until(&self, now: Moment) -> Option<Moment> {
         let mut until: Option<Moment> = None;
         for kind in Kind::ALL {
             match self.watches.get(&kind)? {
@@ -213,23 +214,23 @@ mod tests {
         (changes, namespace)
     }
 
-    fn tell_until(changes: &mut Changes, kind: Kind, seconds: u64) {
+    fn report_until(changes: &mut Changes, kind: Kind, seconds: u64) {
         changes.expect(kind, seconds.to_string(), at(seconds));
         changes.reach(kind, &seconds.to_string());
     }
 
     #[test]
-    fn only_what_is_read_of_an_object_is_a_change_and_only_where_it_is_accused() {
+    fn only_read_fields_make_a_change_and_only_in_accused_namespaces() {
         let (mut changes, namespace) = watching();
-        assert!(changes.has_changed(&namespace), "what happened before the watch began is not known");
-        changes.look_at(&namespace);
+        assert!(changes.has_changed(&namespace), "changes before the watch began are not known");
+        changes.begin_lookup(&namespace);
         assert!(changes.note(Kind::Pods, "ns-a", "web", Some(1)), "the first time");
-        changes.look_at(&namespace);
+        changes.begin_lookup(&namespace);
         assert!(!changes.note(Kind::Pods, "ns-a", "web", Some(1)) && !changes.has_changed(&namespace));
         assert!(!changes.note(Kind::Pods, "ns-b", "web", Some(2)), "not accused");
         for print in [Some(2), None, Some(2)] {
             assert!(changes.note(Kind::Pods, "ns-a", "web", print), "{print:?}");
-            changes.look_at(&namespace);
+            changes.begin_lookup(&namespace);
         }
         assert!(changes.note(Kind::Services, "ns-a", "web", Some(2)), "another kind");
         assert!(changes.has_changed(&namespace));
@@ -237,22 +238,23 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_told_only_as_far_as_the_slowest_watch_has_told() {
+    fn everything_is_reported_only_as_far_as_the_slowest_watch_has_reported() {
         let (mut changes, _) = watching();
-        let told = |changes: &Changes, now| changes.told_until(at(now)).map(|until| until.uptime().as_secs());
-        assert_eq!(told(&changes, 110), Some(100));
+        let reported =
+            |changes: &Changes, now| changes.reported_until(at(now)).map(|until| until.uptime().as_secs());
+        assert_eq!(reported(&changes, 110), Some(100));
         for kind in Kind::ALL.into_iter().skip(1) {
-            tell_until(&mut changes, kind, 150);
+            report_until(&mut changes, kind, 150);
         }
-        assert_eq!(told(&changes, 160), Some(100));
-        tell_until(&mut changes, Kind::Namespaces, 140);
-        assert_eq!(told(&changes, 160), Some(140));
-        assert_eq!(told(&changes, 321), None, "silent for too long");
+        assert_eq!(reported(&changes, 160), Some(100));
+        report_until(&mut changes, Kind::Namespaces, 140);
+        assert_eq!(reported(&changes, 160), Some(140));
+        assert_eq!(reported(&changes, 321), None, "silent for too long");
         changes.is_absent(Kind::HttpRoutes);
-        assert_eq!(told(&changes, 160), Some(140));
+        assert_eq!(reported(&changes, 160), Some(140));
         changes.end(Kind::Pods);
-        tell_until(&mut changes, Kind::Pods, 170);
-        assert_eq!(told(&changes, 170), None, "it has to begin anew");
+        report_until(&mut changes, Kind::Pods, 170);
+        assert_eq!(reported(&changes, 170), None, "it has to begin anew");
     }
 
     #[test]
@@ -260,20 +262,20 @@ mod tests {
         let (mut changes, namespace) = watching();
         changes.note(Kind::Pods, "ns-a", "web", Some(1));
         changes.begin(Kind::Pods, at(200));
-        changes.look_at(&namespace);
+        changes.begin_lookup(&namespace);
         assert!(changes.note(Kind::Pods, "ns-a", "web", Some(1)));
         changes.note_in([].into_iter());
         assert!(changes.fingerprints.is_empty() && changes.changed.is_empty());
     }
 
     #[test]
-    fn what_has_no_place_among_the_fingerprints_is_a_change_each_time() {
+    fn an_object_without_a_place_among_the_fingerprints_is_a_change_each_time() {
         let (mut changes, namespace) = watching();
         for n in 0..MAX_OBJECTS {
             changes.note(Kind::Pods, "ns-a", &n.to_string(), Some(1));
         }
         for _ in 0..2 {
-            changes.look_at(&namespace);
+            changes.begin_lookup(&namespace);
             assert!(changes.note(Kind::Pods, "ns-a", "one more", Some(1)));
         }
         assert_eq!(changes.fingerprints["ns-a"].len(), MAX_OBJECTS);

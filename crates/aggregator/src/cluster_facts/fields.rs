@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_compared_by_all_fields_that_a_look_reads() {
+    fn an_event_is_compared_by_all_fields_that_a_lookup_reads() {
         for (list, event) in [
             (&PODS, &POD_EVENT),
             (&SERVICES, &SERVICE_EVENT),

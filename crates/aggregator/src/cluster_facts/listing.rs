@@ -1,7 +1,7 @@
 //! Lists the objects of one namespace: in small pages, trimmed while they arrive, and up to a limit.
 //!
-//! A tenant makes as many objects as it likes, and can put up to 1.5 MB of its own data into each. Only the wanted
-//! fields are held, so the rest costs no memory. Nothing is guessed beyond a limit: the whole look fails with
+//! A tenant makes as many objects as it likes, and can put up to 1.5 MB of its own data into each. Only the requested
+//! fields are held, so the rest costs no memory. Nothing is guessed beyond a limit: the whole look-up fails with
 //! [`RefusalKind::TooMuch`], and its text names the limit.
 
 use kube::api::ListParams;
@@ -22,23 +22,23 @@ pub(super) const PAGE: u32 = 500;
 /// The largest usual size of an object in bytes: 500 of them make an answer of 20 MB, all of which the API server
 /// holds.
 pub(super) const USUAL_PAGE_BYTES: usize = 40 << 10;
-/// How many bytes of one kind are read in one namespace, wanted or not: enough for 2,000 Services of 250 KiB.
+/// How many bytes of one kind are read in one namespace, requested or not: enough for 2,000 Services of 250 KiB.
 const MAX_READ: usize = 512 << 20;
-/// How many bytes of wanted fields of one kind are held in one namespace: 5,000 Pods with usual labels take 5 MB.
+/// How many bytes of requested fields of one kind are held in one namespace: 5,000 Pods with usual labels take 5 MB.
 const MAX_KEPT: usize = 8 << 20;
-/// How many bytes of wanted fields one page may have.
+/// How many bytes of requested fields one page may have.
 pub(super) const MAX_PAGE: usize = 2 << 20;
 /// From this many bytes on a namespace is large; only one large namespace is held at a time.
 const LARGE_PAGE_BYTES: usize = 1 << 20;
 
-/// One look at one namespace.
-pub(super) struct Look<'a> {
+/// One look-up of one namespace.
+pub(super) struct NamespaceReader<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) namespace: &'a str,
-    /// Its only permit is shared by all looks: the look with the permit may hold a large namespace.
+    /// Its only permit is shared by all look-ups: the look-up with the permit may hold a large namespace.
     large: &'a Semaphore,
     permit: Option<SemaphorePermit<'a>>,
-    /// How many bytes this look holds.
+    /// How many bytes this look-up holds.
     kept: usize,
 }
 
@@ -57,7 +57,7 @@ fn items<'de, D: Deserializer<'de>, K: DeserializeOwned>(deserializer: D) -> Res
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-impl<'a> Look<'a> {
+impl<'a> NamespaceReader<'a> {
     pub(super) fn new(cluster: &'a Cluster, namespace: &'a str, large: &'a Semaphore) -> Self {
         Self { cluster, namespace, large, permit: None, kept: 0 }
     }

@@ -1,4 +1,4 @@
-//! Asks the cluster about one namespace. Consistent reads only: what a cache does not have yet is no proof of anything.
+//! Looks up one namespace. Consistent reads only, because a cache that lags behind proves no absence.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use procscan_core::policy::Lineage;
 use serde::Deserialize;
 
 use super::fields::{HTTP_ROUTES, INGRESSES, PODS, SERVICES};
-use super::listing::Look;
+use super::listing::NamespaceReader;
 use crate::clock::Clock;
 use crate::kubernetes::{Refusal, RefusalKind};
 
@@ -23,9 +23,9 @@ use crate::kubernetes::{Refusal, RefusalKind};
 /// Pods that do not exist.
 const MAX_DIRECT: usize = 100;
 
-/// What a namespace holds, as far as it matters.
+/// The contents of a namespace, as far as they matter.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct NamespaceContents {
     /// It is being deleted.
     pub(super) is_terminating: bool,
     /// Its Pods, ended ones included.
@@ -88,34 +88,34 @@ struct HostIp {
     ip: String,
 }
 
-/// Looks at a namespace. The Pods in `wanted` have to be known for certain, the most urgent first. `None` if the
+/// Looks up a namespace. The Pods in `requested` have to be known for certain, the most urgent first. `None` if the
 /// namespace does not exist.
-pub(super) async fn look(
-    mut look: Look<'_>,
+pub(super) async fn look_up(
+    mut reader: NamespaceReader<'_>,
     clock: Clock,
-    wanted: &[Text],
+    requested: &[Text],
     with_routes: bool,
-) -> Result<Option<Seen>, Refusal> {
-    let mut seen = Seen::default();
-    let namespaces: Api<core::Namespace> = Api::all(look.cluster.client());
-    let ask = look.ask("get", "namespaces").of(look.namespace);
-    match look.cluster.ask_in_turn(ask, namespaces.get_metadata(look.namespace)).await {
+) -> Result<Option<NamespaceContents>, Refusal> {
+    let mut seen = NamespaceContents::default();
+    let namespaces: Api<core::Namespace> = Api::all(reader.cluster.client());
+    let ask = reader.ask("get", "namespaces").of(reader.namespace);
+    match reader.cluster.ask_in_turn(ask, namespaces.get_metadata(reader.namespace)).await {
         Ok(found) => seen.is_terminating = found.metadata.deletion_timestamp.is_some(),
         Err(refusal) if matches!(refusal.kind, RefusalKind::NotFound | RefusalKind::NoNamespace) => {
             return Ok(None);
         }
         Err(refusal) => return Err(refusal),
     }
-    pods(&mut look, clock, wanted, &mut seen).await?;
-    // Without a Pod there is nothing that a Service could be matched with.
+    pods(&mut reader, clock, requested, &mut seen).await?;
+    // Without a Pod there are no labels that a Service could select.
     if seen.pods.values().all(|pod| pod.has_ended) {
         return Ok(Some(seen));
     }
-    let api: Api<core::Service> = Api::namespaced(look.cluster.client(), look.namespace);
+    let api: Api<core::Service> = Api::namespaced(reader.cluster.client(), reader.namespace);
     let read = |service| seen.services.push(service_of(service));
-    look.list(&api, "services", &SERVICES, read).await?;
+    reader.list(&api, "services", &SERVICES, read).await?;
     if with_routes {
-        seen.routes = Some(routes(&mut look).await?);
+        seen.routes = Some(routes(&mut reader).await?);
     }
     Ok(Some(seen))
 }
@@ -129,24 +129,30 @@ pub(super) fn service_of(mut service: core::Service) -> identity::Service {
     }
 }
 
-/// Lists all Pods, and looks up those of `wanted` that are not listed.
-async fn pods(look: &mut Look<'_>, clock: Clock, wanted: &[Text], seen: &mut Seen) -> Result<(), Refusal> {
-    let namespace = look.namespace;
+/// Lists all Pods, and looks up those of `requested` that are not listed.
+async fn pods(
+    reader: &mut NamespaceReader<'_>,
+    clock: Clock,
+    requested: &[Text],
+    seen: &mut NamespaceContents,
+) -> Result<(), Refusal> {
+    let namespace = reader.namespace;
     let kind = ApiResource::erase::<core::Pod>(&());
-    let api: Api<PodObject> = Api::namespaced_with(look.cluster.client(), namespace, &kind);
-    let cluster = look.cluster;
+    let api: Api<PodObject> = Api::namespaced_with(reader.cluster.client(), namespace, &kind);
+    let cluster = reader.cluster;
     let read = |pod| Pod::read(namespace, pod, |at| cluster.moment_of(at, clock.now()));
     let take_in = |pod: PodObject| drop(seen.pods.insert(pod.name_any().into(), read(pod)));
-    look.list(&api, "pods", &PODS, take_in).await?;
-    let missing = wanted.iter().filter(|name| !seen.pods.contains_key(*name));
+    reader.list(&api, "pods", &PODS, take_in).await?;
+    let missing = requested.iter().filter(|name| !seen.pods.contains_key(*name));
     let missing: Vec<Text> = missing.take(MAX_DIRECT).cloned().collect();
     for name in missing {
-        // What was persisted may be edited. Kubernetes has no Pod of such a name, and refuses to look for it.
+        // The name comes from a persisted object, which may be edited. Kubernetes has no Pod of such a name, and refuses to
+        // look for it.
         if !is_dns_subdomain(&name) {
             seen.absent.insert(name);
             continue;
         }
-        match look.cluster.ask_in_turn(look.ask("get", "pods").of(&name), api.get(&name)).await {
+        match reader.cluster.ask_in_turn(reader.ask("get", "pods").of(&name), api.get(&name)).await {
             Ok(pod) => drop(seen.pods.insert(name, read(pod))),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => drop(seen.absent.insert(name)),
             Err(refusal) => return Err(refusal),
@@ -155,16 +161,16 @@ async fn pods(look: &mut Look<'_>, clock: Clock, wanted: &[Text], seen: &mut See
     Ok(())
 }
 
-async fn routes(look: &mut Look<'_>) -> Result<Routes, Refusal> {
-    let (client, namespace) = (look.cluster.client(), look.namespace);
+async fn routes(reader: &mut NamespaceReader<'_>) -> Result<Routes, Refusal> {
+    let (client, namespace) = (reader.cluster.client(), reader.namespace);
     let mut routes = Routes::default();
     let api: Api<Ingress> = Api::namespaced(client.clone(), namespace);
     let read = |ingress| routes.take_in(ingress, namespace);
-    look.list(&api, "ingresses.networking.k8s.io", &INGRESSES, read).await?;
+    reader.list(&api, "ingresses.networking.k8s.io", &INGRESSES, read).await?;
     let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
     let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &ApiResource::from_gvk(&kind));
     let read = |route: DynamicObject| routes.take_in_route(&route, namespace);
-    match look.list(&api, "httproutes.gateway.networking.k8s.io", &HTTP_ROUTES, read).await {
+    match reader.list(&api, "httproutes.gateway.networking.k8s.io", &HTTP_ROUTES, read).await {
         // Most clusters have no Gateway API: then nothing is routed by it.
         Err(refusal) if refusal.kind == RefusalKind::NotServed => {}
         listed => listed?,

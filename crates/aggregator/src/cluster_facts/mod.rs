@@ -1,34 +1,37 @@
-//! What the cluster itself says of the accusations: asks for the accused Pods and the Services of their Apps.
+//! Cluster facts: asks the API server about the accused Pods, and about the Services of their Apps.
 //!
-//! One task owns what is known of the accused namespaces (`State`). It takes the questions from the policy over a
-//! `watch` channel, looks, draws conclusions (`room`), and returns facts the same way. All requests together keep to a
-//! pace, so that a bad rule or a lying node costs the API server no more than that. `due` decides where to look next,
-//! `turn` has the order, and `waiting` knows what has not been judged. Accusations that wait too long are reported
-//! (`said`) in the log and in the details of `/readyz`.
+//! One task owns the facts of the accused namespaces (`State`). The policy sends its requests over a `watch` channel.
+//! The task looks the namespaces up, draws conclusions (`namespace_facts`), and returns the facts over another `watch`
+//! channel. All requests to the API server together keep to a pace, so that a bad rule or a lying node costs it no more
+//! than that. `due` decides which namespaces are looked up next, `turn` has the order, and `waiting` has the accusations
+//! that are not judged yet. The log and the details of `/readyz` report accusations that wait too long (`reporting`).
 //!
-//! **What exists is read directly.** A look (`lookup`, through `listing`, which limits the cost of one namespace) is a
-//! consistent read of one namespace. If many wait, a sweep (`sweep`; `sweeps` decides on it) is a consistent read of
-//! the whole cluster, but proves no absence. These are the only sources of facts. A fact judges only evidence that is
-//! older than its first request.
+//! **Only direct reads are sources of facts.** A look-up (`lookup`, through `listing`, which limits the cost of one
+//! namespace) is a consistent read of one namespace. If many wait, a sweep (`sweep`; `sweeps` decides on it) is a
+//! consistent read of the whole cluster, but proves no absence. A fact judges only evidence that is older than its first
+//! request.
 //!
-//! **When to look.** Up to `FEW` accused namespaces are looked at every round. With more, `watches` watch the
-//! cluster, one watch for each kind, and note in `changes` which accused namespaces have changed, by fingerprints of
-//! the fields that `lookup` reads. Then a namespace is looked at when a Pod is accused that was never read or that
-//! belongs to no App with an open incident; when a new block waits for it, such as at the end of a grace period, because
-//! no block begins by the report of a watch; when something in it has changed, at most every `state::CONFIRM`; when one
-//! more look may prove an App in it gone; and once an hour in any case.
+//! **When a namespace is looked up.** Up to [`MAX_POLLED_NAMESPACES`] accused namespaces are looked up every round. With
+//! more, `watches` watch the cluster, one watch for each kind. They note in `changes` which accused namespaces have
+//! changed, by fingerprints of the fields that `lookup` reads. Then a namespace is looked up in these cases:
 //!
-//! **What the watches allow to judge without a look** (`waiting::Inquiry::confirm`): renewed evidence that was accepted
-//! after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a namespace, what
-//! was read of it is still true at the last moment up to which *all* watches have reported everything. A bookmark that
-//! has reached the version of a list shows that everything was reported up to when the list was sent. A fact's `asked`
-//! is moved to that moment and no further.
+//! - A Pod is accused that was never read, or that belongs to no App with an open incident.
+//! - A new block waits for it, such as at the end of a grace period: no block begins by the report of a watch.
+//! - Something in it has changed, at most every `state::CONFIRM`.
+//! - One more look-up may prove that one of its Apps is gone.
+//! - An hour has passed since the last look-up.
 //!
-//! **What fails how.** A watch that breaks off is resumed where it ended. One that has to start anew has missed
-//! something, so every accused namespace is looked at again, in turn. A watch that is silent for three minutes, or is
-//! refused, proves nothing: then each namespace is looked at every round, as without watches. A failed look leaves its
-//! Pods unreadable, so nothing new is blocked. A failed sweep leaves everything as it was, and each namespace is looked
-//! at on its own. A slow look keeps its place for some seconds; then another one begins.
+//! **Judgements without a look-up** (`waiting::NamespaceLookup::confirm`). The watches allow to judge renewed evidence
+//! that was accepted after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a
+//! namespace, its facts are still true at the last moment up to which *all* watches have reported everything. A bookmark
+//! that has reached the version of a list shows that everything was reported up to when the list was sent. A fact's
+//! `asked` is moved to that moment and no further.
+//!
+//! **Failures.** A watch that breaks off is resumed where it ended. A watch that has to start anew has missed something,
+//! so every accused namespace is looked up again, in turn. A watch that is silent for three minutes, or is refused,
+//! proves nothing: then each namespace is looked up every round, as without watches. A failed look-up leaves its Pods
+//! unreadable, so nothing new is blocked. A failed sweep leaves all facts as they were, and each namespace is looked up
+//! on its own. A slow look-up keeps its place for some seconds; then another one begins.
 
 mod budget;
 mod changes;
@@ -49,178 +52,248 @@ mod watches;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use procscan_core::Moment;
 use procscan_core::names::{PodRef, Text};
 use procscan_core::policy::{ClusterFacts, LookupRequests};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::due::MAX_CONCURRENT_LOOKUPS;
-use self::listing::Look;
-use self::state::{Looked, State};
+use self::due::{Due, MAX_CONCURRENT_LOOKUPS};
+use self::listing::NamespaceReader;
+use self::state::{LookupResult, State};
 use self::sweep::{Plan, Swept};
 pub use self::waiting::ClusterFactsStatus;
 use self::watches::{WatchStates, Watches};
 use crate::clock::Clock;
 use crate::kubernetes::Cluster;
 
-/// Up to this many accused namespaces are looked at every round, which is less than a request per second. With more,
+/// Up to this many accused namespaces are looked up every round, which is less than a request per second. With more,
 /// the cluster is watched.
 const MAX_POLLED_NAMESPACES: usize = 10;
-/// How long what was seen waits for more, so that many looks that end at about the same time are one change; also how
-/// often the next looks are chosen.
+/// How long changed facts wait for more changes, so that look-ups that end at about the same time are one change. Also
+/// how often the next look-ups are chosen.
 const LOOKUP_PERIOD: Duration = Duration::from_millis(200);
 
-/// A Pod that is proven gone: what was seen of it until then is cleared.
+/// A Pod that is proven gone: its evidence up to `until` is cleared.
 #[derive(Clone, Debug)]
 pub struct PodGone {
     /// The Pod.
     pub pod: PodRef,
-    /// Until when.
+    /// The moment up to which its evidence counts for nothing.
     pub until: Moment,
 }
 
-/// Answers the policy's questions.
+/// Answers the policy's requests with facts.
 #[derive(Debug)]
 pub struct ClusterFactsTask {
-    /// The connection.
+    /// The connection to the API server.
     pub cluster: Cluster,
-    /// How often everything is looked at again.
+    /// How often everything is looked up again.
     pub interval: Duration,
-    /// From how many closed Services on their Ingresses matter (see `gateway.max_service_entries`).
+    /// From this many closed Services on, their Ingresses matter (see `gateway.max_service_entries`).
     pub max_service_entries: usize,
-    /// What time it is.
+    /// The clock of the facts.
     pub clock: Clock,
     /// Has one permit, for one large namespace at a time.
     pub large: Semaphore,
 }
 
 impl ClusterFactsTask {
-    /// Runs until cancelled, or until the questions have no sender any more.
+    /// Runs until cancelled, or until the requests have no sender any more.
     ///
     /// `status` shows why the cluster can't be asked and how long accusations wait.
     pub async fn run(
         self,
-        mut questions: watch::Receiver<Arc<LookupRequests>>,
+        mut requests: watch::Receiver<Arc<LookupRequests>>,
         facts: watch::Sender<Arc<ClusterFacts>>,
         gone: mpsc::Sender<PodGone>,
         status: watch::Sender<ClusterFactsStatus>,
         cancel: CancellationToken,
     ) {
-        let mut state = State::default();
-        let mut watches: Option<Watches> = None;
-        let mut looks = FuturesUnordered::new();
-        let mut sweep = None;
-        // Whether something was seen since the facts were last published, and the Pods that are gone according to it.
-        let mut is_news = false;
-        let mut cleared: Vec<PodGone> = Vec::new();
-        let (mut told_at, mut begun_at): (Option<Moment>, Option<Moment>) = (None, None);
-        questions.mark_changed();
+        let mut work = Work::new(&self, facts, gone, status);
+        requests.mark_changed();
         loop {
             let now = self.clock.now();
-            let left = |at: Option<Moment>| {
-                at.map_or(Duration::ZERO, |at| LOOKUP_PERIOD.saturating_sub(now.since(at)))
-            };
-            if questions.has_changed().unwrap_or(false) {
-                if state.ask(&questions.borrow_and_update(), now) {
-                    looks.clear();
-                    sweep = None;
-                }
-                self.watch(&mut state, &mut watches);
+            if requests.has_changed().unwrap_or(false) {
+                work.set_requests(&requests.borrow_and_update(), now);
             }
-            is_news |= state.confirm(now);
-            let is_idle = looks.is_empty() && sweep.is_none();
-            if is_news && (is_idle || left(told_at).is_zero()) {
-                facts.send_replace(Arc::new(state.facts()));
-                (is_news, told_at) = (false, Some(now));
-                for pod_gone in cleared.drain(..) {
-                    // The ledger stops listening only at the end.
-                    let _ = gone.send(pod_gone).await;
-                }
-            }
-            let mut next = left(begun_at);
-            if next.is_zero() || state.places(now) >= MAX_CONCURRENT_LOOKUPS / 2 {
-                state.show(&status, now);
-                state.count_services(self.max_service_entries);
-                let due = state.due(now, self.interval);
-                (next, begun_at) = (due.next, Some(now));
-                state.begin_looks(&due.looks, now);
-                looks.extend(due.looks.into_iter().map(|namespace| self.look(&state, namespace, now)));
-                if let Some(plan) = due.sweep {
-                    state.begin_sweep(&plan);
-                    sweep = Some(Box::pin(self.sweep(plan, now)));
-                }
-            }
-            if is_news {
-                next = next.min(left(told_at));
-            }
-            let told = state.told.clone();
-            let news = async {
-                match &told {
-                    Some(told) => told.news().await,
-                    None => std::future::pending().await,
-                }
-            };
+            work.confirm(now);
+            work.publish_if_due(now).await;
+            let pause = work.begin_due(now);
+            let watch_states = work.state.watch_states.clone();
             tokio::select! {
                 () = cancel.cancelled() => return,
-                changed = questions.changed() => match changed {
+                changed = requests.changed() => match changed {
                     // The next pass takes them.
-                    Ok(()) => questions.mark_changed(),
+                    Ok(()) => requests.mark_changed(),
                     Err(_) => return,
                 },
-                // Each is taken as it comes, so no look waits for another.
-                Some(looked) = looks.next() => {
-                    let gone = state.see(looked, self.interval).unwrap_or_default();
-                    cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
-                    is_news = true;
-                }
-                (asked, swept) = wait_for(&mut sweep) => {
-                    sweep = None;
-                    let gone = state.see_all(swept, asked, self.clock.now(), self.interval);
-                    cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
-                    is_news = true;
-                }
-                () = news => {}
-                () = tokio::time::sleep(next) => {}
+                // The results are taken one by one, so that no look-up waits for another.
+                Some(result) = work.lookups.next() => work.finish_lookup(result),
+                (asked, swept) = wait_for(&mut work.sweep) => work.finish_sweep(swept, asked),
+                () = reported_change(watch_states.as_ref()) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
-    /// Watches the cluster while many namespaces are accused. For a few it is cheaper to look at each every round.
-    fn watch(&self, state: &mut State, watches: &mut Option<Watches>) {
-        let accused = state.inquiries.len();
-        if watches.is_some() && accused <= MAX_POLLED_NAMESPACES / 2 {
-            (*watches, state.told) = (None, None);
-        } else if watches.is_none() && accused > MAX_POLLED_NAMESPACES {
-            let told = WatchStates::default();
-            told.changes().note_in(state.inquiries.keys());
-            *watches = Some(Watches::start(&self.cluster, self.clock, &told));
-            state.told = Some(told);
-        } else if let Some(told) = &state.told {
-            told.changes().note_in(state.inquiries.keys());
-        }
-    }
-
-    /// Looks at a namespace, from `now` on.
-    fn look<'a>(
+    /// Looks up a namespace, from `now` on.
+    fn look_up<'a>(
         &'a self,
         state: &State,
         namespace: Text,
         now: Moment,
-    ) -> impl Future<Output = Looked> + use<'a> {
+    ) -> impl Future<Output = LookupResult> + use<'a> {
         let (with_routes, pods) = (state.with_routes, state.urgent(&namespace));
         async move {
-            let look = Look::new(&self.cluster, &namespace, &self.large);
-            let seen = lookup::look(look, self.clock, &pods, with_routes).await;
-            Looked { namespace, asked: now, seen }
+            let reader = NamespaceReader::new(&self.cluster, &namespace, &self.large);
+            let seen = lookup::look_up(reader, self.clock, &pods, with_routes).await;
+            LookupResult { namespace, asked: now, seen }
         }
     }
 
-    /// Looks at many namespaces together, from `now` on.
+    /// Looks up many namespaces together, from `now` on.
     async fn sweep(&self, plan: Plan, now: Moment) -> (Moment, Swept) {
         (now, sweep::sweep(&plan, &self.cluster, self.clock).await)
+    }
+}
+
+/// The facts, and the requests to the API server that run at the moment.
+struct Work<'a> {
+    task: &'a ClusterFactsTask,
+    facts: watch::Sender<Arc<ClusterFacts>>,
+    gone: mpsc::Sender<PodGone>,
+    status: watch::Sender<ClusterFactsStatus>,
+    state: State,
+    watches: Option<Watches>,
+    lookups: FuturesUnordered<BoxFuture<'a, LookupResult>>,
+    sweep: Option<BoxFuture<'a, (Moment, Swept)>>,
+    /// Whether the facts have changed since they were last published.
+    is_changed: bool,
+    /// The Pods that are gone according to the facts that are not published yet.
+    cleared: Vec<PodGone>,
+    published_at: Option<Moment>,
+    /// When the next look-ups were last chosen.
+    chosen_at: Option<Moment>,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        task: &'a ClusterFactsTask,
+        facts: watch::Sender<Arc<ClusterFacts>>,
+        gone: mpsc::Sender<PodGone>,
+        status: watch::Sender<ClusterFactsStatus>,
+    ) -> Self {
+        Self {
+            task,
+            facts,
+            gone,
+            status,
+            state: State::default(),
+            watches: None,
+            lookups: FuturesUnordered::new(),
+            sweep: None,
+            is_changed: false,
+            cleared: Vec::new(),
+            published_at: None,
+            chosen_at: None,
+        }
+    }
+
+    fn set_requests(&mut self, requests: &LookupRequests, now: Moment) {
+        if self.state.set_requests(requests, now) {
+            self.lookups.clear();
+            self.sweep = None;
+        }
+        self.watch_if_many();
+    }
+
+    /// Watches the cluster while many namespaces are accused. For a few it is cheaper to look up each of them every
+    /// round.
+    fn watch_if_many(&mut self) {
+        let accused = self.state.lookups.len();
+        if self.watches.is_some() && accused <= MAX_POLLED_NAMESPACES / 2 {
+            (self.watches, self.state.watch_states) = (None, None);
+        } else if self.watches.is_none() && accused > MAX_POLLED_NAMESPACES {
+            let states = WatchStates::default();
+            states.changes().note_in(self.state.lookups.keys());
+            self.watches = Some(Watches::start(&self.task.cluster, self.task.clock, &states));
+            self.state.watch_states = Some(states);
+        } else if let Some(states) = &self.state.watch_states {
+            states.changes().note_in(self.state.lookups.keys());
+        }
+    }
+
+    fn confirm(&mut self, now: Moment) {
+        self.is_changed |= self.state.confirm(now);
+    }
+
+    /// Publishes changed facts when nothing runs any more, or [`LOOKUP_PERIOD`] after the facts before.
+    async fn publish_if_due(&mut self, now: Moment) {
+        let is_idle = self.lookups.is_empty() && self.sweep.is_none();
+        if !self.is_changed || !(is_idle || period_left(self.published_at, now).is_zero()) {
+            return;
+        }
+        self.facts.send_replace(Arc::new(self.state.facts()));
+        (self.is_changed, self.published_at) = (false, Some(now));
+        for pod_gone in self.cleared.drain(..) {
+            // The ledger stops listening only at the end.
+            let _ = self.gone.send(pod_gone).await;
+        }
+    }
+
+    /// Begins the look-ups and the sweep that are due. Returns when to do this again, or when to publish if that is
+    /// sooner.
+    fn begin_due(&mut self, now: Moment) -> Duration {
+        let mut pause = period_left(self.chosen_at, now);
+        if pause.is_zero() || self.state.places(now) >= MAX_CONCURRENT_LOOKUPS / 2 {
+            let task = self.task;
+            self.state.publish_status(&self.status, now);
+            self.state.count_services(task.max_service_entries);
+            let Due { sweep, lookups, next } = self.state.due(now, task.interval);
+            (pause, self.chosen_at) = (next, Some(now));
+            self.state.begin_lookups(&lookups, now);
+            for namespace in lookups {
+                self.lookups.push(task.look_up(&self.state, namespace, now).boxed());
+            }
+            if let Some(plan) = sweep {
+                self.state.begin_sweep(&plan);
+                self.sweep = Some(task.sweep(plan, now).boxed());
+            }
+        }
+        if self.is_changed { pause.min(period_left(self.published_at, now)) } else { pause }
+    }
+
+    fn finish_lookup(&mut self, result: LookupResult) {
+        let gone = self.state.apply_lookup(result, self.task.interval).unwrap_or_default();
+        self.note_gone(gone);
+    }
+
+    fn finish_sweep(&mut self, swept: Swept, asked: Moment) {
+        self.sweep = None;
+        let gone = self.state.apply_sweep(swept, asked, self.task.clock.now(), self.task.interval);
+        self.note_gone(gone);
+    }
+
+    fn note_gone(&mut self, gone: Vec<(PodRef, Moment)>) {
+        self.cleared.extend(gone.into_iter().map(|(pod, until)| PodGone { pod, until }));
+        self.is_changed = true;
+    }
+}
+
+/// How much is left at `now` of the [`LOOKUP_PERIOD`] that began at `begin`.
+fn period_left(begin: Option<Moment>, now: Moment) -> Duration {
+    begin.map_or(Duration::ZERO, |begin| LOOKUP_PERIOD.saturating_sub(now.since(begin)))
+}
+
+/// Waits until the watches have reported a change; for ever if there are none.
+async fn reported_change(states: Option<&WatchStates>) {
+    match states {
+        Some(states) => states.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is known of one namespace, and what follows from looking at it once more. Pure: the looking is done elsewhere.
+//! The facts of one namespace, and what follows from one more look-up. Pure: other modules ask the API server.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,9 +11,9 @@ use procscan_core::names::{App, NodeName, PodRef, Text};
 use procscan_core::plan::{Exposure, OtherApps, SharedService};
 use procscan_core::policy::{AppFact, PodFact, PodIdentity, PodState};
 
-use super::lookup::{Pod, Seen};
+use super::lookup::{NamespaceContents, Pod};
 
-/// What the policy wants to know of one namespace.
+/// The facts that the policy requests of one namespace.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestedFacts {
     /// The accused Pods.
@@ -22,19 +22,19 @@ pub(super) struct RequestedFacts {
     pub(super) apps: BTreeMap<App, BTreeSet<(Text, PodIdentity)>>,
 }
 
-/// One namespace.
+/// The facts of one namespace.
 #[derive(Debug, Default)]
 pub(super) struct NamespaceFacts {
-    /// When it was last looked at; from before the first request.
+    /// When it was last looked up; from before the first request.
     pub(super) asked: Option<Moment>,
     pub(super) pods: BTreeMap<Text, PodFact>,
     /// When Pods were last read directly, for those whose fact is newer because the watches have reported no change.
     pub(super) carried: BTreeMap<Text, Moment>,
     pub(super) apps: BTreeMap<App, AppFact>,
     pub(super) is_terminating: bool,
-    /// The accused Pods that the last look neither found nor looked up by name: nothing new is known of them.
+    /// The accused Pods that the last look-up neither found nor looked up by name: nothing new is known of them.
     unseen: BTreeSet<Text>,
-    /// What has been seen of the accused Pods.
+    /// The last sighting of each accused Pod.
     sightings: BTreeMap<Text, PodSighting>,
     /// Since when no Pod of an App has been there.
     empty: BTreeMap<App, Moment>,
@@ -42,9 +42,9 @@ pub(super) struct NamespaceFacts {
 
 #[derive(Clone, Debug)]
 enum PodSighting {
-    /// As which object, by its UID, and when last.
+    /// The UID of the object, and when it was last seen.
     There(Text, Moment),
-    /// Told already.
+    /// Its absence has been reported.
     Gone,
 }
 
@@ -63,7 +63,7 @@ impl RequestedFacts {
 }
 
 impl NamespaceFacts {
-    /// Whether one more look is needed to know if one of its Apps or Pods is gone.
+    /// Whether one more look-up is needed to know if one of its Apps or Pods is gone.
     pub(super) fn is_waiting(&self) -> bool {
         !self.empty.is_empty() || self.has_unseen()
     }
@@ -73,7 +73,7 @@ impl NamespaceFacts {
         !self.unseen.is_empty()
     }
 
-    /// Whether what is known of a Pod is as new as the last look.
+    /// Whether the facts of a Pod are as new as the last look-up.
     pub(super) fn is_seen(&self, pod: &Text) -> bool {
         !self.unseen.contains(pod)
     }
@@ -84,7 +84,7 @@ impl NamespaceFacts {
         read.is_none_or(|read| read.uptime() < since.uptime())
     }
 
-    /// What is known of a Pod is still true at `until`.
+    /// The facts of a Pod are still true at `until`.
     pub(super) fn confirm(&mut self, pod: &Text, until: Moment) {
         let Some(fact) = self.pods.get_mut(pod).filter(|fact| fact.asked < until) else { return };
         self.carried.entry(pod.clone()).or_insert(fact.asked);
@@ -94,30 +94,30 @@ impl NamespaceFacts {
         }
     }
 
-    /// Every Pod that has to be known for sure, the most urgent first: those by which an App may be proven gone with this
-    /// look, those of which nothing is known, and the others in turn. One look may not get to all of them.
-    pub(super) fn urgent(&self, wanted: &RequestedFacts) -> Vec<Text> {
+    /// Every Pod that has to be known for sure, the most urgent first: Pods by which an App may be proven gone with this
+    /// look-up, Pods without facts, and the others in turn. One look-up may not get to all of them.
+    pub(super) fn urgent(&self, requested: &RequestedFacts) -> Vec<Text> {
         let proving: BTreeSet<&Text> = self
             .empty
             .keys()
-            .filter_map(|app| wanted.apps.get(app))
+            .filter_map(|app| requested.apps.get(app))
             .flatten()
             .map(|(name, _)| name)
             .collect();
-        let mut all: Vec<Text> = wanted.all_pods().into_iter().collect();
+        let mut all: Vec<Text> = requested.all_pods().into_iter().collect();
         all.sort_by_key(|name| (!proving.contains(name), self.pods.get(name).map(|fact| fact.asked)));
         all
     }
 
-    /// Takes in what was seen: `None` if the namespace does not exist. Returns the Pods that are proven gone, and until when
+    /// Takes the contents of the namespace: `None` if it does not exist. Returns the Pods that are proven gone, and until when
     /// their evidence counts for nothing.
     ///
     /// An App counts as gone when none of its Pods was there for `patience`: a Pod that is being replaced leaves a gap.
-    pub(super) fn see(
+    pub(super) fn update(
         &mut self,
         namespace: &Text,
-        wanted: &RequestedFacts,
-        seen: Option<Seen>,
+        requested: &RequestedFacts,
+        seen: Option<NamespaceContents>,
         asked: Moment,
         patience: Duration,
     ) -> Vec<(PodRef, Moment)> {
@@ -130,18 +130,18 @@ impl NamespaceFacts {
         };
         let there = |name: &Text| seen.pods.get(name).filter(|pod| !pod.has_ended);
 
-        let all = wanted.all_pods();
-        let of_apps: BTreeSet<&Text> = wanted.of_apps().collect();
+        let all = requested.all_pods();
+        let of_apps: BTreeSet<&Text> = requested.of_apps().collect();
         let mut gone = Vec::new();
         for name in &all {
             let pod_ref = || PodRef { namespace: namespace.clone(), pod: name.clone() };
             match (self.sightings.get(name), there(name)) {
-                // Another object of the same name: the one that was accused is gone, and what it was accused of with it.
+                // Another object of the same name: the accused one is gone, and its evidence with it.
                 (Some(PodSighting::There(uid, last)), Some(pod)) if *uid != pod.uid => {
                     gone.push((pod_ref(), *last))
                 }
-                // Believed while it was there, and gone before it was seen here: after a restart, for example. Of a Pod that
-                // nobody was ever believed to be in, nothing is to be cleared.
+                // Gone before it was seen here, for example after a restart. It belongs to no App with an incident, so no
+                // evidence of it was accepted, and there is nothing to clear.
                 (None, None) if is_absent(name) && !of_apps.contains(name) => {}
                 (None | Some(PodSighting::There(..)), None) if is_absent(name) => {
                     gone.push((pod_ref(), asked));
@@ -162,7 +162,7 @@ impl NamespaceFacts {
             let state = match there(name) {
                 Some(pod) => present(pod),
                 None if is_absent(name) => PodState::Gone,
-                // What was known of it stays as old as it was. A Pod that is gone stays gone until it is listed.
+                // Its facts stay as old as they were. A Pod that is gone stays gone until it is listed.
                 None => {
                     if self.pods.get(name).is_none_or(|fact| fact.state != PodState::Gone) {
                         self.unseen.insert(name.clone());
@@ -174,24 +174,24 @@ impl NamespaceFacts {
             self.carried.remove(name);
         }
 
-        self.see_apps(namespace, wanted, &seen, is_absent, asked, patience);
+        self.update_apps(namespace, requested, &seen, is_absent, asked, patience);
         gone
     }
 
-    /// Takes what was seen of the Apps. `is_absent` returns whether a Pod is proven not to be there.
-    fn see_apps(
+    /// Updates the facts of the Apps. `is_absent` returns whether a Pod is proven not to be there.
+    fn update_apps(
         &mut self,
         namespace: &Text,
-        wanted: &RequestedFacts,
-        seen: &Seen,
+        requested: &RequestedFacts,
+        seen: &NamespaceContents,
         is_absent: impl Fn(&Text) -> bool,
         asked: Moment,
         patience: Duration,
     ) {
         let there = |name: &Text| seen.pods.get(name).filter(|pod| !pod.has_ended);
-        // An App that is about to be accused is not asked about yet: its Services are wanted with its first block.
-        let mut apps = wanted.apps.clone();
-        for name in &wanted.pods {
+        // An App that is about to be accused is not requested yet: its Services are needed with its first block.
+        let mut apps = requested.apps.clone();
+        for name in &requested.pods {
             if let Some(pod) = there(name) {
                 apps.entry(pod.app.clone()).or_default();
             }
@@ -224,10 +224,10 @@ impl NamespaceFacts {
                 let since = *self.empty.entry(app.clone()).or_insert(asked);
                 since != asked && asked.since(since) >= patience
             } else {
-                // None is listed, but not each was looked up by name: that proves nothing in either direction.
+                // None is listed, but not each was looked up by name: that proves neither absence nor presence.
                 false
             };
-            // Without a Pod there is nothing to match Services with: what is known stays.
+            // Without a Pod there are no labels to match Services with: the facts stay.
             let exposing = if pods.is_empty() { Vec::new() } else { reach.exposing(app, &pods) };
             let exposure = (!pods.is_empty()).then(|| exposure(&exposing, namespace, seen));
             let shared = reach.shared(app, &pods, &exposing, namespace);
@@ -236,15 +236,15 @@ impl NamespaceFacts {
         }
     }
 
-    /// The namespace could not be looked at: nothing is known, and nothing follows.
-    pub(super) fn fail(&mut self, wanted: &RequestedFacts, why: &str, asked: Moment) {
+    /// The namespace could not be looked up: nothing is known, and nothing follows.
+    pub(super) fn set_unreadable(&mut self, requested: &RequestedFacts, why: &str, asked: Moment) {
         self.asked = Some(asked);
         self.empty.clear();
         self.unseen.clear();
         self.carried.clear();
         let unreadable = PodFact { asked, state: PodState::Unreadable(why.to_owned()) };
-        self.pods = wanted.all_pods().into_iter().map(|name| (name, unreadable.clone())).collect();
-        self.apps = wanted.apps.keys().map(|app| (app.clone(), AppFact::default())).collect();
+        self.pods = requested.all_pods().into_iter().map(|name| (name, unreadable.clone())).collect();
+        self.apps = requested.apps.keys().map(|app| (app.clone(), AppFact::default())).collect();
     }
 
     /// How many Services are known to be closed.
@@ -261,7 +261,7 @@ fn present(pod: &Pod) -> PodState {
     PodState::Present {
         uid: pod.uid.clone(),
         created: pod.created,
-        // Nothing runs in a Pod without a node, so no node's word of it is true.
+        // Nothing runs in a Pod without a node, so no node's report of it is true.
         node: NodeName::new(pod.node.as_deref().unwrap_or("(none yet)")),
         host_ips: pod.host_ips.clone(),
         app: pod.app.clone(),
@@ -271,13 +271,13 @@ fn present(pod: &Pod) -> PodState {
 
 /// Which Services of a namespace expose which Pods.
 struct Reach<'a> {
-    seen: &'a Seen,
+    seen: &'a NamespaceContents,
     /// The Pods that each Service selects and that have not ended, by the Service's index; found when they are asked for.
     selected: Vec<OnceCell<Vec<&'a Pod>>>,
 }
 
 impl<'a> Reach<'a> {
-    fn of(seen: &'a Seen) -> Self {
+    fn of(seen: &'a NamespaceContents) -> Self {
         Self { seen, selected: seen.services.iter().map(|_| OnceCell::new()).collect() }
     }
 
@@ -328,7 +328,7 @@ fn host(service: &Text, namespace: &Text) -> Text {
     format!("{service}.{namespace}.svc").into()
 }
 
-fn exposure(exposing: &[usize], namespace: &Text, seen: &Seen) -> Exposure {
+fn exposure(exposing: &[usize], namespace: &Text, seen: &NamespaceContents) -> Exposure {
     let services = exposing.iter().filter_map(|place| seen.services.get(*place));
     let names: BTreeSet<&Text> = services.map(|service| &service.name).collect();
     let host = |name: &&Text| host(name, namespace);

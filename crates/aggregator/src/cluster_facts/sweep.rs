@@ -1,14 +1,14 @@
-//! Looks at many namespaces together: lists each kind of object of the whole cluster, page by page, and keeps those of
-//! the wanted namespaces.
+//! Looks up many namespaces together: lists each kind of object of the whole cluster, page by page, and keeps those of
+//! the requested namespaces.
 //!
-//! Its facts are as true as those of a look: all reads are consistent, and begin after the moment that the facts carry.
-//! But it proves no absence: a Pod or a namespace that is not listed needs a look of its own, which asks for it
+//! Its facts are as true as those of a look-up: all reads are consistent, and begin after the moment that the facts carry.
+//! But it proves no absence: a Pod or a namespace that is not listed needs a look-up of its own, which asks for it
 //! directly.
 //!
 //! Its memory is bounded: one page, the relevant fields of each object (`fields`), [`MAX_HELD`] in all, and
 //! [`MAX_SHARE`] of one namespace. A namespace beyond its share, with an object larger than a page, or with so many large
-//! objects that they take more than [`MAX_SHARE_READ`], is *heavy*: it gets looks of its own with their own limits. Each
-//! object counts for its own namespace, so one tenant's objects make no other heavy. What is read per minute is bounded
+//! objects that they take more than [`MAX_SHARE_READ`], is *heavy*: it gets look-ups of its own with their own limits. Each
+//! object counts for its own namespace, so one tenant's objects make no other heavy. The bytes that are read per minute are bounded
 //! too (`budget`); pages beyond that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use super::budget::Budget;
 use super::fields::{HTTP_ROUTES, INGRESSES, NAMES, NAMESPACES, PODS, SERVICES};
 use super::listing::{FIRST_PAGE, MAX_PAGE, PAGE, Page, USUAL_PAGE_BYTES};
-use super::lookup::{Pod, PodObject, Routes, Seen, service_of};
+use super::lookup::{NamespaceContents, Pod, PodObject, Routes, service_of};
 use crate::clock::Clock;
 use crate::kubernetes::{Answer, Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Size};
 
@@ -48,7 +48,7 @@ pub(super) struct Plan {
     pub(super) namespaces: BTreeSet<Text>,
     /// The heaviest namespaces, which are not listed.
     pub(super) without: BTreeSet<Text>,
-    /// Routes are looked up, too.
+    /// Whether routes are looked up, too.
     pub(super) with_routes: bool,
     /// How many requests it may take before it is given up.
     pub(super) most: usize,
@@ -59,7 +59,7 @@ pub(super) struct Plan {
 /// The result: the contents of each namespace that was seen completely.
 #[derive(Debug)]
 pub(super) struct Swept {
-    pub(super) seen: BTreeMap<Text, Seen>,
+    pub(super) seen: BTreeMap<Text, NamespaceContents>,
     pub(super) ended: Ended,
 }
 
@@ -95,10 +95,10 @@ struct Sweep<'a> {
 
 #[derive(Default)]
 struct Found {
-    seen: BTreeMap<Text, Seen>,
+    seen: BTreeMap<Text, NamespaceContents>,
     /// The namespaces that exist.
-    there: BTreeSet<Text>,
-    /// What is read of the large objects of each namespace, and what is held of it.
+    existing: BTreeSet<Text>,
+    /// The bytes that were read of the large objects of each namespace, and that are held of it.
     shares: BTreeMap<Text, Size>,
     heavy: BTreeMap<Text, usize>,
     held: usize,
@@ -122,14 +122,16 @@ struct Named {
     metadata: ObjectMeta,
 }
 
-/// Looks at the namespaces of `plan`.
+/// Looks up the namespaces of `plan`.
 pub(super) async fn sweep(plan: &Plan, cluster: &Cluster, clock: Clock) -> Swept {
     let sweep = Sweep { plan, cluster, clock, found: Mutex::default() };
     // Boxed, because the future is large and there is rarely one.
     let result = Box::pin(sweep.read()).await;
-    let Found { mut seen, there, heavy, requests, left, .. } =
+    let Found { mut seen, existing, heavy, requests, left, .. } =
         sweep.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    seen.retain(|namespace, _| result.is_ok() && there.contains(namespace) && !heavy.contains_key(namespace));
+    seen.retain(|namespace, _| {
+        result.is_ok() && existing.contains(namespace) && !heavy.contains_key(namespace)
+    });
     Swept { seen, ended: Ended { requests: requests + left.values().sum::<usize>(), heavy, result } }
 }
 
@@ -163,7 +165,7 @@ impl Sweep<'_> {
         };
         let of = |metadata: &ObjectMeta| metadata.name.clone();
         self.list(kind, of, |found, name, namespace: core::Namespace| {
-            found.there.insert(name.clone());
+            found.existing.insert(name.clone());
             found.of(name).is_terminating = namespace.metadata.deletion_timestamp.is_some();
         })
         .await
@@ -348,7 +350,7 @@ impl Found {
         *self.heavy.entry(namespace.clone()).or_default() += share.read + read;
     }
 
-    fn of(&mut self, namespace: &Text) -> &mut Seen {
+    fn of(&mut self, namespace: &Text) -> &mut NamespaceContents {
         self.seen.entry(namespace.clone()).or_default()
     }
 

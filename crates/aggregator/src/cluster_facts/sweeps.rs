@@ -1,8 +1,8 @@
-//! Decides whether to look at many namespaces together, and at which. Pure: `sweep` does it.
+//! Decides whether many namespaces are looked up together, and which. Pure: `sweep` does it.
 //!
 //! A sweep lists the whole cluster, so its requests are the pages of the cluster's objects, however many namespaces it
-//! is for. It is made if single looks would take more. What one sweep can't see is not asked of the next one: see
-//! `missed` and `passed`.
+//! is for. It is made if single look-ups would take more. A namespace that one sweep can't see is not left to the next
+//! one: see `missed` and `passed`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,9 +14,9 @@ use procscan_core::names::Text;
 use super::budget::Budget;
 use super::sweep::{Ended, Plan, Stop};
 
-/// From this many namespaces on a sweep is considered: fewer are looked at one by one within some seconds.
+/// From this many namespaces on a sweep is considered: fewer are looked up one by one within some seconds.
 const MIN_SWEEP_NAMESPACES: usize = 40;
-/// How many requests a look takes at least: the namespace, its Pods, its Services.
+/// How many requests a look-up takes at least: the namespace, its Pods, its Services.
 const PER_LOOK: usize = 3;
 /// How many namespaces the first sweep is for at most; see [`Sweeps::fits`].
 const MAX_SWEEP_OBJECTS: usize = 2500;
@@ -50,7 +50,7 @@ pub(super) struct Sweeps {
     is_crowded: bool,
     /// How many bytes sweeps may read.
     pub(super) budget: Budget,
-    /// Namespaces in which a sweep could not see everything: they get a look of their own first.
+    /// Namespaces in which a sweep could not see everything: they get a look-up of their own first.
     missed: BTreeSet<Text>,
     /// When the last sweep over a namespace began.
     passed: BTreeMap<Text, Moment>,
@@ -58,8 +58,8 @@ pub(super) struct Sweeps {
 }
 
 impl Sweeps {
-    /// A sweep over the namespaces that wait longest, if it costs less than single looks. Each of `waiting` is: whether
-    /// it was looked at before, since when it waits, and its name.
+    /// A sweep over the namespaces that wait longest, if it costs less than single look-ups. Each of `waiting` is: whether
+    /// it was looked up before, since when it waits, and its name.
     pub(super) fn plan(
         &mut self,
         mut waiting: Vec<(bool, Moment, &Text)>,
@@ -96,7 +96,7 @@ impl Sweeps {
         heavy.into_iter().take(MAX_LEFT_OUT).map(|(_, namespace)| namespace.clone()).collect()
     }
 
-    /// How many namespaces are looked at one by one, in turn, because they are too large for a sweep.
+    /// How many namespaces are looked up one by one, in turn, because they are too large for a sweep.
     pub(super) fn heavy(&self) -> usize {
         self.heavy.len()
     }
@@ -134,7 +134,7 @@ impl Sweeps {
         if is_crowded && !self.is_crowded {
             tracing::warn!(
                 namespaces = self.heavy.len(),
-                "many namespaces hold too much to be looked at together with others; each is looked at on its own, in turn"
+                "many namespaces hold too much to be looked up together with others; each is looked up on its own, in turn"
             );
         }
         self.is_crowded = is_crowded;
@@ -150,7 +150,7 @@ impl Sweeps {
             Err(Stop::Full) => self.fits = Some((all.len().min(fits) / 2).max(MIN_SWEEP_NAMESPACES)),
             Err(Stop::Refused(refusal)) if !self.has_failed => tracing::warn!(
                 error = refusal.text,
-                "accused namespaces can't be looked at together; meanwhile each is looked at on its own"
+                "accused namespaces can't be looked up together; meanwhile each is looked up on its own"
             ),
             Err(Stop::Refused(_)) => {}
         }
@@ -163,8 +163,8 @@ impl Sweeps {
         self.missed.insert(namespace);
     }
 
-    /// The namespace had a look of its own.
-    pub(super) fn has_been_looked_at(&mut self, namespace: &Text) {
+    /// The namespace had a look-up of its own.
+    pub(super) fn was_looked_up(&mut self, namespace: &Text) {
         self.missed.remove(namespace);
     }
 
@@ -183,7 +183,7 @@ impl Sweeps {
         self.running.contains(namespace)
     }
 
-    /// Whether the namespace needs a look of its own first.
+    /// Whether the namespace needs a look-up of its own first.
     pub(super) fn has_missed(&self, namespace: &Text) -> bool {
         self.missed.contains(namespace)
     }

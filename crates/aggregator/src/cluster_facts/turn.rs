@@ -1,13 +1,13 @@
-//! The order in which accused namespaces are looked at. Pure: the caller says what waits and since when.
+//! The order in which accused namespaces are looked up. Pure: the caller passes what waits and since when.
 //!
 //! Each accusing node has a queue of the namespaces that wait because of its accusations, and the queues are served in
 //! turn: the queue that was served longest ago comes first. So a node that accuses thousands of namespaces delays no
 //! other node's accusations. A namespace is a tenant, and has one place in each queue however many of its Pods are
 //! accused.
 //!
-//! Within a queue a namespace that has never been looked at comes first, then the one that has waited longest: since
-//! its first accusation that is not judged, or since the last look at it if that was later. Renewed evidence changes no
-//! place, and each look moves its namespace to the end, so every namespace is looked at after at most as many looks as
+//! Within a queue a namespace that has never been looked up comes first, then the one that has waited longest: since
+//! its first accusation that is not judged, or since the last look-up of it if that was later. Renewed evidence changes no
+//! place, and each look-up moves its namespace to the end, so every namespace is looked up after at most as many look-ups as
 //! its queue is long. Equal ones are ordered by a hash that changes with each selection, so that no name is always
 //! last.
 //!
@@ -28,16 +28,16 @@ const QUIET_SHARE: usize = 4;
 /// each time.
 const MAX_REMEMBERED_TURNS: u64 = 1000;
 
-/// A namespace that may be looked at now.
+/// A namespace that may be looked up now.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate<'a> {
     /// Its name.
     pub(super) namespace: &'a Text,
     /// The nodes whose accusations wait; empty if none waits.
     pub(super) nodes: BTreeSet<&'a NodeName>,
-    /// It has been looked at before.
+    /// It has been looked up before.
     pub(super) is_known: bool,
-    /// Since when it has been waiting for this look.
+    /// Since when it has been waiting for this look-up.
     pub(super) since: Moment,
 }
 
@@ -58,7 +58,7 @@ type Place<'a> = (bool, Moment, u64, &'a Text);
 type Queue<'a> = BinaryHeap<Reverse<Place<'a>>>;
 
 impl Turns {
-    /// Takes up to `most` candidates, in the order in which to look at them.
+    /// Takes up to `most` candidates, in the order in which to look up them.
     pub(super) fn take(&mut self, candidates: &[Candidate<'_>], most: usize) -> Vec<Text> {
         let salt = self.count;
         let mut quiet: Queue<'_> = BinaryHeap::new();
@@ -144,7 +144,7 @@ mod tests {
         Moment::new(Duration::from_secs(seconds), Timestamp::UNIX_EPOCH)
     }
 
-    /// Namespaces by name, with the nodes that accuse, whether they have been looked at, and since when they wait.
+    /// Namespaces by name, with the nodes that accuse, whether they have been looked up, and since when they wait.
     fn take(turns: &mut Turns, all: &[(&str, &[&str], bool, u64)], most: usize) -> Vec<String> {
         let names: Vec<Text> = all.iter().map(|(name, ..)| (*name).into()).collect();
         let nodes: Vec<Vec<NodeName>> = all
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_queue_what_was_never_looked_at_comes_first_and_then_what_waits_longest() {
+    fn within_a_queue_what_was_never_looked_up_comes_first_and_then_what_waits_longest() {
         let all: [(&str, &[&str], bool, u64); 4] = [
             ("ns-a", &["n1"], true, 3),
             ("ns-b", &["n1"], true, 1),

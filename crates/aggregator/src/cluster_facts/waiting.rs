@@ -1,4 +1,4 @@
-//! What is asked about each namespace, and which of its accusations have not been judged. Pure.
+//! The requests about each namespace, and which of its accusations have not been judged. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,14 +9,14 @@ use procscan_core::policy::{AccusingNodes, LookupRequests, PodIdentity, PodState
 
 use super::namespace_facts::{NamespaceFacts, RequestedFacts};
 
-/// How long an accusation may wait for the look that judges it, before that is reported in the log and in `/readyz`.
+/// How long an accusation may wait for the look-up that judges it, before that is reported in the log and in `/readyz`.
 pub(super) const LATE_AFTER: Duration = Duration::from_mins(2);
 
-/// What is asked about one namespace.
+/// The requests about one namespace.
 #[derive(Debug, Default)]
-pub(super) struct PodLookup {
-    /// What has to be known.
-    pub(super) wanted: RequestedFacts,
+pub(super) struct NamespaceLookup {
+    /// The facts that the policy wants.
+    pub(super) requested: RequestedFacts,
     /// The accused Pods with accusations that have not been judged.
     pub(super) unjudged: BTreeMap<Text, Unjudged>,
 }
@@ -24,11 +24,10 @@ pub(super) struct PodLookup {
 /// An accused Pod whose last look-up is older than an accusation.
 #[derive(Clone, Debug)]
 pub(super) struct Unjudged {
-    /// When the first accusation came that is not judged. The same look judges later ones, so they do not start the
+    /// When the first accusation came that is not judged. The same look-up judges later ones, so they do not start the
     /// wait anew.
     first: Moment,
-    /// When the first of these questions was asked. Evidence may be much older than the question, for example after a
-    /// restart.
+    /// When the first of these requests came. Evidence may be much older than the request, for example after a restart.
     asked: Moment,
     accusers: AccusingNodes,
     /// The Pod has to be read directly, not before that moment: a new block waits for it.
@@ -40,9 +39,9 @@ pub(super) struct Unjudged {
 pub struct ClusterFactsStatus {
     /// Why the cluster can't be asked.
     pub error: Option<String>,
-    /// The error of one of the namespaces that are too large to be looked at.
+    /// The error of one of the namespaces that are too large to be looked up.
     pub too_large: Option<String>,
-    /// The accused namespaces are watched; otherwise each is looked at every round.
+    /// The accused namespaces are watched; otherwise each is looked up every round.
     pub is_watched: bool,
     /// How many namespaces have an accusation that has not been judged.
     pub waiting: usize,
@@ -50,22 +49,22 @@ pub struct ClusterFactsStatus {
     pub late: usize,
     /// The longest wait of an accusation.
     pub longest_wait: Duration,
-    /// How many namespaces are looked at one by one, in turn, because they hold too much to be looked at together.
+    /// How many namespaces are looked up one by one, in turn, because they hold too much to be looked up together.
     pub heavy: usize,
     /// Sweeps have read as many bytes in the last minute as they may, and wait.
     pub is_limited: bool,
 }
 
-impl PodLookup {
-    /// The accusations that wait for a look: all that are not judged or, if the cluster is watched, only those that
+impl NamespaceLookup {
+    /// The accusations that wait for a look-up: all that are not judged or, if the cluster is watched, only those that
     /// need a direct read.
     fn pressing<'a>(
         &'a self,
-        room: Option<&'a NamespaceFacts>,
+        facts: Option<&'a NamespaceFacts>,
         is_watched: bool,
     ) -> impl Iterator<Item = (&'a Text, &'a Unjudged)> {
         let is_settled = move |pod: &Text, unjudged: &Unjudged| {
-            is_watched && room.is_some_and(|room| self.is_settled(room, pod, unjudged))
+            is_watched && facts.is_some_and(|facts| self.is_settled(facts, pod, unjudged))
         };
         self.unjudged.iter().filter(move |(pod, unjudged)| !is_settled(pod, unjudged))
     }
@@ -78,48 +77,48 @@ impl PodLookup {
     /// on another node. A watch that lags behind may mistake a Pod for the one that it has replaced. Then an open
     /// incident lasts longer by the lag, or an accusation is believed later: a late release or a late block, never a
     /// wrong one.
-    fn is_settled(&self, room: &NamespaceFacts, pod: &Text, unjudged: &Unjudged) -> bool {
-        match room.pods.get(pod).filter(|_| room.is_seen(pod)).map(|fact| &fact.state) {
+    fn is_settled(&self, facts: &NamespaceFacts, pod: &Text, unjudged: &Unjudged) -> bool {
+        match facts.pods.get(pod).filter(|_| facts.is_seen(pod)).map(|fact| &fact.state) {
             _ if unjudged.direct.is_some() => false,
             None | Some(PodState::Unreadable(_)) => false,
             Some(PodState::Gone) => true,
             Some(state @ PodState::Present { uid, .. }) => {
                 let accepted = (pod.clone(), PodIdentity::Uid(uid.clone()));
-                let is_accepted = || self.wanted.apps.values().any(|pods| pods.contains(&accepted));
+                let is_accepted = || self.requested.apps.values().any(|pods| pods.contains(&accepted));
                 unjudged.accusers.nodes.iter().all(|(accuser, _)| !state.runs_on(accuser)) || is_accepted()
             }
         }
     }
 
-    /// Since when it has been waiting: the time of the first accusation in it that waits for a look.
-    pub(super) fn since(&self, room: Option<&NamespaceFacts>, is_watched: bool) -> Option<Moment> {
-        self.pressing(room, is_watched).map(|(_, pod)| pod.first).min()
+    /// The time of the first accusation in it that waits for a look-up.
+    pub(super) fn since(&self, facts: Option<&NamespaceFacts>, is_watched: bool) -> Option<Moment> {
+        self.pressing(facts, is_watched).map(|(_, pod)| pod.first).min()
     }
 
     /// Whether nothing is known of an App with an open incident.
-    pub(super) fn has_new_app(&self, room: Option<&NamespaceFacts>) -> bool {
-        self.wanted.apps.keys().any(|app| room.is_none_or(|room| !room.apps.contains_key(app)))
+    pub(super) fn has_new_app(&self, facts: Option<&NamespaceFacts>) -> bool {
+        self.requested.apps.keys().any(|app| facts.is_none_or(|facts| !facts.apps.contains_key(app)))
     }
 
-    /// Whether an accusation that waits for a look is newer than `than`.
-    pub(super) fn is_newer(&self, room: Option<&NamespaceFacts>, is_watched: bool, than: Moment) -> bool {
-        self.pressing(room, is_watched).any(|(_, pod)| pod.first.uptime() > than.uptime())
+    /// Whether an accusation that waits for a look-up is newer than `than`.
+    pub(super) fn is_newer(&self, facts: Option<&NamespaceFacts>, is_watched: bool, than: Moment) -> bool {
+        self.pressing(facts, is_watched).any(|(_, pod)| pod.first.uptime() > than.uptime())
     }
 
-    /// Since when its questions have had no answer.
-    fn asked(&self, room: Option<&NamespaceFacts>, is_watched: bool) -> Option<Moment> {
-        self.pressing(room, is_watched).map(|(_, pod)| pod.asked).min()
+    /// When the first of its requests came that have no answer.
+    fn asked(&self, facts: Option<&NamespaceFacts>, is_watched: bool) -> Option<Moment> {
+        self.pressing(facts, is_watched).map(|(_, pod)| pod.asked).min()
     }
 
-    /// The nodes whose accusations wait for a look.
+    /// The nodes whose accusations wait for a look-up.
     pub(super) fn nodes<'a>(
         &'a self,
-        room: Option<&'a NamespaceFacts>,
+        facts: Option<&'a NamespaceFacts>,
         is_watched: bool,
     ) -> BTreeSet<&'a NodeName> {
         let mut nodes = BTreeSet::new();
-        for (pod, unjudged) in self.pressing(room, is_watched) {
-            let known = room.and_then(|room| room.pods.get(pod)).map(|fact| fact.asked.uptime());
+        for (pod, unjudged) in self.pressing(facts, is_watched) {
+            let known = facts.and_then(|facts| facts.pods.get(pod)).map(|fact| fact.asked.uptime());
             let is_judged =
                 |since: &Moment| unjudged.direct.is_none() && known.is_some_and(|at| at >= since.uptime());
             let waiting = unjudged.accusers.nodes.iter().filter(|(_, since)| !is_judged(since));
@@ -128,29 +127,29 @@ impl PodLookup {
         nodes
     }
 
-    /// The watches have reported that nothing changed until `until`: judges what can be judged by that. Returns whether
-    /// anything was judged.
-    pub(super) fn confirm(&mut self, room: &mut NamespaceFacts, until: Moment, now: Moment) -> bool {
+    /// Judges accusations after the watches have reported that nothing changed until `until`. Returns whether any was
+    /// judged.
+    pub(super) fn confirm(&mut self, facts: &mut NamespaceFacts, until: Moment, now: Moment) -> bool {
         let is_due = |(pod, unjudged): &(&Text, &Unjudged)| {
-            unjudged.first.uptime() <= until.uptime() && self.is_settled(room, pod, unjudged)
+            unjudged.first.uptime() <= until.uptime() && self.is_settled(facts, pod, unjudged)
         };
         let settled: Vec<Text> = self.unjudged.iter().filter(is_due).map(|(pod, _)| pod.clone()).collect();
         for pod in &settled {
-            room.confirm(pod, until);
+            facts.confirm(pod, until);
         }
-        self.judge(room, now);
+        self.judge(facts, now);
         !settled.is_empty()
     }
 
-    /// Forgets the accusations that what is known now has judged.
-    pub(super) fn judge(&mut self, room: &NamespaceFacts, now: Moment) {
+    /// Forgets the accusations that the facts have judged.
+    pub(super) fn judge(&mut self, facts: &NamespaceFacts, now: Moment) {
         self.unjudged.retain(|pod, unjudged| {
-            let Some(fact) = room.pods.get(pod) else { return true };
-            unjudged.direct = unjudged.direct.filter(|at| room.needs_read(pod, *at));
+            let Some(fact) = facts.pods.get(pod) else { return true };
+            unjudged.direct = unjudged.direct.filter(|at| facts.needs_read(pod, *at));
             let known = fact.asked.uptime();
             let is_judged = known >= unjudged.accusers.since.uptime();
             if !is_judged && known >= unjudged.first.uptime() {
-                // Accusations that came after the look began wait for the next one.
+                // Accusations that came after the look-up began wait for the next one.
                 (unjudged.first, unjudged.asked) = (unjudged.accusers.since, now);
             }
             !is_judged || unjudged.direct.is_some()
@@ -158,54 +157,56 @@ impl PodLookup {
     }
 }
 
-/// The current questions by namespace. Namespaces that waited before go on waiting.
-pub(super) fn pod_lookups(
-    questions: &LookupRequests,
-    rooms: &BTreeMap<Text, NamespaceFacts>,
-    before: &BTreeMap<Text, PodLookup>,
+/// The current requests by namespace. Namespaces that waited before go on waiting.
+pub(super) fn by_namespace(
+    requests: &LookupRequests,
+    namespace_facts: &BTreeMap<Text, NamespaceFacts>,
+    before: &BTreeMap<Text, NamespaceLookup>,
     now: Moment,
-) -> BTreeMap<Text, PodLookup> {
-    let mut inquiries: BTreeMap<Text, PodLookup> = BTreeMap::new();
-    for (pod, accusers) in &questions.pods {
-        let inquiry = inquiries.entry(pod.namespace.clone()).or_default();
-        inquiry.wanted.pods.insert(pod.pod.clone());
-        let room = rooms.get(&pod.namespace);
-        let known = room.and_then(|room| room.pods.get(&pod.pod)).map(|fact| fact.asked.uptime());
-        let direct = questions.direct.get(pod).copied();
-        let direct = direct.filter(|at| room.is_none_or(|room| room.needs_read(&pod.pod, *at)));
+) -> BTreeMap<Text, NamespaceLookup> {
+    let mut lookups: BTreeMap<Text, NamespaceLookup> = BTreeMap::new();
+    for (pod, accusers) in &requests.pods {
+        let lookup = lookups.entry(pod.namespace.clone()).or_default();
+        lookup.requested.pods.insert(pod.pod.clone());
+        let facts = namespace_facts.get(&pod.namespace);
+        let known = facts.and_then(|facts| facts.pods.get(&pod.pod)).map(|fact| fact.asked.uptime());
+        let direct = requests.direct.get(pod).copied();
+        let direct = direct.filter(|at| facts.is_none_or(|facts| facts.needs_read(&pod.pod, *at)));
         let is_judged = known.is_some_and(|at| at >= accusers.since.uptime());
         let since = match direct {
             Some(at) if is_judged => at,
             None if is_judged => continue,
             _ => accusers.since,
         };
-        let waited = before.get(&pod.namespace).and_then(|inquiry| inquiry.unjudged.get(&pod.pod));
+        let waited = before.get(&pod.namespace).and_then(|lookup| lookup.unjudged.get(&pod.pod));
         let waited = waited.filter(|waited| {
             let is_same = waited.direct.is_some() && waited.direct == direct;
             is_same || known.is_none_or(|at| at < waited.first.uptime())
         });
         let (first, asked) = waited.map_or((since, now), |waited| (waited.first, waited.asked));
         let unjudged = Unjudged { first, asked, accusers: accusers.clone(), direct };
-        inquiry.unjudged.insert(pod.pod.clone(), unjudged);
+        lookup.unjudged.insert(pod.pod.clone(), unjudged);
     }
-    for (app, pods) in &questions.apps {
-        let inquiry = inquiries.entry(app.namespace.clone()).or_default();
+    for (app, pods) in &requests.apps {
+        let lookup = lookups.entry(app.namespace.clone()).or_default();
         let own = pods.iter().filter(|accused| accused.pod.namespace == app.namespace);
         let pods = own.map(|accused| (accused.pod.pod.clone(), accused.which.clone()));
-        inquiry.wanted.apps.insert(app.clone(), pods.collect());
+        lookup.requested.apps.insert(app.clone(), pods.collect());
     }
-    inquiries
+    lookups
 }
 
 /// How long the namespaces have been waiting.
 pub(super) fn status(
-    inquiries: &BTreeMap<Text, PodLookup>,
-    rooms: &BTreeMap<Text, NamespaceFacts>,
+    lookups: &BTreeMap<Text, NamespaceLookup>,
+    namespace_facts: &BTreeMap<Text, NamespaceFacts>,
     is_watched: bool,
     now: Moment,
 ) -> ClusterFactsStatus {
-    let asked = |(namespace, inquiry): (&Text, &PodLookup)| inquiry.asked(rooms.get(namespace), is_watched);
-    let waits: Vec<Duration> = inquiries.iter().filter_map(asked).map(|asked| now.since(asked)).collect();
+    let asked = |(namespace, lookup): (&Text, &NamespaceLookup)| {
+        lookup.asked(namespace_facts.get(namespace), is_watched)
+    };
+    let waits: Vec<Duration> = lookups.iter().filter_map(asked).map(|asked| now.since(asked)).collect();
     ClusterFactsStatus {
         is_watched,
         waiting: waits.len(),
@@ -216,11 +217,11 @@ pub(super) fn status(
 }
 
 impl ClusterFactsStatus {
-    /// Everything that is wrong, in one text.
+    /// All problems, in one text.
     pub fn problem(&self) -> Option<String> {
         let late = (self.late > 0).then(|| {
             format!(
-                "{} namespaces have waited for more than {} to be looked at, the longest for {}: nothing new is blocked in them \
+                "{} namespaces have waited for more than {} to be looked up, the longest for {}: nothing new is blocked in them \
                  meanwhile (kubernetes.requests_per_second)",
                 self.late,
                 humantime::format_duration(LATE_AFTER),

@@ -2,7 +2,7 @@
 //!
 //! One watch per kind for the whole cluster, because there may be thousands of accused namespaces. While an event
 //! arrives a fingerprint is made of the fields that `lookup` reads, and only that is kept. So a watch is no copy of the
-//! cluster: it only shows whether a namespace has changed since it was looked at. And no object is too large for it.
+//! cluster: it only shows whether a namespace has changed since it was looked up. And no object is too large for it.
 //!
 //! **Up to when everything was reported.** A bookmark shows only that the API server's cache has reported everything up
 //! to the bookmark's version, which may be old: a cache that gets no updates from etcd repeats its version, and one that
@@ -11,8 +11,8 @@
 //! next list is read.
 //!
 //! A watch begins with the version of a list of one object, and is resumed where it broke off. If that is no longer
-//! possible (410), it starts anew, and every accused namespace is looked at again. Refused watches (403) are tried
-//! again every ten minutes. As long as one is refused or silent, the accused namespaces are looked at every round, as
+//! possible (410), it starts anew, and every accused namespace is looked up again. Refused watches (403) are tried
+//! again every ten minutes. As long as one is refused or silent, the accused namespaces are looked up every round, as
 //! without watches.
 
 mod event;
@@ -47,31 +47,30 @@ const MAX_LIST: Limit = Limit { read: 64 << 20, kept: 64 << 10 };
 const METADATA: HeaderValue = HeaderValue::from_static(
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1, application/json",
 );
-/// Changes within this time are looked at together.
+/// Changes within this time are looked up together.
 const SETTLE: Duration = Duration::from_millis(200);
 /// The pause after a watch has ended or failed; it doubles with each failure in a row, up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// The pause before a watch is tried again that was refused, or whose kind the cluster does not have.
+/// The pause before a refused watch, or one whose kind the cluster does not have, is tried again.
 const REFUSED_PAUSE: Duration = Duration::from_mins(10);
 /// The pause after a failed list, before the next one.
 const LIST_PAUSE: Duration = Duration::from_secs(10);
 /// The namespace that these lists read if our own is not known. Tenants create no objects in it.
 const DEFAULT_NAMESPACE: &str = "default";
 
-/// The reports of the watches, and their errors. Cheap to clone.
+/// The reports of the watches, and their errors. Cheap to clone; clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchStates {
     changes: Arc<Mutex<Changes>>,
-    /// Wakes the task that looks.
-    news: Arc<Notify>,
+    /// Wakes the task when something has changed.
+    changed: Arc<Notify>,
     refused: Arc<Mutex<BTreeMap<Kind, Refusal>>>,
 }
 
 /// The running watches; dropping this ends them.
 #[derive(Debug)]
 pub(super) struct Watches {
-    /// Dropping it ends the tasks.
     _tasks: JoinSet<()>,
 }
 
@@ -82,13 +81,13 @@ impl WatchStates {
     }
 
     /// Waits until something has changed, and for further changes soon after.
-    pub(super) async fn news(&self) {
-        self.news.notified().await;
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
         tokio::time::sleep(SETTLE).await;
     }
 
     /// Logs once that a watch fails, and once that it works again.
-    fn tell(&self, kind: Kind, refusal: Option<Refusal>) {
+    fn set_refusal(&self, kind: Kind, refusal: Option<Refusal>) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match &refusal {
             Some(refusal) => refused.insert(kind, refusal.clone()),
@@ -97,7 +96,7 @@ impl WatchStates {
         match (before, refusal) {
             (None, Some(refusal)) => tracing::warn!(
                 error = refusal.text,
-                "accused namespaces are looked at each round, until they can be watched"
+                "accused namespaces are looked up each round, until they can be watched"
             ),
             (Some(before), None) => {
                 tracing::info!(watch = before.subject, "accused namespaces can be watched again");
@@ -108,11 +107,10 @@ impl WatchStates {
 }
 
 impl Watches {
-    /// Starts the watches.
-    pub(super) fn start(cluster: &Cluster, clock: Clock, told: &WatchStates) -> Self {
+    pub(super) fn start(cluster: &Cluster, clock: Clock, states: &WatchStates) -> Self {
         let mut tasks = JoinSet::new();
         for kind in Kind::ALL {
-            let watch = Watch::of(kind, cluster.clone(), clock, told.clone());
+            let watch = Watch::of(kind, cluster.clone(), clock, states.clone());
             tasks.spawn(watch.follow());
         }
         Self { _tasks: tasks }
@@ -129,7 +127,7 @@ struct Watch {
     keep: &'static Keep,
     cluster: Cluster,
     clock: Clock,
-    told: WatchStates,
+    states: WatchStates,
     /// Wakes the task that lists: bookmarks have reached the last version.
     reached: Notify,
     /// The secret of the fingerprints: with known keys a tenant could make a change that keeps the fingerprint.
@@ -150,7 +148,7 @@ struct Head {
 }
 
 impl Watch {
-    fn of(kind: Kind, cluster: Cluster, clock: Clock, told: WatchStates) -> Self {
+    fn of(kind: Kind, cluster: Cluster, clock: Clock, states: WatchStates) -> Self {
         let (resource, keep) = match kind {
             Kind::Namespaces => ("namespaces", &fields::NAMESPACE_EVENT),
             Kind::Pods => ("pods", &fields::POD_EVENT),
@@ -170,7 +168,7 @@ impl Watch {
         };
         let few = Request::new(path(Some(cluster.own_namespace().unwrap_or(DEFAULT_NAMESPACE))));
         let (request, reached, secret) = (Request::new(path(None)), Notify::new(), RandomState::new());
-        Self { kind, resource, request, few, keep, cluster, clock, told, reached, secret }
+        Self { kind, resource, request, few, keep, cluster, clock, states, reached, secret }
     }
 
     fn ask(&self, verb: &'static str) -> Ask<'_> {
@@ -184,20 +182,20 @@ impl Watch {
             let begun = self.clock.now();
             match self.version(&self.request).await {
                 Ok(mut version) => {
-                    self.told.changes().begin(self.kind, begun);
-                    self.told.news.notify_one();
+                    self.states.changes().begin(self.kind, begun);
+                    self.states.changed.notify_one();
                     tokio::select! {
                         () = self.stream(&mut version, &mut pause) => {}
                         () = self.list() => {}
                     }
-                    self.told.changes().end(self.kind);
+                    self.states.changes().end(self.kind);
                     // Events reset it to the minimum.
                     pause = (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE.max(pause));
                 }
                 Err(refusal) if refusal.kind == RefusalKind::NotServed && self.kind == Kind::HttpRoutes => {
-                    self.told.changes().is_absent(self.kind);
-                    self.told.tell(self.kind, None);
-                    self.told.news.notify_one();
+                    self.states.changes().is_absent(self.kind);
+                    self.states.set_refusal(self.kind, None);
+                    self.states.changed.notify_one();
                     pause = REFUSED_PAUSE;
                 }
                 Err(refusal) => self.fail(refusal, &mut pause),
@@ -211,9 +209,9 @@ impl Watch {
         let is_refused = matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed);
         *pause = if is_refused { REFUSED_PAUSE } else { (*pause * 2).clamp(MIN_PAUSE, MAX_PAUSE) };
         if is_refused {
-            self.told.changes().end(self.kind);
+            self.states.changes().end(self.kind);
         }
-        self.told.tell(self.kind, Some(refusal));
+        self.states.set_refusal(self.kind, Some(refusal));
     }
 
     /// Reads a list whenever a bookmark has reached the version of the last one. Returns when the versions have gone
@@ -221,11 +219,11 @@ impl Watch {
     async fn list(&self) {
         loop {
             self.reached.notified().await;
-            while !self.told.changes().has_goal(self.kind) {
+            while !self.states.changes().has_goal(self.kind) {
                 let asked = self.clock.now();
                 match self.version(&self.few).await {
                     Ok(version) => {
-                        if !self.told.changes().expect(self.kind, version, asked) {
+                        if !self.states.changes().expect(self.kind, version, asked) {
                             return;
                         }
                     }
@@ -298,7 +296,7 @@ impl Watch {
                 line.take_in(next);
             }
             if line.held() > MAX_EVENT {
-                // It is not known which object it is about, so everything that is watched has to be looked at again.
+                // It is not known which object it is about, so everything that is watched has to be looked up again.
                 return Ok(End::Gone);
             }
         }

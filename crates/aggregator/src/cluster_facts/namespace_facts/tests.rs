@@ -29,16 +29,16 @@ fn pod(uid: &str, app: &str, has_ended: bool) -> Pod {
     }
 }
 
-fn seen(pods: &[(&str, Pod)], absent: &[&str]) -> Seen {
-    Seen {
+fn seen(pods: &[(&str, Pod)], absent: &[&str]) -> NamespaceContents {
+    NamespaceContents {
         pods: pods.iter().map(|(name, pod)| ((*name).into(), pod.clone())).collect(),
         absent: absent.iter().map(|name| (*name).into()).collect(),
         services: vec![Service { name: "web-x7k2".into(), selector: labels("web"), ..Service::default() }],
-        ..Seen::default()
+        ..NamespaceContents::default()
     }
 }
 
-fn wanted() -> RequestedFacts {
+fn requested() -> RequestedFacts {
     accused(PodIdentity::Unknown)
 }
 
@@ -52,8 +52,13 @@ fn app() -> App {
     App::new("ns-a", "app", "web")
 }
 
-fn see(room: &mut NamespaceFacts, seen: impl Into<Option<Seen>>, seconds: u64) -> Vec<Moment> {
-    room.see(&"ns-a".into(), &wanted(), seen.into(), at(seconds), PATIENCE)
+fn update(
+    facts: &mut NamespaceFacts,
+    seen: impl Into<Option<NamespaceContents>>,
+    seconds: u64,
+) -> Vec<Moment> {
+    facts
+        .update(&"ns-a".into(), &requested(), seen.into(), at(seconds), PATIENCE)
         .into_iter()
         .map(|(_, until)| until)
         .collect()
@@ -61,97 +66,103 @@ fn see(room: &mut NamespaceFacts, seen: impl Into<Option<Seen>>, seconds: u64) -
 
 #[test]
 fn an_app_is_gone_only_when_none_of_its_pods_was_there_for_a_while() {
-    let mut room = NamespaceFacts::default();
-    see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
-    let exposure = room.apps[&app()].exposure.clone().unwrap();
+    let mut facts = NamespaceFacts::default();
+    update(&mut facts, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+    let exposure = facts.apps[&app()].exposure.clone().unwrap();
     assert_eq!(exposure, Exposure::plain(["web-x7k2.ns-a.svc".into()]));
-    assert_eq!(see(&mut room, seen(&[], &["web-0"]), 10), [at(10)]);
-    assert_eq!(room.apps[&app()], AppFact::default(), "it may be coming back");
-    see(&mut room, seen(&[("web-1", pod("2", "web", false))], &["web-0"]), 40);
-    see(&mut room, seen(&[], &["web-0"]), 60);
-    see(&mut room, seen(&[], &["web-0"]), 119);
-    assert!(!room.apps[&app()].gone, "the wait begins anew");
-    see(&mut room, seen(&[], &["web-0"]), 120);
-    assert!(room.apps[&app()].gone);
+    assert_eq!(update(&mut facts, seen(&[], &["web-0"]), 10), [at(10)]);
+    assert_eq!(facts.apps[&app()], AppFact::default(), "it may be coming back");
+    update(&mut facts, seen(&[("web-1", pod("2", "web", false))], &["web-0"]), 40);
+    update(&mut facts, seen(&[], &["web-0"]), 60);
+    update(&mut facts, seen(&[], &["web-0"]), 119);
+    assert!(!facts.apps[&app()].gone, "the wait begins anew");
+    update(&mut facts, seen(&[], &["web-0"]), 120);
+    assert!(facts.apps[&app()].gone);
 }
 
 #[test]
 fn the_services_of_an_app_are_known_with_its_first_accusation() {
-    let mut room = NamespaceFacts::default();
-    let wanted = RequestedFacts { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
-    room.see(&"ns-a".into(), &wanted, Some(seen(&[("web-0", pod("1", "web", false))], &[])), at(0), PATIENCE);
-    assert_eq!(room.apps[&app()].exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
+    let mut facts = NamespaceFacts::default();
+    let requested = RequestedFacts { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
+    facts.update(
+        &"ns-a".into(),
+        &requested,
+        Some(seen(&[("web-0", pod("1", "web", false))], &[])),
+        at(0),
+        PATIENCE,
+    );
+    assert_eq!(facts.apps[&app()].exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
 }
 
 #[test]
-fn neither_a_failure_nor_a_listing_without_a_direct_look_proves_anything_gone() {
-    let mut room = NamespaceFacts::default();
-    see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+fn neither_a_failure_nor_a_listing_without_a_direct_lookup_proves_anything_gone() {
+    let mut facts = NamespaceFacts::default();
+    update(&mut facts, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
     for seconds in [60, 120, 180] {
-        let before = room.pods["web-0"].clone();
-        assert!(see(&mut room, seen(&[], &[]), seconds).is_empty());
-        assert_eq!(room.pods["web-0"], before, "as old as it was");
-        assert!(!room.apps[&app()].gone);
-        room.fail(&wanted(), "503", at(seconds + 30));
-        assert!(matches!(room.pods["web-0"].state, PodState::Unreadable(_)));
-        assert_eq!(room.apps[&app()], AppFact::default());
+        let before = facts.pods["web-0"].clone();
+        assert!(update(&mut facts, seen(&[], &[]), seconds).is_empty());
+        assert_eq!(facts.pods["web-0"], before, "as old as it was");
+        assert!(!facts.apps[&app()].gone);
+        facts.set_unreadable(&requested(), "503", at(seconds + 30));
+        assert!(matches!(facts.pods["web-0"].state, PodState::Unreadable(_)));
+        assert_eq!(facts.apps[&app()], AppFact::default());
     }
 }
 
 #[test]
-fn more_pods_than_one_look_gets_to_take_turns_and_a_proof_that_has_begun_is_finished_first() {
+fn more_pods_than_one_lookup_gets_to_take_turns_and_a_proof_that_has_begun_is_finished_first() {
     let names = ["a", "b", "web-0"].map(Text::from);
-    let wanted = RequestedFacts {
+    let requested = RequestedFacts {
         pods: names.clone().into(),
         apps: [(app(), [(names[2].clone(), PodIdentity::Unknown)].into())].into(),
     };
-    let mut room = NamespaceFacts::default();
+    let mut facts = NamespaceFacts::default();
     let urgent =
-        |room: &NamespaceFacts| room.urgent(&wanted).iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(urgent(&room), ["a", "b", "web-0"]);
-    let look = |room: &mut NamespaceFacts, absent: &[&str], seconds| {
-        room.see(&"ns-a".into(), &wanted, Some(seen(&[], absent)), at(seconds), PATIENCE);
+        |facts: &NamespaceFacts| facts.urgent(&requested).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(urgent(&facts), ["a", "b", "web-0"]);
+    let look_up = |facts: &mut NamespaceFacts, absent: &[&str], seconds| {
+        facts.update(&"ns-a".into(), &requested, Some(seen(&[], absent)), at(seconds), PATIENCE);
     };
-    look(&mut room, &["a"], 10);
-    assert_eq!(urgent(&room), ["b", "web-0", "a"]);
-    look(&mut room, &["b"], 20);
-    assert_eq!(urgent(&room), ["web-0", "a", "b"]);
-    look(&mut room, &["web-0"], 30);
-    assert_eq!(urgent(&room), ["web-0", "a", "b"], "it may be proven gone with the next look");
-    look(&mut room, &["web-0"], 90);
-    assert!(room.apps[&app()].gone);
+    look_up(&mut facts, &["a"], 10);
+    assert_eq!(urgent(&facts), ["b", "web-0", "a"]);
+    look_up(&mut facts, &["b"], 20);
+    assert_eq!(urgent(&facts), ["web-0", "a", "b"]);
+    look_up(&mut facts, &["web-0"], 30);
+    assert_eq!(urgent(&facts), ["web-0", "a", "b"], "it may be proven gone with the next look-up");
+    look_up(&mut facts, &["web-0"], 90);
+    assert!(facts.apps[&app()].gone);
 }
 
 #[test]
 fn a_pod_that_ended_or_is_another_object_now_is_gone() {
-    let mut room = NamespaceFacts::default();
-    see(&mut room, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
-    // What came after the old one was last seen may be of the new one.
-    assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", false))], &[]), 50), [at(0)]);
-    assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", false))], &[]), 60), []);
-    assert_eq!(see(&mut room, seen(&[("web-0", pod("2", "web", true))], &[]), 70), [at(70)]);
-    assert_eq!(room.pods["web-0"].state, PodState::Gone);
-    assert_eq!(see(&mut room, None, 80), [], "told once");
+    let mut facts = NamespaceFacts::default();
+    update(&mut facts, seen(&[("web-0", pod("1", "web", false))], &[]), 0);
+    // Evidence from after the old Pod was last seen may be of the new one.
+    assert_eq!(update(&mut facts, seen(&[("web-0", pod("2", "web", false))], &[]), 50), [at(0)]);
+    assert_eq!(update(&mut facts, seen(&[("web-0", pod("2", "web", false))], &[]), 60), []);
+    assert_eq!(update(&mut facts, seen(&[("web-0", pod("2", "web", true))], &[]), 70), [at(70)]);
+    assert_eq!(facts.pods["web-0"].state, PodState::Gone);
+    assert_eq!(update(&mut facts, None, 80), [], "returned once");
     // Believed before the start.
-    let mut room = NamespaceFacts::default();
-    assert_eq!(see(&mut room, None, 5), [at(5)]);
-    assert_eq!(see(&mut room, None, 80), [], "told once");
+    let mut facts = NamespaceFacts::default();
+    assert_eq!(update(&mut facts, None, 5), [at(5)]);
+    assert_eq!(update(&mut facts, None, 80), [], "returned once");
     // No accusation of it was ever accepted.
-    let wanted = RequestedFacts { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
-    assert!(NamespaceFacts::default().see(&"ns-a".into(), &wanted, None, at(5), PATIENCE).is_empty());
+    let requested = RequestedFacts { pods: ["web-0".into()].into(), apps: BTreeMap::new() };
+    assert!(NamespaceFacts::default().update(&"ns-a".into(), &requested, None, at(5), PATIENCE).is_empty());
 }
 
-/// What is known of the App after its Pod was accused, and two looks found a Pod of UID 1 of another App there. The Services that
+/// The facts of the App after its Pod was accused, and two look-ups found a Pod of UID 1 of another App there. The Services that
 /// select no Pod are left out.
 fn known(which: &PodIdentity) -> AppFact {
-    let mut room = NamespaceFacts::default();
+    let mut facts = NamespaceFacts::default();
     for seconds in [0, 600] {
         let mut found = seen(&[("web-0", pod("1", "other", false))], &[]);
         let (name, selector) = ("other-a1b2".into(), labels("other"));
         found.services.push(Service { name, selector, ..Service::default() });
-        room.see(&"ns-a".into(), &accused(which.clone()), Some(found), at(seconds), PATIENCE);
+        facts.update(&"ns-a".into(), &accused(which.clone()), Some(found), at(seconds), PATIENCE);
     }
-    AppFact { selecting_none: Arc::default(), ..room.apps[&app()].clone() }
+    AppFact { selecting_none: Arc::default(), ..facts.apps[&app()].clone() }
 }
 
 #[test]
@@ -175,7 +186,7 @@ fn where_it_is_not_known_which_pod_was_accused_one_of_its_name_opens_and_closes_
 }
 
 /// The App's own Pod and others, behind a Service for all of them and others for some.
-fn together(pods: &[(&str, Pod)]) -> Seen {
+fn together(pods: &[(&str, Pod)]) -> NamespaceContents {
     let mut found = seen(pods, &[]);
     for pod in found.pods.values_mut() {
         pod.labels.insert("tier".to_owned(), "front".to_owned());
@@ -193,10 +204,10 @@ fn together(pods: &[(&str, Pod)]) -> Seen {
 /// A shared Service, the other Apps that are named, and how many more there are.
 type Shared = (String, Vec<String>, usize);
 
-fn shared(found: Seen, which: PodIdentity) -> (Vec<String>, Vec<Shared>) {
-    let mut room = NamespaceFacts::default();
-    room.see(&"ns-a".into(), &accused(which), Some(found), at(0), PATIENCE);
-    let AppFact { exposure, shared, .. } = room.apps[&app()].clone();
+fn shared(found: NamespaceContents, which: PodIdentity) -> (Vec<String>, Vec<Shared>) {
+    let mut facts = NamespaceFacts::default();
+    facts.update(&"ns-a".into(), &accused(which), Some(found), at(0), PATIENCE);
+    let AppFact { exposure, shared, .. } = facts.apps[&app()].clone();
     let text = |text: &Text| text.to_string();
     let names = |others: &OtherApps| others.named.iter().map(|app| text(&app.name)).collect();
     let shared = shared.iter().map(|it| (text(&it.service), names(&it.others), it.others.more));
@@ -206,10 +217,10 @@ fn shared(found: Seen, which: PodIdentity) -> (Vec<String>, Vec<Shared>) {
 /// The Services that select no running Pod, where there is a Pod of the App and that one of another App.
 fn selecting_none(other: Pod) -> Vec<String> {
     let pods = [("web-0", pod("1", "web", false)), ("blog-0", other)];
-    let mut room = NamespaceFacts::default();
+    let mut facts = NamespaceFacts::default();
     let found = Some(together(&pods));
-    room.see(&"ns-a".into(), &accused(PodIdentity::Uid("1".into())), found, at(0), PATIENCE);
-    room.apps[&app()].selecting_none.iter().map(ToString::to_string).collect()
+    facts.update(&"ns-a".into(), &accused(PodIdentity::Uid("1".into())), found, at(0), PATIENCE);
+    facts.apps[&app()].selecting_none.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -224,10 +235,10 @@ fn services_that_select_no_running_pod_are_known() {
 /// Any Pod of the App may start in a moment.
 #[test]
 fn a_service_of_the_apps_own_pod_that_has_not_started_exposes_it() {
-    let mut room = NamespaceFacts::default();
+    let mut facts = NamespaceFacts::default();
     let own = Pod { is_pending: true, ..pod("1", "web", false) };
-    see(&mut room, seen(&[("web-0", own)], &[]), 0);
-    let exposure = room.apps[&app()].exposure.clone();
+    update(&mut facts, seen(&[("web-0", own)], &[]), 0);
+    let exposure = facts.apps[&app()].exposure.clone();
     assert_eq!(exposure, Some(Exposure::plain(["web-x7k2.ns-a.svc".into()])));
 }
 
@@ -276,11 +287,12 @@ fn where_accusations_are_not_verified_a_pods_name_is_enough() {
 #[test]
 fn an_app_with_one_of_several_accused_pods_left_is_not_gone() {
     let two = [("web-0", "1"), ("web-1", "2")].map(|(name, uid)| (name.into(), PodIdentity::Uid(uid.into())));
-    let wanted = RequestedFacts { apps: [(app(), two.into_iter().collect())].into(), pods: BTreeSet::new() };
-    let mut room = NamespaceFacts::default();
+    let requested =
+        RequestedFacts { apps: [(app(), two.into_iter().collect())].into(), pods: BTreeSet::new() };
+    let mut facts = NamespaceFacts::default();
     let mut is_gone = |pods: &[(&str, Pod)], absent: &[&str], seconds| {
-        room.see(&"ns-a".into(), &wanted, Some(seen(pods, absent)), at(seconds), PATIENCE);
-        room.apps[&app()].gone
+        facts.update(&"ns-a".into(), &requested, Some(seen(pods, absent)), at(seconds), PATIENCE);
+        facts.apps[&app()].gone
     };
     let other = |uid| pod(uid, "other", false);
     for seconds in [0, 600] {
@@ -299,9 +311,9 @@ fn with_routes_ingresses_are_named_and_what_is_reached_otherwise_stays_plain() {
         ingresses: [("web-x7k2".into(), ["in".into()].into())].into(),
         otherwise: ["web-2".into(), "stranger".into()].into(),
     });
-    let mut room = NamespaceFacts::default();
-    see(&mut room, found, 0);
-    let exposure = room.apps[&app()].exposure.clone().unwrap();
+    let mut facts = NamespaceFacts::default();
+    update(&mut facts, found, 0);
+    let exposure = facts.apps[&app()].exposure.clone().unwrap();
     let texts = |texts: &[Text]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(texts(&exposure.services), ["web-2.ns-a.svc", "web-x7k2.ns-a.svc"]);
     assert_eq!(texts(&exposure.ingresses), ["ns-a/in"]);

@@ -1,4 +1,4 @@
-//! What one namespace may cost.
+//! Limits of the costs of one namespace.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::fake::{Server, pod, service};
 use super::*;
 use crate::kubernetes::{Cluster, Refusal};
 
-fn evidence(server: &Server) -> ClusterFactsTask {
+fn task(server: &Server) -> ClusterFactsTask {
     ClusterFactsTask {
         cluster: Cluster::with_client(server.client()),
         interval: ROUND,
@@ -19,12 +19,12 @@ fn evidence(server: &Server) -> ClusterFactsTask {
     }
 }
 
-/// One look at the namespace `ns-a`, whose Pod `web` is accused.
-async fn look(server: &Server) -> (State, Result<Vec<(PodRef, Moment)>, Refusal>) {
-    let evidence = evidence(server);
+/// One look-up of the namespace `ns-a`, whose Pod `web` is accused.
+async fn look_up(server: &Server) -> (State, Result<Vec<(PodRef, Moment)>, Refusal>) {
+    let task = task(server);
     let mut state = state(&[("ns-a", "n1", 1)]);
-    let looked = evidence.look(&state, "ns-a".into(), at(10)).await;
-    let outcome = state.see(looked, ROUND);
+    let result = task.look_up(&state, "ns-a".into(), at(10)).await;
+    let outcome = state.apply_lookup(result, ROUND);
     (state, outcome)
 }
 
@@ -53,7 +53,7 @@ async fn of_large_services_only_what_matters_is_held_and_their_pages_stay_small(
         large["metadata"]["annotations"] = json!({"large": "\\\"{[".repeat(16 << 10)});
         server.put("services", "ns-a", &format!("web-{n:03}"), large);
     }
-    let (state, outcome) = look(&server).await;
+    let (state, outcome) = look_up(&server).await;
     assert!(outcome.is_ok());
     assert_eq!(exposure(&state), Some(300));
     let requests = server.store().requests.clone();
@@ -67,17 +67,17 @@ async fn pages_of_usual_objects_become_larger() {
     for n in 0..600 {
         server.put("services", "ns-a", &format!("web-{n:03}"), service("web"));
     }
-    let (state, _) = look(&server).await;
+    let (state, _) = look_up(&server).await;
     assert_eq!((exposure(&state), server.store().asked_for("services")), (Some(600), 2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_objects_than_the_bound_are_said_and_nothing_is_guessed() {
+async fn more_objects_than_the_bound_are_reported_and_nothing_is_guessed() {
     let server = server();
     for n in 0..=MAX_OBJECTS {
         server.put("services", "ns-a", &format!("web-{n:04}"), service("web"));
     }
-    let (state, outcome) = look(&server).await;
+    let (state, outcome) = look_up(&server).await;
     assert!(outcome.is_ok(), "it is its tenant's doing, and no trouble of the cluster's");
     let facts = state.facts();
     let PodState::Unreadable(why) = &facts.pods.values().next().unwrap().state else { panic!() };
@@ -91,7 +91,7 @@ async fn more_objects_than_the_bound_are_said_and_nothing_is_guessed() {
     assert_eq!(trouble.problem().as_deref(), Some(&**why));
 
     server.remove("services", "ns-a", "web-0000");
-    let (state, _) = look(&server).await;
+    let (state, _) = look_up(&server).await;
     assert_eq!((exposure(&state), state.too_large.len()), (Some(MAX_OBJECTS), 0));
 }
 
@@ -107,7 +107,7 @@ async fn what_is_wanted_has_a_bound_of_bytes_too() {
         large["metadata"]["labels"]["large"] = labels.as_str().into();
         server.put("pods", "ns-a", &format!("other-{n}"), large);
     }
-    let (state, outcome) = look(&server).await;
+    let (state, outcome) = look_up(&server).await;
     assert!(outcome.is_ok());
     let facts = state.facts();
     let PodState::Unreadable(why) = &facts.pods.values().next().unwrap().state else { panic!() };
@@ -119,7 +119,7 @@ async fn an_answer_that_is_no_list_proves_nothing() {
     let server = server();
     for (code, part) in [(503, "services"), (404, "/pods"), (403, "/pods")] {
         server.store().refused = [(part.to_owned(), code)].into();
-        let (state, outcome) = look(&server).await;
+        let (state, outcome) = look_up(&server).await;
         assert!(outcome.is_err(), "{code}");
         assert!(matches!(state.facts().pods.values().next().unwrap().state, PodState::Unreadable(_)));
     }

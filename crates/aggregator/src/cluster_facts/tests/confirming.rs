@@ -1,38 +1,38 @@
-//! What the watches allow to judge without a look, step by step.
+//! Judgements that the watches allow without a look-up, step by step.
 
 use super::*;
 
-/// Watched, looked at at 10 s, and accepted with that UID.
+/// Watched, looked up at 10 s, and accepted with that UID.
 fn watched(uid: &str) -> (State, WatchStates, Text) {
     let namespace = Text::from("ns-a");
-    let told = WatchStates::default();
+    let states = WatchStates::default();
     let mut state = state(&[("ns-a", "n1", 5)]);
-    state.told = Some(told.clone());
+    state.watch_states = Some(states.clone());
     {
-        let mut changes = told.changes();
+        let mut changes = states.changes();
         changes.note_in([&namespace].into_iter());
         for kind in changes::Kind::ALL {
             changes.begin(kind, at(8));
         }
-        changes.look_at(&namespace);
+        changes.begin_lookup(&namespace);
     }
-    let found = Seen {
+    let found = NamespaceContents {
         pods: [("web".into(), Pod { node: Some("n1".into()), ..seen_pod() })].into(),
-        ..Seen::default()
+        ..NamespaceContents::default()
     };
-    let looked = Looked { namespace: namespace.clone(), asked: at(10), seen: Ok(Some(found)) };
-    state.see(looked, ROUND).unwrap();
+    let result = LookupResult { namespace: namespace.clone(), asked: at(10), seen: Ok(Some(found)) };
+    state.apply_lookup(result, ROUND).unwrap();
     let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
     let pods = [(pod.clone(), AccusingNodes::one(NodeName::new("n1"), at(20)))].into();
     let apps =
         [(App::new("ns-a", "app", "web"), vec![AccusedPod { pod, which: PodIdentity::Uid(uid.into()) }])]
             .into();
-    state.ask(&LookupRequests { pods, apps, ..LookupRequests::default() }, at(20));
+    state.set_requests(&LookupRequests { pods, apps, ..LookupRequests::default() }, at(20));
     for kind in changes::Kind::ALL {
-        told.changes().expect(kind, "7".to_owned(), at(30));
-        told.changes().reach(kind, "8");
+        states.changes().expect(kind, "7".to_owned(), at(30));
+        states.changes().reach(kind, "8");
     }
-    (state, told, namespace)
+    (state, states, namespace)
 }
 
 fn seen_pod() -> Pod {
@@ -44,7 +44,7 @@ fn asked(state: &State) -> u64 {
 }
 
 #[test]
-fn a_fact_is_as_new_as_the_last_moment_up_to_which_everything_was_told() {
+fn a_fact_is_as_new_as_the_last_moment_up_to_which_everything_was_reported() {
     let (mut state, ..) = watched("1");
     assert!(state.confirm(at(31)));
     assert_eq!(asked(&state), 30);
@@ -55,9 +55,9 @@ fn a_fact_is_as_new_as_the_last_moment_up_to_which_everything_was_told() {
 }
 
 #[test]
-fn where_something_has_changed_nothing_is_judged_before_another_look() {
-    let (mut state, told, _) = watched("1");
-    told.changes().note(changes::Kind::Pods, "ns-a", "web", None);
+fn where_something_has_changed_nothing_is_judged_before_another_lookup() {
+    let (mut state, states, _) = watched("1");
+    states.changes().note(changes::Kind::Pods, "ns-a", "web", None);
     assert!(!state.confirm(at(31)));
     assert_eq!((asked(&state), due(&mut state, 31)), (10, vec!["ns-a".to_owned()]));
 }

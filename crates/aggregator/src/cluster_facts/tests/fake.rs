@@ -220,7 +220,7 @@ impl Server {
                         return Some((pieces(&line, "\n"), (version, changes, bookmark)));
                     }
                     tokio::select! {
-                        told = changes.changed() => if told.is_err() { return None },
+                        changed = changes.changed() => if changed.is_err() { return None },
                         () = tokio::time::sleep(POLL), if server.store().lag > Duration::ZERO => {}
                         () = tokio::time::sleep_until(bookmark) => {
                             bookmark += BOOKMARKS;
@@ -249,7 +249,7 @@ impl Store {
         late.unwrap_or(self.version).min(self.stalled.unwrap_or(u64::MAX))
     }
 
-    /// Watches hear nothing any more, but go on sending bookmarks.
+    /// Watches get no more changes, but go on sending bookmarks.
     pub(in crate::cluster_facts) fn stall(&mut self) {
         self.stalled = Some(self.version);
     }
@@ -300,7 +300,7 @@ impl Store {
     }
 }
 
-/// What a path names.
+/// The kind and the object that a path names.
 struct Place {
     resource: String,
     namespace: Option<String>,

@@ -20,19 +20,19 @@ async fn a_change_that_no_watch_reports_is_found_within_an_hour_without_a_burst_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changed_while_a_namespace_was_not_asked_about_during_a_look_is_not_missed() {
+async fn a_change_while_a_namespace_is_not_requested_during_a_lookup_is_not_missed() {
     let stage = Stage::settled(20).await;
     let ask = |with: bool| {
         let now = stage.clock.now();
-        let mut questions = LookupRequests::default();
+        let mut requests = LookupRequests::default();
         for namespace in
             stage.names.iter().chain([&Text::from("ns-late")]).filter(|n| with || ***n != *"ns-late")
         {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
             // A Pod that is not believed to be on n2 is disputed.
-            questions.pods.insert(pod, AccusingNodes::one(NodeName::new("n2"), now));
+            requests.pods.insert(pod, AccusingNodes::one(NodeName::new("n2"), now));
         }
-        stage.questions.send_replace(Arc::new(questions));
+        stage.requests.send_replace(Arc::new(requests));
     };
     stage.server.put("namespaces", "", "ns-late", json!({}));
     stage.server.put("pods", "ns-late", "web", pod("1", "web", "n1"));
@@ -56,7 +56,7 @@ async fn what_changed_while_a_namespace_was_not_asked_about_during_a_look_is_not
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_are_no_proof_that_everything_was_told() {
+async fn events_are_no_proof_that_everything_was_reported() {
     let stage = Stage::settled(20).await;
     stage.server.store().has_no_bookmarks = true;
     let last = stage.clock.now();
@@ -79,7 +79,7 @@ async fn a_watch_that_repeats_a_bookmark_is_no_proof() {
     let stage = Stage::settled(20).await;
     stage.server.store().stall();
     let stalled = stage.clock.now();
-    // Another Pod of that name, of which the watch does not hear.
+    // Another Pod of that name, which the watch does not report.
     stage.server.put("pods", "ns-00007", "web", pod("2", "web", "n2"));
     stage.accuse(true);
     for _ in 0..17 {
@@ -90,12 +90,12 @@ async fn a_watch_that_repeats_a_bookmark_is_no_proof() {
     }
     wait(200).await;
     let fact = stage.fact("ns-00007");
-    assert!(matches!(&fact.state, PodState::Present { uid, .. } if **uid == *"2"), "looked at: {fact:?}");
+    assert!(matches!(&fact.state, PodState::Present { uid, .. } if **uid == *"2"), "looked up: {fact:?}");
     assert!(!stage.status.borrow().is_watched);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_is_late_tells_only_what_was_so_before() {
+async fn a_watch_that_is_late_reports_only_earlier_states() {
     let stage = Stage::settled(20).await;
     stage.server.store().lag = Duration::from_secs(40);
     for minute in 0..6 {

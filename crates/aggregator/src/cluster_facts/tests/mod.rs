@@ -1,4 +1,4 @@
-//! The order of looks in simulated time, under the pace as shipped.
+//! The order of look-ups in simulated time, under the default pace.
 
 mod bounds;
 mod confirming;
@@ -18,7 +18,7 @@ use procscan_core::names::{App, NodeName};
 use procscan_core::policy::{AccusedPod, AccusingNodes, Lineage, PodFact, PodIdentity, PodState};
 
 use super::due::MIN_LOOKUP_PAUSE;
-use super::lookup::{Pod, Seen};
+use super::lookup::{NamespaceContents, Pod};
 use super::state::MAX_UNKNOWN_PODS;
 use super::*;
 
@@ -34,46 +34,46 @@ fn accusation(namespace: &str, node: &str, since: u64) -> (PodRef, AccusingNodes
 fn state(accusations: &[(&str, &str, u64)]) -> State {
     let mut state = State::default();
     let pods = accusations.iter().map(|(namespace, node, since)| accusation(namespace, node, *since));
-    state.ask(&LookupRequests { pods: pods.collect(), ..LookupRequests::default() }, at(0));
+    state.set_requests(&LookupRequests { pods: pods.collect(), ..LookupRequests::default() }, at(0));
     state
 }
 
 const ROUND: Duration = Duration::from_mins(1);
 
 fn due(state: &mut State, now: u64) -> Vec<String> {
-    state.due(at(now), ROUND).looks.iter().map(ToString::to_string).collect()
+    state.due(at(now), ROUND).lookups.iter().map(ToString::to_string).collect()
 }
 
 #[test]
-fn a_namespace_is_looked_at_for_news_once_a_second_and_otherwise_once_a_round() {
-    let questions = |since| LookupRequests {
+fn a_namespace_is_looked_up_for_news_once_a_second_and_otherwise_once_a_round() {
+    let requests = |since| LookupRequests {
         pods: [accusation("ns-a", "n1", since)].into(),
         ..LookupRequests::default()
     };
     let mut state = state(&[("ns-a", "n1", 5)]);
-    let room = state.rooms.entry("ns-a".into()).or_default();
-    room.asked = Some(at(10));
-    room.pods.insert("web".into(), PodFact { asked: at(10), state: PodState::Gone });
-    state.ask(&questions(5), at(10));
+    let facts = state.namespace_facts.entry("ns-a".into()).or_default();
+    facts.asked = Some(at(10));
+    facts.pods.insert("web".into(), PodFact { asked: at(10), state: PodState::Gone });
+    state.set_requests(&requests(5), at(10));
     assert_eq!((due(&mut state, 11), due(&mut state, 70).len()), (vec![], 1));
     assert_eq!(state.due(at(40), ROUND).next, Duration::from_secs(30));
-    state.ask(&questions(10), at(10));
+    state.set_requests(&requests(10), at(10));
     assert!(due(&mut state, 11).is_empty(), "judged by what was asked after it came");
-    state.ask(&questions(11), at(11));
+    state.set_requests(&requests(11), at(11));
     assert_eq!(due(&mut state, 11), ["ns-a"]);
     assert_eq!(state.due(at(10), ROUND).next, MIN_LOOKUP_PAUSE);
     // An App that nothing is known of yet does not wait for the next round either.
     let app = App::new("ns-a", "app", "web");
-    state.ask(&LookupRequests { apps: [(app, Vec::new())].into(), ..questions(5) }, at(11));
+    state.set_requests(&LookupRequests { apps: [(app, Vec::new())].into(), ..requests(5) }, at(11));
     assert_eq!(due(&mut state, 11), ["ns-a"]);
 }
 
 #[test]
 fn what_is_not_asked_any_more_is_forgotten() {
     let mut state = state(&[("ns-a", "n1", 5)]);
-    state.rooms.entry("ns-a".into()).or_default().is_terminating = true;
+    state.namespace_facts.entry("ns-a".into()).or_default().is_terminating = true;
     assert!(state.facts().terminating.contains("ns-a"));
-    state.ask(&LookupRequests::default(), at(6));
+    state.set_requests(&LookupRequests::default(), at(6));
     assert!(state.facts().terminating.is_empty() && due(&mut state, 100).is_empty());
 }
 
@@ -84,7 +84,7 @@ struct World {
     now: u64,
     /// The accused namespaces, with the nodes that accuse.
     accused: Vec<(Text, Vec<NodeName>)>,
-    /// How often the policy has asked.
+    /// How often the policy has sent requests.
     asked: u64,
     /// When each namespace was first judged, in milliseconds.
     judged: BTreeMap<Text, u64>,
@@ -92,7 +92,7 @@ struct World {
 
 /// What `kubernetes.requests_per_second` leaves for each request, in milliseconds.
 const PER_REQUEST: u64 = 1000 / 20;
-/// The requests of one look: the namespace, its Pods, its Services.
+/// The requests of one look-up: the namespace, its Pods, its Services.
 const REQUESTS: u64 = 3;
 const SCAN: u64 = 60_000;
 const ASKED: u64 = 10_000;
@@ -110,8 +110,8 @@ impl World {
     }
 
     /// Each node's scans come at a time of their own.
-    fn questions(&self) -> LookupRequests {
-        let mut questions = LookupRequests::default();
+    fn requests(&self) -> LookupRequests {
+        let mut requests = LookupRequests::default();
         for (namespace, nodes) in &self.accused {
             let mut nodes = nodes.iter().map(|node| {
                 let offset = node.0.bytes().map(u64::from).sum::<u64>() * 997 % SCAN;
@@ -127,22 +127,22 @@ impl World {
             let Some((node, since)) = nodes.next() else { continue };
             let mut accusers = AccusingNodes::one(node.clone(), since);
             nodes.for_each(|(node, since)| accusers.add(node, since));
-            questions.pods.insert(PodRef { namespace: namespace.clone(), pod: "web".into() }, accusers);
+            requests.pods.insert(PodRef { namespace: namespace.clone(), pod: "web".into() }, accusers);
         }
-        questions
+        requests
     }
 
     /// Goes on for `seconds`, or until every namespace has been judged.
     fn run(&mut self, seconds: u64) {
         let end = self.now + seconds * 1000;
         while self.now < end && self.judged.len() < self.accused.len() {
-            // What the policy asks follows the scans.
+            // The requests of the policy follow the scans.
             if self.now / ASKED >= self.asked {
                 self.asked = self.now / ASKED + 1;
-                self.state.ask(&self.questions(), self.moment());
+                self.state.set_requests(&self.requests(), self.moment());
             }
             let asked = self.moment();
-            let due = self.state.due(asked, ROUND).looks;
+            let due = self.state.due(asked, ROUND).lookups;
             if due.is_empty() {
                 self.now += 1000;
                 continue;
@@ -153,8 +153,9 @@ impl World {
                 self.judged.entry(namespace.clone()).or_insert(self.now);
             }
             for namespace in &due {
-                let looked = Looked { namespace: namespace.clone(), asked, seen: Ok(Some(seen(namespace))) };
-                self.state.see(looked, ROUND).unwrap();
+                let result =
+                    LookupResult { namespace: namespace.clone(), asked, seen: Ok(Some(seen(namespace))) };
+                self.state.apply_lookup(result, ROUND).unwrap();
             }
         }
     }
@@ -165,7 +166,7 @@ impl World {
     }
 }
 
-fn seen(namespace: &Text) -> Seen {
+fn seen(namespace: &Text) -> NamespaceContents {
     let pod = Pod {
         uid: "1".into(),
         created: Some(at(0)),
@@ -177,7 +178,7 @@ fn seen(namespace: &Text) -> Seen {
         has_ended: false,
         is_pending: false,
     };
-    Seen { pods: [("web".into(), pod)].into(), ..Seen::default() }
+    NamespaceContents { pods: [("web".into(), pod)].into(), ..NamespaceContents::default() }
 }
 
 fn nodes(names: impl IntoIterator<Item = usize>) -> Vec<NodeName> {
@@ -188,10 +189,10 @@ fn nodes(names: impl IntoIterator<Item = usize>) -> Vec<NodeName> {
 fn two_thousand_accused_namespaces_are_all_judged_in_the_time_that_the_pace_allows() {
     let accused = (0..2000).map(|n| (format!("ns-{n:05}").into(), nodes([n % 100]))).collect();
     let mut world = World::new(accused);
-    // 2,000 looks of three requests at 20 requests/s are 300 s; up to a quarter of them may be for namespaces that nothing waits in.
+    // 2,000 look-ups of three requests at 20 requests/s are 300 s; up to a quarter of them may be for namespaces that nothing waits in.
     world.run(400);
     assert!(world.last_judged() <= 400, "{}", world.last_judged());
-    // Whatever waits is looked at in turn, although all evidence is renewed each minute.
+    // All that wait are looked up in turn, although all evidence is renewed each minute.
     world.judged.clear();
     world.run(400);
     assert_eq!(world.judged.len(), 2000);
@@ -207,11 +208,11 @@ fn a_node_that_accuses_thousands_of_namespaces_delays_no_other() {
     });
     let mut world = World::new(lies.chain(honest).collect());
     let is_honest = |namespace: &Text| namespace.starts_with("ns-honest");
-    // 100 looks of their own, the liar's eleventh part, and a quarter kept: 147 looks of three requests at 20 requests/s are 22 s.
+    // 100 look-ups of their own, the liar's eleventh part, and a quarter kept: 147 look-ups of three requests at 20 requests/s are 22 s.
     world.run(22);
     let judged = world.judged.keys().filter(|namespace| is_honest(namespace)).count();
     assert_eq!(judged, 100);
-    // What is left of 400 looks a minute after the quarter that is kept, and after 100 namespaces that are renewed: 200 at least.
+    // 400 look-ups a minute, less a quarter that is kept, and less 100 namespaces whose evidence is renewed: at least 200.
     world.run(1500);
     assert!(world.last_judged() <= 1500, "{}", world.last_judged());
 }
@@ -223,7 +224,7 @@ fn what_waits_for_too_long_is_said_until_it_is_over() {
     let (status, shown) = watch::channel(ClusterFactsStatus::default());
     let show = |world: &mut World| {
         let now = world.moment();
-        world.state.show(&status, now);
+        world.state.publish_status(&status, now);
         shown.borrow().clone()
     };
     world.run(119);
@@ -234,12 +235,12 @@ fn what_waits_for_too_long_is_said_until_it_is_over() {
     assert!(late.late > 100 && late.longest_wait > Duration::from_mins(2), "{late:?}");
     assert!(late.problem().unwrap().contains("namespaces have waited for more than 2m"));
     assert!(world.state.is_late);
-    world.state.ask(&LookupRequests::default(), at(200));
+    world.state.set_requests(&LookupRequests::default(), at(200));
     assert_eq!((show(&mut world), world.state.is_late), (ClusterFactsStatus::default(), false));
 }
 
 #[test]
-fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
+fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_lookup() {
     let pods = (0..100).map(|n| {
         let pod = PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() };
         (pod, AccusingNodes::one(NodeName::new("n1"), at(1)))
@@ -248,6 +249,6 @@ fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_look() {
     let own: Vec<AccusedPod> = own.map(|pod| AccusedPod { pod, which: PodIdentity::Unknown }).collect();
     let apps = [(App::new("ns-a", "app", "web"), own)].into();
     let mut state = State::default();
-    state.ask(&LookupRequests { pods: pods.collect(), apps, ..LookupRequests::default() }, at(1));
+    state.set_requests(&LookupRequests { pods: pods.collect(), apps, ..LookupRequests::default() }, at(1));
     assert_eq!(state.urgent(&"ns-a".into()).len(), MAX_UNKNOWN_PODS + 10);
 }

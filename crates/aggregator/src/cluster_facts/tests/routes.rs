@@ -23,8 +23,8 @@ fn server() -> Server {
     server
 }
 
-/// The first look at the App `web` while `closed` Services are known to be closed.
-async fn first_look(closed: usize, max_service_entries: usize) -> Exposure {
+/// The first look-up of the App `web` while `closed` Services are known to be closed.
+async fn first_lookup(closed: usize, max_service_entries: usize) -> Exposure {
     first_fact(&server(), closed, max_service_entries).await.exposure.unwrap()
 }
 
@@ -57,17 +57,17 @@ async fn first_fact(server: &Server, closed: usize, max_service_entries: usize) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_many_services_are_closed_the_first_look_of_a_term_asks_by_which_routes() {
+async fn where_many_services_are_closed_the_first_lookup_of_a_term_asks_by_which_routes() {
     let named = Exposure {
         services: vec!["web.ns-a.svc".into()],
         ingresses: vec!["ns-a/in".into()],
         ..Exposure::default()
     };
     let plain = Exposure::plain(["web.ns-a.svc".into()]);
-    assert_eq!(first_look(0, 500).await, plain);
-    assert_eq!(first_look(299, 500).await, plain);
-    assert_eq!(first_look(300, 500).await, named);
-    assert_eq!(first_look(0, 0).await, named, "there is no plain list");
+    assert_eq!(first_lookup(0, 500).await, plain);
+    assert_eq!(first_lookup(299, 500).await, plain);
+    assert_eq!(first_lookup(300, 500).await, named);
+    assert_eq!(first_lookup(0, 0).await, named, "there is no plain list");
 }
 
 /// The tenant lets a Service select a Pod that can't start, and routes its traffic elsewhere by endpoints of its own.

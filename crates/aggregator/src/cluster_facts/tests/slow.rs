@@ -25,7 +25,7 @@ async fn more_slow_namespaces_than_there_are_places_delay_the_others_for_some_se
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_looked_at_is_said_until_it_could() {
+async fn a_failed_lookup_is_reported_until_it_succeeds() {
     let stage = Stage::new(3, 1000);
     stage.server.store().refused = [("/ns-00001/pods".to_owned(), 503)].into();
     stage.accuse(false);

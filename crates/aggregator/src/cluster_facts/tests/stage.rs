@@ -6,11 +6,11 @@ use super::fake::{Server, pod, service};
 use super::*;
 use crate::kubernetes::Cluster;
 
-/// The whole task, with questions from the test.
+/// The whole task, with requests from the test.
 pub(super) struct Stage {
     pub(super) server: Server,
     pub(super) clock: Clock,
-    pub(super) questions: watch::Sender<Arc<LookupRequests>>,
+    pub(super) requests: watch::Sender<Arc<LookupRequests>>,
     pub(super) facts: watch::Receiver<Arc<ClusterFacts>>,
     pub(super) gone: mpsc::Receiver<PodGone>,
     pub(super) status: watch::Receiver<ClusterFactsStatus>,
@@ -32,34 +32,34 @@ impl Stage {
             server.put("services", name, "web", service("web"));
         }
         let clock = Clock::start();
-        let (questions, asked) = watch::channel(Arc::default());
+        let (requests, asked) = watch::channel(Arc::default());
         let (facts_tx, facts) = watch::channel(Arc::default());
         let (gone_tx, gone) = mpsc::channel(1000);
         let (status_tx, status) = watch::channel(ClusterFactsStatus::default());
-        let evidence = ClusterFactsTask {
+        let task = ClusterFactsTask {
             cluster: Cluster::paced(server.client(), per_second),
             interval: ROUND,
             max_service_entries,
             clock,
             large: Semaphore::new(1),
         };
-        tokio::spawn(evidence.run(asked, facts_tx, gone_tx, status_tx, CancellationToken::new()));
-        Self { server, clock, questions, facts, gone, status, names }
+        tokio::spawn(task.run(asked, facts_tx, gone_tx, status_tx, CancellationToken::new()));
+        Self { server, clock, requests, facts, gone, status, names }
     }
 
     /// Accuses every Pod now; with `is_accepted`, it was accepted before.
     pub(super) fn accuse(&self, is_accepted: bool) {
         let now = self.clock.now();
-        let mut questions = LookupRequests::default();
+        let mut requests = LookupRequests::default();
         for namespace in &self.names {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
-            questions.pods.insert(pod.clone(), AccusingNodes::one(NodeName::new("n1"), now));
+            requests.pods.insert(pod.clone(), AccusingNodes::one(NodeName::new("n1"), now));
             if is_accepted {
                 let accused = AccusedPod { pod, which: PodIdentity::Uid("1".into()) };
-                questions.apps.insert(App::new(namespace.clone(), "app", "web"), vec![accused]);
+                requests.apps.insert(App::new(namespace.clone(), "app", "web"), vec![accused]);
             }
         }
-        self.questions.send_replace(Arc::new(questions));
+        self.requests.send_replace(Arc::new(requests));
     }
 
     pub(super) fn fact(&self, namespace: &str) -> PodFact {

@@ -42,23 +42,23 @@ async fn two_thousand_accused_namespaces_are_judged_within_a_round() {
     let app = App::new("ns-01999", "app", "web");
     assert_eq!(stage.facts.borrow().apps[&app].exposure.as_ref().unwrap().services.len(), 1);
     assert_eq!(stage.status.borrow().waiting, 0);
-    let looks = stage.server.store().asked_for("/namespaces/ns-");
-    assert!(looks < 100, "{looks}");
+    let lookups = stage.server.store().asked_for("/namespaces/ns-");
+    assert!(lookups < 100, "{lookups}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn evidence_that_keeps_coming_is_judged_within_two_rounds() {
     let stage = Stage::new(2000, PACE);
     // Each node scans at a time of its own, and renews everything each minute; nothing is accepted.
-    let mut questions = LookupRequests::default();
+    let mut requests = LookupRequests::default();
     for second in 0..180 {
         for (n, namespace) in stage.names.iter().enumerate().filter(|(n, _)| n % 60 == second % 60) {
             let pod = PodRef { namespace: namespace.clone(), pod: "web".into() };
-            questions
+            requests
                 .pods
                 .insert(pod, AccusingNodes::one(NodeName::new(format!("n{}", n % 60)), stage.clock.now()));
         }
-        stage.questions.send_replace(Arc::new(questions.clone()));
+        stage.requests.send_replace(Arc::new(requests.clone()));
         wait(1).await;
         let status = stage.status.borrow().clone();
         assert!(status.longest_wait <= Duration::from_secs(20), "{status:?}");
@@ -67,7 +67,7 @@ async fn evidence_that_keeps_coming_is_judged_within_two_rounds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_sweep_does_not_list_is_gone_only_by_a_look_of_its_own() {
+async fn what_a_sweep_does_not_list_is_gone_only_by_a_lookup_of_its_own() {
     let stage = Stage::new(100, PACE);
     stage.server.remove("pods", "ns-00007", "web");
     stage.server.remove("namespaces", "", "ns-00008");
@@ -89,7 +89,7 @@ async fn what_a_sweep_does_not_list_is_gone_only_by_a_look_of_its_own() {
     assert_eq!(
         stage.server.store().asked_for("/api/v1/pods?&limit=100"),
         lists,
-        "no sweep finds what is not there"
+        "no sweep finds a Pod that does not exist"
     );
 }
 
@@ -114,7 +114,7 @@ async fn pods_that_are_deleted_together_are_proven_gone_each_by_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sweep_that_takes_more_than_looks_one_by_one_is_given_up_and_not_tried_again_soon() {
+async fn a_sweep_that_takes_more_than_lookups_one_by_one_is_given_up_and_not_tried_again_soon() {
     let stage = Stage::new(50, PACE);
     for n in 0..4000 {
         stage.server.put("pods", "ns-other", &format!("web-{n}"), pod("1", "web", "n1"));
@@ -131,7 +131,7 @@ async fn a_sweep_that_takes_more_than_looks_one_by_one_is_given_up_and_not_tried
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_tenants_large_objects_cost_the_others_nothing_and_are_left_to_a_look_of_their_own() {
+async fn one_tenants_large_objects_cost_the_others_nothing_and_are_left_to_a_lookup_of_their_own() {
     let stage = Stage::new(200, PACE);
     for n in 0..160 {
         // Labels, which are held, and other fields, which are only read.
@@ -153,12 +153,12 @@ async fn one_tenants_large_objects_cost_the_others_nothing_and_are_left_to_a_loo
     stage.accuse(false);
     wait(60).await;
     assert_eq!(stage.judged(), 200, "{:?}", stage.status.borrow());
-    let looks = stage.server.store().asked_for("/namespaces/ns-00100/services");
-    assert!((1..=2).contains(&looks), "{looks}");
+    let lookups = stage.server.store().asked_for("/namespaces/ns-00100/services");
+    assert!((1..=2).contains(&lookups), "{lookups}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_is_held_together_is_looked_at_in_parts() {
+async fn more_than_is_held_together_is_looked_up_in_parts() {
     let stage = Stage::new(100, 200);
     for name in &stage.names {
         for n in 0..9 {
@@ -183,7 +183,7 @@ async fn more_than_is_held_together_is_looked_at_in_parts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changes_during_a_sweep_is_looked_at_again() {
+async fn what_changes_during_a_sweep_is_looked_up_again() {
     let stage = Stage::new(600, 4);
     stage.accuse(true);
     // The watches have begun, and a running sweep has already read the Services.
@@ -202,9 +202,9 @@ async fn a_sweep_of_an_earlier_term_counts_for_nothing() {
     let stage = Stage::new(600, 2);
     stage.accuse(false);
     wait(2).await;
-    let mut questions = LookupRequests::clone(&stage.questions.borrow());
-    questions.epoch += 1;
-    stage.questions.send_replace(Arc::new(questions));
+    let mut requests = LookupRequests::clone(&stage.requests.borrow());
+    requests.epoch += 1;
+    stage.requests.send_replace(Arc::new(requests));
     let begun = stage.clock.now();
     wait(30).await;
     assert_eq!(stage.facts.borrow().epoch, 1);
@@ -213,7 +213,7 @@ async fn a_sweep_of_an_earlier_term_counts_for_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_a_sweep_is_refused_each_namespace_is_looked_at_by_itself() {
+async fn where_a_sweep_is_refused_each_namespace_is_looked_up_by_itself() {
     let stage = Stage::new(60, PACE);
     stage.server.store().refused = [("/api/v1/pods?".to_owned(), 403)].into();
     stage.accuse(false);
@@ -257,7 +257,7 @@ async fn large_objects_count_for_their_own_namespace_and_not_for_its_neighbours(
 }
 
 #[test]
-fn all_heavy_namespaces_are_looked_at_one_by_one_and_the_heaviest_are_not_listed() {
+fn all_heavy_namespaces_are_looked_up_one_by_one_and_the_heaviest_are_not_listed() {
     let names: Vec<Text> = (0..130).map(|n| format!("ns-{n:03}").into()).collect();
     let mut sweeps = super::sweeps::Sweeps::default();
     let heavy = names[..80].iter().enumerate().map(|(n, name)| (name.clone(), n));

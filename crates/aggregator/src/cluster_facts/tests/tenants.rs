@@ -1,4 +1,4 @@
-//! What one tenant makes costs the other tenants nothing.
+//! Objects of one tenant cost the other tenants nothing.
 
 use serde_json::json;
 
@@ -42,7 +42,7 @@ async fn one_tenants_large_object_prevents_no_sweep() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_updates_of_one_tenants_large_pod_no_other_namespace_is_looked_at() {
+async fn after_updates_of_one_tenants_large_pod_no_other_namespace_is_looked_up() {
     let stage = Stage::settled(20).await;
     stage.server.store().requests.clear();
     // Of a namespace that is not accused, then of one that is.
@@ -59,9 +59,9 @@ async fn after_updates_of_one_tenants_large_pod_no_other_namespace_is_looked_at(
         let status = stage.status.borrow().clone();
         assert!(status.is_watched, "{status:?}");
     }
-    let looked_at = |namespace: &str| stage.server.store().asked_for(&format!("/namespaces/{namespace}/"));
-    assert_eq!((looked_at("ns-00007"), looked_at("ns-00008")), (2, 0), "once a minute");
-    // It is too large to be looked at, so nothing is known of its Pods, which is said.
+    let looked_up = |namespace: &str| stage.server.store().asked_for(&format!("/namespaces/{namespace}/"));
+    assert_eq!((looked_up("ns-00007"), looked_up("ns-00008")), (2, 0), "once a minute");
+    // It is too large to be looked up, so its Pods are unreadable, and the status says so.
     assert!(matches!(stage.fact("ns-00007").state, PodState::Unreadable(_)));
     assert!(stage.status.borrow().too_large.is_some());
     assert!(stage.knows(&"ns-00008".into()));

@@ -1,4 +1,4 @@
-//! Many accused namespaces in a cluster that can be watched: which requests are sent, and what is known when.
+//! Many accused namespaces in a cluster that can be watched: which requests are sent, and how old the facts are.
 
 use serde_json::json;
 
@@ -37,17 +37,17 @@ async fn renewed_evidence_of_what_was_accepted_is_judged_by_the_watches() {
 #[tokio::test(start_paused = true)]
 async fn a_new_accusation_is_judged_within_two_seconds_by_a_direct_read() {
     let mut stage = Stage::settled(20).await;
-    // A Pod that was looked at before is accused for the first time, and one in a new namespace.
+    // A Pod that was looked up before is accused for the first time, and one in a new namespace.
     for (namespace, name) in [("ns-00004", "other"), ("ns-new", "web")] {
         stage.server.put("namespaces", "", namespace, json!({}));
         stage.server.put("pods", namespace, name, pod("7", "other", "n1"));
         stage.server.put("services", namespace, "other", service("other"));
         wait(30).await;
-        let mut questions = LookupRequests::clone(&stage.questions.borrow());
+        let mut requests = LookupRequests::clone(&stage.requests.borrow());
         let pod = PodRef { namespace: namespace.into(), pod: name.into() };
-        questions.pods.insert(pod.clone(), AccusingNodes::one(NodeName::new("n1"), stage.clock.now()));
+        requests.pods.insert(pod.clone(), AccusingNodes::one(NodeName::new("n1"), stage.clock.now()));
         let accused = stage.clock.now();
-        stage.questions.send_replace(Arc::new(questions));
+        stage.requests.send_replace(Arc::new(requests));
         stage.facts.mark_unchanged();
         tokio::time::timeout(
             Duration::from_secs(2),
@@ -79,7 +79,7 @@ async fn an_accusation_of_what_has_no_open_incident_is_never_judged_by_a_watch()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_is_replaced_is_looked_at_again_at_once() {
+async fn a_pod_that_is_replaced_is_looked_up_again_at_once() {
     let mut stage = Stage::settled(20).await;
     stage.accuse(true);
     wait(80).await;
@@ -117,7 +117,7 @@ async fn services_that_are_made_later_are_known_at_once_and_what_does_not_matter
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_tells_nothing_is_no_proof_and_everything_is_looked_at_each_round() {
+async fn a_silent_watch_is_no_proof_and_everything_is_looked_up_each_round() {
     let stage = Stage::settled(20).await;
     stage.server.store().is_stuck = true;
     let silent = stage.clock.now();
@@ -125,10 +125,10 @@ async fn a_watch_that_tells_nothing_is_no_proof_and_everything_is_looked_at_each
     stage.accuse(true);
     wait(30).await;
     let fact = stage.fact("ns-00000");
-    assert!(fact.asked.uptime() <= silent.uptime(), "nothing was told since");
+    assert!(fact.asked.uptime() <= silent.uptime(), "nothing was reported since");
     wait(190).await;
     assert!(!stage.status.borrow().is_watched);
-    assert!(stage.fact("ns-00000").asked.uptime() > silent.uptime(), "looked at");
+    assert!(stage.fact("ns-00000").asked.uptime() > silent.uptime(), "looked up");
     let requests = stage.requests(wait(120)).await;
     assert!(requests >= 2 * 20 * 3, "{requests}");
     stage.server.store().is_stuck = false;
@@ -149,12 +149,12 @@ async fn a_watch_goes_on_where_it_broke_off_and_begins_anew_where_it_can_not() {
         })
         .await;
     assert!((25..=40).contains(&requests), "{requests}");
-    // What happened meanwhile is reported.
+    // Changes in the meantime are reported.
     stage.server.cut(false);
     stage.server.put("services", "ns-00005", "web-2", service("web"));
     wait(5).await;
     assert_eq!(stage.services("ns-00005"), 2);
-    // What happened before a watch starts anew is not.
+    // Changes before a watch starts anew are not.
     stage.server.cut(true);
     let requests = stage.requests(wait(30)).await;
     assert!(requests >= 20 * 3, "{requests}");
@@ -162,7 +162,7 @@ async fn a_watch_goes_on_where_it_broke_off_and_begins_anew_where_it_can_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_watches_are_refused_everything_is_looked_at_each_round() {
+async fn where_watches_are_refused_everything_is_looked_up_each_round() {
     let stage = Stage::new(20, 1000);
     stage.server.store().refused = [("/api/v1/pods?".to_owned(), 403)].into();
     stage.accuse(true);
@@ -194,7 +194,7 @@ async fn a_few_accused_namespaces_are_not_watched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_app_whose_pods_have_gone_is_proven_gone_after_another_look() {
+async fn an_app_whose_pods_have_gone_is_proven_gone_after_another_lookup() {
     let mut stage = Stage::settled(20).await;
     stage.server.remove("pods", "ns-00002", "web");
     wait(5).await;
@@ -215,7 +215,7 @@ async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
             (pod, AccusingNodes::one(NodeName::new(node), stage.clock.now()))
         };
         let pods = stage.names.iter().map(accusation).collect();
-        stage.questions.send_replace(Arc::new(LookupRequests { pods, ..LookupRequests::default() }));
+        stage.requests.send_replace(Arc::new(LookupRequests { pods, ..LookupRequests::default() }));
     };
     // Pods that run on another node, which may have dots in its name or be known by its address; then Pods that do not
     // exist.
@@ -239,7 +239,7 @@ async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_routes_matter_those_of_all_are_looked_at() {
+async fn once_routes_matter_those_of_all_are_looked_up() {
     let stage = Stage::with_entries(20, 1000, 100);
     let path = json!({"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web"}}});
     let ingress = json!({"metadata": {}, "spec": {"rules": [{"http": {"paths": [path]}}]}});
@@ -278,7 +278,7 @@ async fn an_accusation_by_the_address_of_the_pods_own_node_needs_a_direct_read()
             (pod, AccusingNodes::one(NodeName::new("10.0.0.1:9090"), stage.clock.now()))
         };
         let pods = stage.names.iter().map(accusation).collect();
-        stage.questions.send_replace(Arc::new(LookupRequests { pods, ..LookupRequests::default() }));
+        stage.requests.send_replace(Arc::new(LookupRequests { pods, ..LookupRequests::default() }));
         let requests = stage.requests(wait(5)).await;
         assert!(requests >= 60, "{requests}");
     }
@@ -293,10 +293,10 @@ async fn what_a_new_block_waits_for_is_read_directly_whatever_the_watches_report
     let fact = stage.fact("ns-00003");
     let read = stage.facts.borrow().carried[&pod];
     assert!(read.uptime() < fact.asked.uptime(), "reported, not read");
-    let mut questions = LookupRequests::clone(&stage.questions.borrow());
+    let mut requests = LookupRequests::clone(&stage.requests.borrow());
     let since = stage.clock.now();
-    questions.direct.insert(pod.clone(), since);
-    stage.questions.send_replace(Arc::new(questions.clone()));
+    requests.direct.insert(pod.clone(), since);
+    stage.requests.send_replace(Arc::new(requests.clone()));
     let is_read = |facts: &Arc<ClusterFacts>| {
         !facts.carried.contains_key(&pod) && facts.pods[&pod].asked.uptime() >= since.uptime()
     };

@@ -51,26 +51,26 @@ impl Watch {
         let Metadata { namespace, name, resource_version } = object.metadata;
         let is_bookmark = r#type == "BOOKMARK";
         // A bookmark of an earlier version than the last one proves nothing.
-        let is_told = is_bookmark && reaches(&resource_version, version);
-        if is_told || !is_bookmark && !resource_version.is_empty() {
+        let is_progress = is_bookmark && reaches(&resource_version, version);
+        if is_progress || !is_bookmark && !resource_version.is_empty() {
             *version = resource_version;
         }
         let namespace = if self.kind == Kind::Namespaces { &name } else { &namespace };
-        let (mut is_news, mut needs_list) = (false, false);
+        let (mut is_changed, mut needs_list) = (false, false);
         let behind = {
-            let mut changes = self.told.changes();
+            let mut changes = self.states.changes();
             if !is_bookmark {
                 let print = (r#type != "DELETED").then_some(print);
-                is_news = changes.note(self.kind, namespace, &name, print);
+                is_changed = changes.note(self.kind, namespace, &name, print);
             }
-            if is_told {
+            if is_progress {
                 needs_list = changes.reach(self.kind, version);
             }
             changes.behind(self.kind, self.clock.now()).map(str::to_owned)
         };
-        self.told.tell(self.kind, behind.map(|goal| self.is_behind(version, &goal)));
-        if is_news {
-            self.told.news.notify_one();
+        self.states.set_refusal(self.kind, behind.map(|goal| self.is_behind(version, &goal)));
+        if is_changed {
+            self.states.changed.notify_one();
         }
         if needs_list {
             self.reached.notify_one();
@@ -107,9 +107,9 @@ mod tests {
     use crate::kubernetes::Cluster;
 
     fn watch(kind: Kind) -> (Watch, WatchStates, Clock) {
-        let (clock, told) = (Clock::start(), WatchStates::default());
-        let watch = Watch::of(kind, Cluster::paced(Server::new().client(), 20), clock, told.clone());
-        (watch, told, clock)
+        let (clock, states) = (Clock::start(), WatchStates::default());
+        let watch = Watch::of(kind, Cluster::paced(Server::new().client(), 20), clock, states.clone());
+        (watch, states, clock)
     }
 
     fn trimmed(watch: &Watch, line: &Value) -> Trim {
@@ -132,29 +132,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_bookmark_that_has_reached_the_version_of_a_list_proves_that_everything_was_reported() {
-        let (watch, told, clock) = watch(Kind::Pods);
+        let (watch, states, clock) = watch(Kind::Pods);
         for kind in Kind::ALL {
-            told.changes().is_absent(kind);
+            states.changes().is_absent(kind);
         }
-        told.changes().begin(Kind::Pods, clock.now());
+        states.changes().begin(Kind::Pods, clock.now());
         let mut version = "9".to_owned();
         let mut lines = vec![("MODIFIED", "30", false), ("BOOKMARK", "30", false), ("BOOKMARK", "x", false)];
         lines.extend([("MODIFIED", "50", false), ("BOOKMARK", "40", false), ("BOOKMARK", "50", true)]);
         lines.extend([("BOOKMARK", "59", false), ("BOOKMARK", "60", true)]);
         let mut goals = vec!["60", "45"];
-        for (r#type, newest, is_told) in lines {
+        for (r#type, newest, is_progress) in lines {
             tokio::time::advance(Duration::from_secs(10)).await;
-            if !told.changes().has_goal(Kind::Pods) {
+            if !states.changes().has_goal(Kind::Pods) {
                 let goal = goals.pop().unwrap();
-                assert!(told.changes().expect(Kind::Pods, goal.to_owned(), clock.now()));
+                assert!(states.changes().expect(Kind::Pods, goal.to_owned(), clock.now()));
             }
-            let before = told.changes().told_until(clock.now());
+            let before = states.changes().reported_until(clock.now());
             let line = json!({"type": r#type, "object": {"metadata": {"resourceVersion": newest}}});
             assert!(watch.take_in(trimmed(&watch, &line), &mut version).unwrap().is_none());
-            let after = told.changes().told_until(clock.now());
-            assert_eq!(after.map(Moment::uptime) > before.map(Moment::uptime), is_told, "{line}");
+            let after = states.changes().reported_until(clock.now());
+            assert_eq!(after.map(Moment::uptime) > before.map(Moment::uptime), is_progress, "{line}");
         }
         assert_eq!(version, "60");
-        assert!(!told.changes().expect(Kind::Pods, "59".to_owned(), clock.now()), "it has gone back");
+        assert!(!states.changes().expect(Kind::Pods, "59".to_owned(), clock.now()), "it has gone back");
     }
 }

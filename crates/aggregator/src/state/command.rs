@@ -5,28 +5,28 @@ use procscan_core::state::incident::{Approval, Release};
 use super::StateError;
 use crate::kubernetes::{Refusal, RefusalKind};
 
-/// What is wanted of an incident.
+/// A command about one incident.
 pub(super) enum IncidentRequest {
     Approve(Approval),
     Release(Release),
 }
 
-/// Why a word was not taken.
+/// Why a command was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorCommandError {
-    /// There is no such thing.
+    /// There is no such object.
     #[error("there is no {0} {1}")]
     Unknown(&'static str, String),
-    /// There is one already.
+    /// There is already one of this name.
     #[error("the {0} {1} exists already")]
     Exists(&'static str, String),
-    /// Another word about the same is just being done.
+    /// Another command about the same object is being carried out.
     #[error("what was asked of {0} just before is still being done; try again in a moment")]
     Busy(String),
-    /// It can't be kept.
+    /// It can't be persisted.
     #[error("{0}")]
     NotPersisted(String),
-    /// What was said makes no sense.
+    /// A value of the command is invalid.
     #[error("{0}")]
     Invalid(String),
 }

@@ -1,7 +1,7 @@
-//! What is kept, in a file: for a service without Kubernetes. One process has it for itself, so it always leads.
+//! The persisted state in a file, for a service without Kubernetes. Only one process uses the file, so it always leads.
 //!
-//! The documents are those of the cluster, in the same shape, `spec` for operators and `status` for us; a number in place of
-//! the object's generation says up to which of the operators' words everything has been done.
+//! The documents have the form of the objects in a cluster: `spec` is for operators, and `status` for the aggregator. A number in
+//! place of the object's generation shows up to which command all have been carried out.
 //!
 //! A row that can't be read (because another version wrote it, for example) stays byte for byte, and affects only its
 //! own App or exemption.
@@ -37,7 +37,7 @@ pub struct FileStore(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     directory: Box<Path>,
-    /// With what to go on if the state was damaged or is gone, and with it what operators wanted.
+    /// The mode with which a new file begins if the old one was damaged or is gone.
     after_loss: Option<EnforcementSpec>,
     inner: Mutex<Inner>,
     shown: watch::Sender<Arc<PersistedState>>,
@@ -45,9 +45,9 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Nothing as long as it could not be opened.
+    /// `None` as long as it could not be opened.
     sqlite: Option<Sqlite>,
-    /// What is in it, as far as we know.
+    /// The content of the file, as far as it is known.
     kept: Arc<PersistedState>,
     /// The rows that can't be read, unchanged: they are copied into every file that replaces this one.
     aside: Vec<Document>,
@@ -57,19 +57,19 @@ struct Inner {
     is_new: bool,
     /// The error that was last logged for each exemption that can't be read, by name.
     said: BTreeMap<String, String>,
-    /// The last read or write has failed: before the next one it has to be found out what is there.
+    /// The last read or write has failed, so the content of the file has to be read before the next one.
     is_doubtful: bool,
 }
 
 impl FileStore {
-    /// Opens the state in `directory`. What only has to be waited out (a full disk, for example) is tried again later; a file that
-    /// is another's, or of a newer version, is an error at once.
+    /// Opens the state in `directory`. A temporary failure (a full disk, for example) is tried again later. A file that another
+    /// process uses, or of a newer version, is an error at once.
     pub async fn open(directory: &Path) -> Result<Self, StateError> {
         Self::open_with(directory, None).await
     }
 
-    /// The same. If the file was damaged, and everything that operators wanted is lost with it, the new one begins with
-    /// `after_loss`: for as long as there is nothing in it and the damaged one is still there.
+    /// The same. If the file was damaged, and all declarations of operators are lost with it, the new one begins with `after_loss`,
+    /// as long as it is empty and the damaged one is still there.
     pub async fn open_with(
         directory: &Path,
         after_loss: Option<EnforcementSpec>,
@@ -87,19 +87,19 @@ impl FileStore {
                 Err(StateError::File(error))
             }
             Err(error) => {
-                tracing::error!(alert = "state", %error, "what is kept can't be read yet; trying again");
+                tracing::error!(alert = "state", %error, "the state file can't be read yet; trying again");
                 Ok(store)
             }
             Ok(_) => Ok(store),
         }
     }
 
-    /// What is kept, and what operators want.
+    /// The persisted state, with the commands of operators.
     pub fn shown(&self) -> watch::Receiver<Arc<PersistedState>> {
         self.0.shown.subscribe()
     }
 
-    /// Whether what was there was found damaged.
+    /// Whether an earlier file was found damaged.
     pub async fn has_set_aside(&self) -> bool {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
         sqlite.is_some_and(|sqlite| sqlite.warnings().iter().any(|aside| aside.problem.is_some()))
@@ -110,7 +110,7 @@ impl FileStore {
         self.0.shown.borrow().is_complete
     }
 
-    /// Reads everything that is kept. Fails if the Enforcement can't be read; other rows that can't be read are set
+    /// Reads the persisted state. Fails if the Enforcement can't be read; other rows that can't be read are set
     /// aside.
     pub async fn load(&self) -> Result<Loaded, StateError> {
         let mut inner = self.0.inner.lock().await;
@@ -120,7 +120,7 @@ impl FileStore {
             None => inner.sqlite.insert(Sqlite::open(&self.0.directory).await?.0),
         };
         if inner.is_doubtful {
-            // Whatever is there now is what is known.
+            // The content that is read now replaces the known one.
             sqlite.recover().await?;
             inner.is_doubtful = false;
         }
@@ -158,23 +158,23 @@ impl FileStore {
         inner.loaded()
     }
 
-    /// Keeps incidents, all of them or none. Gives the names of those that can't be kept, and why.
+    /// Persists incidents, all of them or none. Returns the names of those that can't be persisted, with the errors.
     pub async fn save(&self, incidents: Vec<Incident>) -> Vec<(String, StateError)> {
         let unread = self.0.shown.borrow().unread.incidents.clone();
-        let (incidents, kept_as_they_are): (Vec<_>, Vec<_>) =
+        let (incidents, unreadable_ones): (Vec<_>, Vec<_>) =
             incidents.into_iter().partition(|incident| !unread.contains_key(&*incident.name));
         let refuse = |incident: Incident| {
             let error = unread.get(&*incident.name).cloned().unwrap_or_default();
             let place = format!("{} {}", Kind::Incident.as_str(), incident.name);
             (incident.name, StateError::Unreadable(place, error))
         };
-        let mut failed: Vec<(String, StateError)> = kept_as_they_are.into_iter().map(refuse).collect();
+        let mut failed: Vec<(String, StateError)> = unreadable_ones.into_iter().map(refuse).collect();
         let names: Vec<String> = incidents.iter().map(|incident| incident.name.clone()).collect();
         let change = |kept: &mut PersistedState| {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
                 batch.decisions.extend(logged(&name, &spec, &status)?);
-                // What operators want is theirs.
+                // Only operators change the spec of a known incident.
                 let (spec, generation) = match kept.incidents.get(&*name) {
                     Some(known) => (known.spec(), known.generation),
                     None => (spec, 0),
@@ -191,7 +191,7 @@ impl FileStore {
         failed
     }
 
-    /// Takes away what operators wanted of an incident, unless they want something else since.
+    /// Removes the commands about an incident, unless there is a later one.
     pub async fn remove_commands(&self, name: &str) -> Result<(), StateError> {
         let change = |kept: &mut PersistedState| {
             let mut batch = Batch::default();
@@ -258,7 +258,7 @@ impl FileStore {
             let observed = incident.summary().map_or(0, |brief| brief.observed);
             let waits = incident.generation > observed;
             if !waits {
-                // What has been done is not to be done again with the next word.
+                // A command that has been carried out must not be carried out again with the next one.
                 incident.requested = None;
             }
             let wanted = incident.requested.get_or_insert_default();
@@ -290,8 +290,8 @@ impl FileStore {
                 return Err(OperatorCommandError::Exists("exemption", name.to_owned()));
             }
             kept.exemptions.insert(name.to_owned(), exemption.clone());
-            let told = declared(&Declaration::of_exemption(name, exemption, Timestamp::now()))?;
-            Ok(Batch { put: vec![exempted(name, exemption)?], decisions: vec![told], ..Batch::default() })
+            let entry = declared(&Declaration::of_exemption(name, exemption, Timestamp::now()))?;
+            Ok(Batch { put: vec![exempted(name, exemption)?], decisions: vec![entry], ..Batch::default() })
         };
         self.change(change).await
     }
@@ -303,9 +303,9 @@ impl FileStore {
             if spec.is_none() && unread.is_none() {
                 return Err(OperatorCommandError::Unknown("exemption", name.to_owned()));
             }
-            let told = declared(&Declaration::of_withdrawal(name, spec.as_ref(), by, Timestamp::now()))?;
+            let entry = declared(&Declaration::of_withdrawal(name, spec.as_ref(), by, Timestamp::now()))?;
             let remove = vec![(Kind::Exemption, name.to_owned())];
-            Ok(Batch { remove, decisions: vec![told], ..Batch::default() })
+            Ok(Batch { remove, decisions: vec![entry], ..Batch::default() })
         };
         self.change(change).await
     }
@@ -313,13 +313,13 @@ impl FileStore {
     pub(super) async fn set_enforcement(&self, spec: &EnforcementSpec) -> Result<(), OperatorCommandError> {
         let change = |kept: &mut PersistedState| {
             (kept.enforcement, kept.is_complete) = (spec.clone(), true);
-            let told = declared(&Declaration::of_mode(spec, Timestamp::now()))?;
-            Ok(Batch { put: vec![enforced(spec)?], decisions: vec![told], ..Batch::default() })
+            let entry = declared(&Declaration::of_mode(spec, Timestamp::now()))?;
+            Ok(Batch { put: vec![enforced(spec)?], decisions: vec![entry], ..Batch::default() })
         };
         self.change(change).await
     }
 
-    /// Changes what is kept, in the file first. After an error it is as it was.
+    /// Changes the persisted state, first in the file. After an error it is unchanged.
     async fn change<E: From<StateError>>(
         &self,
         change: impl FnOnce(&mut PersistedState) -> Result<Batch, E>,

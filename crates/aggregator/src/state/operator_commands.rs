@@ -1,4 +1,4 @@
-//! Takes operators' words, through any replica: kept first, done by the leader.
+//! Takes the commands of operators, in any replica. A command is persisted first, and the leader carries it out.
 
 #[cfg(test)]
 mod tests;
@@ -23,28 +23,28 @@ use crate::kubernetes::{Refusal, RefusalKind};
 
 /// How many times a write is tried again because another program wrote at the same time.
 const MAX_RETRIES: usize = 5;
-/// How many times, and after which pause, to look again whether the leader has removed what it has done.
+/// How many times, and after which pause, it is checked whether the leader has removed a command that it has carried out.
 const MAX_CHECKS: usize = 20;
 const CHECK_PAUSE: Duration = Duration::from_millis(150);
 
-/// The field manager of the log. The API server renews the time of a manager with each of its writes, and the time of the one that
-/// has written the mode says since when the mode counts.
+/// The field manager of the log. The API server renews the time of a manager with each of its writes, and the mode counts from the
+/// time of the manager that has written it.
 const LOG_MANAGER: &str = "procscan-aggregator-log";
-/// How long the answer to what was declared waits until it is in the log.
+/// How long the answer to a declaration waits for the entry in the log.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many entries the log of declarations has in a cluster, and how many bytes: all annotations of an object together may have
 /// 256 KiB.
 const MAX_LOG_ENTRIES: usize = 50;
 const MAX_LOG_BYTES: usize = 96 << 10;
 
-/// Where operators' words go.
+/// Where the commands of operators are persisted.
 #[derive(Clone, Debug)]
 pub enum OperatorCommands {
     /// Into objects in the cluster.
     Cluster(Objects),
     /// Into the file.
     File(FileStore),
-    /// Nowhere: the process takes no requests of operators.
+    /// Nowhere: the process takes no commands of operators.
     Unavailable,
 }
 
@@ -66,12 +66,13 @@ impl OperatorCommands {
         server.unwrap_or_else(Timestamp::now)
     }
 
-    /// Approves what a brake holds. Returns the number by which it will have been done.
+    /// Approves a decision that a brake holds. Returns the number of the command: it is carried out once the incident has observed
+    /// this number.
     pub async fn approve(&self, incident: &str, approval: Approval) -> Result<i64, OperatorCommandError> {
         self.submit(incident, IncidentRequest::Approve(approval)).await
     }
 
-    /// Releases an App. Returns the number by which it will have been done.
+    /// Releases an App. Returns the number of the command.
     pub async fn release(&self, incident: &str, release: Release) -> Result<i64, OperatorCommandError> {
         self.submit(incident, IncidentRequest::Release(release)).await
     }
@@ -107,7 +108,7 @@ impl OperatorCommands {
         .await
     }
 
-    /// Takes an exemption back for the operator `by`. `seen` is what the caller knows of it, for the log.
+    /// Removes an exemption for the operator `by`. `seen` is the exemption as the caller has read it, for the log.
     pub async fn remove_exemption(
         &self,
         name: &str,
@@ -126,7 +127,7 @@ impl OperatorCommands {
         .await
     }
 
-    /// Says whether decisions take effect.
+    /// Sets the mode.
     pub async fn set_enforcement(&self, enforcement: &EnforcementSpec) -> Result<(), OperatorCommandError> {
         let (operator_commands, enforcement) = (self.clone(), enforcement.clone());
         to_completion(async move {
@@ -140,8 +141,8 @@ impl OperatorCommands {
     }
 }
 
-/// Does an act in a task of its own. A request is dropped when its client goes, and an act that stops halfway counts and is in no
-/// log.
+/// Carries out a command in a task of its own. A request is dropped when its client disconnects, and a command that stops halfway
+/// would count and be in no log.
 async fn to_completion<T: Send + 'static>(
     act: impl Future<Output = Result<T, OperatorCommandError>> + Send + 'static,
 ) -> Result<T, OperatorCommandError> {
@@ -172,10 +173,10 @@ impl Objects {
             let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
             if is_wanted("approve") || is_wanted("release") {
                 let generation = live.metadata.generation.unwrap_or(0);
-                // A greater one belongs to another object of that name, or to a time that a restored backup has undone.
+                // A greater number belongs to another object of that name, or to the time after a backup that was restored.
                 if generation == observed {
-                    // It seems to be done, but only the leader knows whether that is certain, and removes it then.
-                    // Until then it must not be lost, and must not be done again together with the next act.
+                    // The command seems to be carried out, but only the leader knows for certain, and removes it then. Until
+                    // then it must not be lost, and must not be carried out again together with the next command.
                     if looks == 0 {
                         return Err(OperatorCommandError::Busy(name.to_owned()));
                     }
@@ -232,7 +233,7 @@ impl Objects {
             .await
         {
             Ok(gone) => {
-                // The API server answers with the object, or, most often, only that it is gone.
+                // The API server answers with the object or, most often, with a status only.
                 let spec = gone.left().and_then(|gone| part::<ExemptionSpec>(&gone, "spec").ok()).or(seen);
                 let at = self.wall_time();
                 self.log_declaration(Declaration::of_withdrawal(name, spec.as_ref(), by, at)).await;
@@ -247,7 +248,7 @@ impl Objects {
 
     async fn set_enforcement(&self, spec: &EnforcementSpec) -> Result<(), OperatorCommandError> {
         let api: Api<DynamicObject> = self.api(Resource::Enforcement);
-        // What is not said any more has to go.
+        // Absent fields are null in the patch, so that their old values are removed.
         let EnforcementSpec { mode, reason, by } = spec;
         let patch = json!({"spec": {"mode": mode, "reason": reason, "by": by}});
         let ask = self.ask("patch", "enforcements.procscan.sealos.io").of(enforcement::NAME);
@@ -272,17 +273,17 @@ impl Objects {
         self.cluster.server_time().unwrap_or_else(Timestamp::now)
     }
 
-    /// Enters what was declared into the log: an annotation of the Enforcement, which every replica sees and which outlasts
-    /// restarts. If that fails, what was declared counts all the same, and is in this replica's own log only.
+    /// Enters a declaration into the log: an annotation of the Enforcement, which every replica sees and which outlasts restarts. If
+    /// that fails, the declaration counts all the same, and only this replica's own log has it.
     ///
-    /// What was declared counts already, so its answer waits for the entry for a short time only; the entry is made after that.
+    /// The declaration counts already, so its answer waits for the entry for a short time only. The entry is made after that.
     async fn log_declaration(&self, declaration: Declaration) {
         let objects = self.clone();
         let entry = tokio::spawn(async move {
             if let Err(refusal) = objects.append_to_log(&declaration).await {
                 let Declaration { decision, actor, reason, .. } = &declaration;
                 let (decision, error) = (decision.as_str(), refusal.text);
-                tracing::warn!(decision, %actor, %reason, error, "what an operator has declared counts, but is not in the log of decisions");
+                tracing::warn!(decision, %actor, %reason, error, "an operator's declaration counts, but is not in the log of decisions");
             }
         });
         let _ = tokio::time::timeout(LOG_TIMEOUT, entry).await;
@@ -298,7 +299,7 @@ impl Objects {
         };
         let mut tries = MAX_RETRIES;
         loop {
-            // A patch of nothing is answered with the object: the right to read a single one is needed for nothing else.
+            // An empty patch is answered with the object, so that no right to read a single one is needed.
             let live = match patch(&json!({})).await {
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {
                     self.create_enforcement(&EnforcementSpec::default()).await
@@ -322,18 +323,18 @@ impl Objects {
     }
 }
 
-/// The text of the log with one more entry. The oldest give way, but never the last one about the mode: it says since when the
-/// mode counts, and who has declared it.
+/// The text of the log with one more entry. The oldest entries are removed, but never the last one about the mode: it has the time
+/// and the operator of the present mode.
 fn with_entry(mut log: Vec<Declaration>, declaration: &Declaration) -> String {
     log.push(declaration.clone());
-    // The entry of an earlier act may come later, because no act waits for its entry.
+    // The entry of an earlier command may come later, because no command waits for its entry.
     log.sort_by_key(|entry| entry.at);
     loop {
         // Serializing our types can't fail.
         let text = serde_json::to_string(&log).unwrap_or_default();
         let mode = log.iter().rposition(|entry| entry.exemption.is_none());
         let oldest = usize::from(mode == Some(0));
-        // One beside it stays.
+        // At least one other entry stays.
         if (log.len() <= MAX_LOG_ENTRIES && text.len() <= MAX_LOG_BYTES) || oldest + 1 >= log.len() {
             return text;
         }

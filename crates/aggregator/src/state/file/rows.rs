@@ -125,7 +125,7 @@ pub(super) fn everything(kept: &PersistedState, aside: &[Document]) -> Result<Ba
     Ok(batch)
 }
 
-/// What the rows of a file contain.
+/// The content of the rows of a file.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     /// The rows that can be read. Complete unless the Enforcement can't be read.
@@ -203,7 +203,7 @@ fn read_incident(name: &str, body: &str) -> Result<IncidentEntry, String> {
     incident(name, spec, status.as_ref(), generation).map_err(|error| error.to_string())
 }
 
-/// The content of a row, or what is wrong with it and where.
+/// The content of a row, or an error with its place.
 fn read<T: DeserializeOwned>(body: &str) -> Result<T, String> {
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(body))
         .map_err(|error| format!("{}: {}", error.path(), error.inner()))

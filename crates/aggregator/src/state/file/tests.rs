@@ -229,7 +229,7 @@ async fn a_file_that_is_anothers_or_newer_ends_the_start_and_anything_else_is_wa
     store.set_enforcement(&paused()).await.unwrap();
 }
 
-/// What the leader does with a file through [`Store`], from a start at which the disk was not ready.
+/// The leader's use of a file through [`Store`], from a start at which the disk was not ready.
 #[tokio::test]
 async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of_what_is_over() {
     let directory = tempfile::tempdir().unwrap();
@@ -262,7 +262,7 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
     let loaded = store.load(&permit, &PersistedState::default()).await.unwrap();
     assert_eq!(loaded.incidents, incidents[1..]);
     assert!(store.server_time().is_none() && store.next_look().is_none());
-    // What is known needs no file: an operator's word waits for no disk.
+    // Declarations that are known already are not read from the file again.
     std::fs::remove_file(&database).unwrap();
     store.read_declarations().await.unwrap();
 

@@ -1,4 +1,4 @@
-//! The file by which an output directory belongs to one Lease of one cluster: a lock can't tell one from another.
+//! The file by which an output directory belongs to one Lease of one cluster. A lock does not show which Lease its holder has.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -17,13 +17,13 @@ const MAX_MARKER: u64 = 512;
 pub(super) struct Owner {
     /// As `namespace/name`.
     pub(super) lease: String,
-    /// The UID of that namespace, which tells its cluster from others; `None` as long as the API server has not said it, or
-    /// forbids to ask.
+    /// The UID of that namespace, which no other cluster has; `None` as long as the API server has not answered, or if it forbids
+    /// the request.
     pub(super) cluster: Option<String>,
 }
 
 impl Owner {
-    /// What the file says. Earlier versions wrote no UID.
+    /// Reads the text of the file. Earlier versions wrote no UID.
     fn read(text: &str) -> Self {
         let mut words = text.split_whitespace();
         let lease = words.next().unwrap_or_default().to_owned();
@@ -45,9 +45,9 @@ pub(super) fn claim(path: &Path, owner: &Owner) -> Result<(), DirectoryError> {
         text => text.map_err(|e| error(&marker, "can't be read", &e))?,
     };
     let found = Owner::read(&text);
-    let of_another = |whose: String| {
+    let of_another = |reason: String| {
         let problem = format!(
-            "{whose}: configure another output.directory; if no process uses it there any more, remove this file"
+            "{reason}: configure another output.directory; if no process uses it there any more, remove this file"
         );
         Err(DirectoryError { path: marker.display().to_string(), problem })
     };
@@ -73,7 +73,7 @@ pub(super) fn claim(path: &Path, owner: &Owner) -> Result<(), DirectoryError> {
     }
 }
 
-/// The file by which the directory at `path` belongs to a Lease, whatever it says; `None` if there is none.
+/// The file by which the directory at `path` belongs to any Lease; `None` if there is none.
 pub(super) fn marker(path: &Path) -> Result<Option<PathBuf>, DirectoryError> {
     let marker = path.join(MARKER);
     match fs::symlink_metadata(&marker) {
@@ -98,7 +98,7 @@ fn write(path: &Path, marker: &Path, owner: &Owner) -> io::Result<()> {
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&temporary, marker));
     if written.is_err() {
-        // Best effort: what is left is cleared away at the next start.
+        // Best effort: the next start removes temporary files.
         let _ = fs::remove_file(&temporary);
     }
     written

@@ -1,5 +1,5 @@
-//! Temporary files. Their names can't be guessed, so that no other program takes one first. What a crash has left is known again
-//! by its name.
+//! Temporary files. Their names can't be guessed, so that no other program takes one first. Files that a crash has left are
+//! recognised by their names.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use procscan_core::resources::Kind;
 
-/// What the names begin with: a dot, so that `kubectl apply` does not read them.
+/// The beginning of the names: a dot, so that `kubectl apply` does not read the files.
 const PREFIX: &str = ".procscan-";
 /// The name under which the lease file is written, because its own begins with a dot.
 pub(super) const LEASE: &str = "lease";
 /// How many hexadecimal digits end the names.
 const DIGITS: usize = 16;
 
-/// Makes an empty file in `directory` that is to become the file `name`. What is there under the same name is neither
-/// followed nor written over.
+/// Makes an empty file in `directory` that is to become the file `name`. An existing file or link of the same name is
+/// neither followed nor overwritten.
 pub(super) fn make(directory: &Path, name: &str) -> io::Result<(PathBuf, File)> {
     // The keys of a hasher are random.
     let path = directory.join(format!("{PREFIX}{name}-{:016x}", RandomState::new().hash_one(0)));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_called_alike_is_not_ours() {
+    fn files_of_similar_names_are_not_ours() {
         let directory = tempfile::tempdir().unwrap();
         let of = |name: &str| directory.path().join(name);
         let ours = of(".procscan-wasmplugin_gw_x.yaml");

@@ -9,10 +9,10 @@ use flate2::write::GzDecoder;
 use procscan_core::report::{Failure, FailureReason};
 use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, Operation, Status};
 
-/// How much is decompressed at a time: twice as much at most, where a member ends.
+/// How many bytes are decompressed at a time; up to twice as many where a member ends.
 pub(super) const BYTES_PER_STEP: usize = 32 << 10;
-/// How much longer than its text so far a body may be. What compresses badly is stored, which costs a few bytes for each 64 KiB. But a
-/// zstd block, of 128 KiB at most, gives no text before all of it is there.
+/// How much longer than its text so far a body may be. Text that compresses badly is stored, which costs a few bytes for each
+/// 64 KiB. A zstd block of up to 128 KiB gives no text before all of it has arrived.
 const SLACK: usize = 256 << 10;
 /// The most gzip members or zstd frames of one body. A server writes one.
 const MAX_PARTS: usize = 256;
@@ -32,7 +32,7 @@ pub(super) enum Encoding {
 
 impl Encoding {
     /// The coding with this name: those that are asked for, and other names of theirs (RFC 9110, section 8.4.1.3). An empty name
-    /// says that nothing was done.
+    /// means no coding.
     pub(super) fn named(name: &str) -> Option<Self> {
         const NAMES: [(&str, Encoding); 5] = [
             ("", Encoding::Identity),
@@ -74,13 +74,13 @@ pub(super) struct Unpacker {
     given: usize,
 }
 
-/// What is being read.
+/// The part of the body that is being read.
 enum Part {
     Plain,
     Gzip(Box<GzDecoder<Vec<u8>>>),
     /// Behind a gzip member: another, or zeros up to the end.
     BehindGzip,
-    /// Zeros behind the last gzip member, as tapes and files padded to blocks have them.
+    /// Zeros behind the last gzip member, as in files that are padded to blocks.
     Zeros,
     Zstd {
         decoder: ZstdDecoder<'static>,
@@ -104,7 +104,7 @@ impl Unpacker {
         Ok(Self { encoding, part, parts, taken: 0, given: 0 })
     }
 
-    /// Takes some of `input`, and puts at most twice [`STEP`] bytes, perhaps none, behind what is in `output`, also before it fails.
+    /// Takes some of `input`, and appends at most twice [`BYTES_PER_STEP`] bytes, perhaps none, to `output`, also before it fails.
     /// Returns how many bytes of `input` it has taken. `input` must not be empty, and is to be passed on until all of it is taken.
     pub(super) fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, Failure> {
         let before = output.len();
@@ -129,6 +129,10 @@ impl Unpacker {
             }
             Part::Gzip(decoder) => {
                 let taken = decoder.write(input);
+                if taken.is_err() {
+                    // A call that fails leaves its output in the decoder. Flushing hands it out, and fails again.
+                    let _ = decoder.flush();
+                }
                 output.append(decoder.get_mut());
                 let taken = taken?;
                 if taken == 0 {
@@ -174,7 +178,7 @@ impl Unpacker {
         Ok(())
     }
 
-    /// The body ends here. Puts what is left behind what is in `output`, and says whether the body is whole.
+    /// The body ends here. Appends the rest to `output`, and returns whether the body is whole.
     pub(super) fn finish(&mut self, output: &mut Vec<u8>) -> Result<(), Failure> {
         let end = match &mut self.part {
             Part::Plain | Part::BehindGzip | Part::Zeros | Part::Zstd { is_between_frames: true, .. } => {
@@ -186,7 +190,7 @@ impl Unpacker {
                 end
             }
             Part::Zstd { decoder, .. } => {
-                // What was decompressed and found no room before.
+                // Decompressed bytes for which there was no room before.
                 let mut room = vec![0; 1 << ZSTD_WINDOW_LOG];
                 if let Ok(Status { bytes_written, .. }) = decoder.run_on_buffers(&[], &mut room) {
                     output.extend_from_slice(room.get(..bytes_written).unwrap_or_default());
@@ -217,7 +221,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// What a body that arrives in pieces of `size` bytes decompresses to.
+    /// Decompresses a body that arrives in pieces of `size` bytes.
     fn unpack(encoding: Encoding, body: &[u8], size: usize) -> Result<Vec<u8>, (Vec<u8>, Failure)> {
         let mut unpacker = Unpacker::new(encoding).unwrap();
         let mut output = Vec::new();
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_breaks_off_gives_what_came_before() {
+    fn a_body_that_breaks_off_gives_the_text_before() {
         let text: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
         for (encoding, body) in
             [(Encoding::Gzip, gzip(&text)), (Encoding::Zstd, zstd::encode_all(&*text, 1).unwrap())]
@@ -274,7 +278,25 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_body_and_is_no_part_of_it_is_an_error() {
+    fn a_corrupt_body_gives_the_same_text_and_failure_however_it_arrives() {
+        // Longer than a step, so that a call may fail after it has decompressed much.
+        let numbers = (0..4000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_string());
+        let text = numbers.collect::<Vec<_>>().join(";");
+        assert!(text.len() > BYTES_PER_STEP);
+        let body = gzip(text.as_bytes());
+        for place in 0..40 {
+            let mut corrupt = body.clone();
+            let at = place * body.len() / 40;
+            corrupt[at] ^= 1 << (place % 8);
+            let whole = unpack(Encoding::Gzip, &corrupt, corrupt.len());
+            for size in PIECES {
+                assert!(unpack(Encoding::Gzip, &corrupt, size) == whole, "byte {at} in pieces of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn foreign_bytes_behind_a_body_are_an_error() {
         for (body, why) in [
             ([gzip(b"a"), b"something else".to_vec()].concat(), "header"),
             ([gzip(b"a"), vec![0; 5], gzip(b"b")].concat(), "zeros"),

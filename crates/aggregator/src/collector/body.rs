@@ -26,7 +26,7 @@ const BYTES_PER_TURN: usize = 256 << 10;
 #[derive(Clone, Debug)]
 pub(super) struct Reader {
     limits: Limits,
-    /// The most bytes, on either side of decompression, of an answer that is decoded where it is waited for.
+    /// The most bytes, on either side of decompression, of an answer that is decoded in the task that waits for it.
     small: usize,
     reading: Arc<Reading>,
     healthy: Decoding,
@@ -66,7 +66,7 @@ impl Decoding {
 /// A body as far as it could be read.
 pub(super) struct Body {
     pub(super) answer: Answer,
-    /// Why that is not all of it.
+    /// Why it is not whole.
     pub(super) trouble: Option<Failure>,
     /// Kept until the records are taken in.
     pub(super) share: Share,
@@ -90,7 +90,7 @@ impl Reader {
         self.reading.begin_round(asked);
     }
 
-    /// What is known of large answers.
+    /// The state of large answers.
     #[cfg(test)]
     pub(super) fn reading(&self) -> &Reading {
         &self.reading
@@ -137,7 +137,8 @@ impl Reader {
         Body { answer, trouble, share: lease.into() }
     }
 
-    /// What a body decompresses to, if it is another, and why it does not decompress further; nothing if it is not small.
+    /// Decompresses a small body. Returns its bytes, unless it is not compressed, and why it does not decompress further. `None`
+    /// if the body is not small.
     fn unpack_small(
         &self,
         received: &[u8],
@@ -159,7 +160,7 @@ impl Reader {
     }
 }
 
-/// To which request of the collector an answer belongs.
+/// The request to which an answer belongs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestContext<'a> {
     /// The target's address.
@@ -170,18 +171,18 @@ pub(super) struct RequestContext<'a> {
     pub(super) deadline: Deadline,
 }
 
-/// By when an answer must be whole. What has been decoded by then is used.
+/// By when an answer must be whole. The records that are decoded by then are used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline {
     at: Instant,
-    /// What is allowed in all.
+    /// The time for the whole request.
     limit: Duration,
     /// The body exceeds its pool of the byte budget, so it must end before the agent's time is over.
     is_ours: bool,
 }
 
 impl Deadline {
-    /// A little before `limit` has passed, so that there is time to use what has arrived.
+    /// A little before `limit` has passed, so that there is time to decode the bytes that have arrived.
     pub(super) fn after(limit: Duration) -> Self {
         Self { at: Instant::now() + limit - limit / 20, limit, is_ours: false }
     }
@@ -199,12 +200,12 @@ impl Deadline {
         if self.is_ours && !lease.is_ended() { read.defer_if_stalled(failure) } else { failure }
     }
 
-    /// The time between the deadline and the limit is for what has arrived.
+    /// The time between the deadline and the limit is for decoding the bytes that have arrived.
     fn has_passed(self) -> bool {
         Instant::now() >= self.at
     }
 
-    /// The result of `work`, if it is there in time. Work that has nothing to wait for is done even after the deadline.
+    /// The result of `work`, if it is ready in time. Work without waits is done even after the deadline.
     async fn limit<T>(self, work: impl Future<Output = T>) -> Result<T, Failure> {
         tokio::time::timeout_at(self.at, work).await.map_err(|_| self.failure(FailureReason::Stalled))
     }
@@ -220,14 +221,14 @@ impl Deadline {
 struct Intake {
     unpacker: Unpacker,
     decoder: Decoder,
-    /// What has arrived, up to `taken` decompressed.
+    /// The bytes that have arrived; those before `taken` are decompressed.
     batch: Vec<u8>,
     taken: usize,
     /// How many bytes it has been decompressed to so far.
     unpacked: usize,
-    /// What has been decompressed and not been decoded yet.
+    /// Decompressed bytes that are not decoded yet.
     bytes: Vec<u8>,
-    /// Nothing that may follow is used: it does not follow what came before.
+    /// No further bytes are used, because some before them are lost.
     is_over: bool,
 }
 
@@ -237,7 +238,7 @@ enum Turn {
     Done,
     /// There is more of the batch.
     More,
-    /// More than the answer's share has been decompressed; what is beyond it is lost.
+    /// More than the answer's share has been decompressed; the bytes beyond it are lost.
     Cut,
 }
 
@@ -265,7 +266,7 @@ impl Intake {
             }
             let step = self.unpacker.step(rest, &mut self.bytes);
             self.unpacked += self.bytes.len();
-            // What is used must not depend on how the answer has arrived.
+            // The bytes that are used must not depend on how the answer has arrived.
             self.bytes.truncate(self.bytes.len().saturating_sub(self.unpacked.saturating_sub(most)));
             match step {
                 Ok(taken) => self.taken += taken,
@@ -288,14 +289,14 @@ impl Intake {
         let is_no_list = self.decoder.is_broken();
         let (answer, decoded) = self.decoder.finish();
         let malformed = decoded.err().as_ref().map(malformed);
-        // What has arrived is no list, whatever follows: how the answer arrives must not change the failure. If the list only does not
-        // end, the reason is the first trouble.
+        // A broken list stays broken, whatever follows. So this failure comes first: it does not depend on how the answer arrives.
+        // If the list is only not complete, the first trouble is the reason.
         let failure = if is_no_list { malformed } else { trouble.or(broken).or(malformed) };
         (answer, failure)
     }
 }
 
-/// A large answer, and what it costs.
+/// A large answer with its deadline, its limits and its memory.
 struct Large<'a> {
     reader: &'a Reader,
     is_on_probation: bool,
@@ -357,7 +358,7 @@ impl Large<'_> {
         }
     }
 
-    /// Waits until there is room for what a turn may add.
+    /// Waits until there is memory for the bytes that a turn may add.
     async fn cover(&mut self, decoder: &Decoder) -> Result<(), Failure> {
         // A record may take more than its text: its places are counted too.
         let most = decoder.held()
@@ -382,7 +383,7 @@ impl Large<'_> {
                 Ok(None) => std::future::pending().await,
                 Err(failure) => return (intake, Err(self.read.defer_if_stalled(failure))),
             };
-            // What the answer may have read can change between two turns, but not within one.
+            // How much of the answer may be read can change between two turns, but not within one.
             let most = self.read.most();
             let before = intake.unpacked;
             let (back, turn, time) = decoding.decode(intake, most, permit).await;
@@ -413,7 +414,7 @@ enum End {
     Reached,
 }
 
-/// Puts the next piece of a body behind what is in `received`.
+/// Appends the next piece of a body to `received`.
 async fn receive(
     incoming: &mut Incoming<impl AsyncRead + Unpin>,
     received: &mut Vec<u8>,

@@ -170,7 +170,7 @@ impl Budget {
     }
 }
 
-/// What one body holds of the budget while it is read. Given back when dropped.
+/// The share of the budget that one body holds while it is read. Given back when dropped.
 pub(super) struct Lease {
     pool: Pool,
     held: Option<OwnedSemaphorePermit>,
@@ -195,7 +195,7 @@ impl Lease {
     }
 
     /// Whether the body had to end because its agent was slow. Others wait for its memory, so nothing more is decoded of a large answer.
-    /// Of a small one, what has arrived is decoded.
+    /// Of a small one, the bytes that have arrived are decoded.
     pub(super) fn is_ended(&self) -> bool {
         self.is_ended
     }
@@ -208,7 +208,7 @@ impl Lease {
         let needed = u32::try_from(needed).unwrap_or(u32::MAX).min(self.pool.size);
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = needed.saturating_sub(u32::try_from(held).unwrap_or(u32::MAX));
-        // What a body that exceeds its pool may take has a limit of its own: `collector.max_body`.
+        // A body that exceeds its pool has a limit of its own: `collector.max_body`.
         if missing == 0 || self.overdraft.is_some() {
             return;
         }
@@ -272,7 +272,7 @@ impl Lease {
     }
 }
 
-/// What a report holds of the byte budget. Given back when dropped, which is after its records are taken in: until then further large
+/// The share of the byte budget that a report holds. Given back when dropped, which is after its records are taken in: until then further large
 /// answers are not read from their nodes.
 #[derive(Debug, Default)]
 pub struct Share {

@@ -1,7 +1,7 @@
-//! Asks one agent: a connection, one exchange over it, and what came of it.
+//! Asks one agent: a connection, one exchange over it, and its outcome.
 //!
-//! An agent drops idle connections after 10 s, so a pool would hold nothing but closed ones; and redirects, cookies and proxies
-//! are nothing that a node's agent should be able to ask for.
+//! An agent drops idle connections after 10 s, so a pool would hold closed connections only. Redirects, cookies and proxies are
+//! not supported, because an agent must not cause requests to other hosts.
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
@@ -23,7 +23,7 @@ use super::http::{self, HttpError};
 use super::sockets::Sockets;
 use super::unpack::Encoding;
 
-/// What answers may cost.
+/// The limits of requests and answers.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
     /// The path that lists violations.
@@ -34,9 +34,9 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// The most that is read of one answer, in bytes, counted on either side of decompression.
     pub max_read: usize,
-    /// The most bytes, on either side of decompression, of an answer that is decoded where it is waited for.
+    /// The most bytes, on either side of decompression, of an answer that is decoded in the task that waits for it.
     pub small: usize,
-    /// What all bodies in flight may take together, in bytes.
+    /// The most bytes that all bodies in flight take together.
     pub byte_budget: usize,
     /// How much of one answer is kept.
     pub limits: Limits,
@@ -59,10 +59,10 @@ pub struct Client {
     sockets: Arc<Sockets>,
 }
 
-/// What the head of an answer says.
+/// The head of an answer, as far as it matters.
 struct Head {
     status: u16,
-    /// Nothing if it is one that was not asked for.
+    /// `None` if it is a coding that was not asked for.
     encoding: Option<Encoding>,
     etag: Option<String>,
     /// The agent's own clock.
@@ -79,7 +79,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// One without records.
+    /// An exchange without records.
     fn bare(outcome: Outcome, etag: Option<String>) -> Self {
         Self { outcome, etag, share: Share::default() }
     }
@@ -216,7 +216,7 @@ impl Client {
     }
 }
 
-/// From a body to an outcome: whole, in part, or nothing.
+/// The outcome of a body: complete, partial or failed.
 fn judge(body: Body, head: Head) -> Exchange {
     let Body { mut answer, trouble, share } = body;
     answer.date = head.date;
@@ -243,7 +243,7 @@ impl Head {
         for Header { name, value } in headers {
             let text = std::str::from_utf8(value).ok().map(str::trim);
             if name.eq_ignore_ascii_case("content-encoding") {
-                // One that is given twice has been applied twice.
+                // A coding that is given twice has been applied twice.
                 head.encoding = text.filter(|_| !is_encoded).and_then(Encoding::named);
                 is_encoded = true;
             } else if name.eq_ignore_ascii_case("etag") {
@@ -261,7 +261,7 @@ impl Head {
 
     fn note_left_out(&mut self, namespaces: &str) {
         for namespace in namespaces.split(',').map(str::trim).filter(|namespace| !namespace.is_empty()) {
-            // Anything that is no namespace's name may stand for any of them.
+            // An invalid name may stand for any namespace.
             if is_dns_label(namespace) { self.left_out.note(namespace) } else { self.left_out.note_all() }
         }
     }
@@ -275,7 +275,7 @@ fn date(text: &str) -> Option<Timestamp> {
     usual.or_else(|| Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok())
 }
 
-/// Only failures that cost no time are worth a second try in the same round; what has timed out once has had its time.
+/// Whether a failure is worth a second try in the same round. A timeout is not, because the time of the request is over.
 fn is_worth_a_retry(failure: &Failure) -> bool {
     use FailureReason as Reason;
     matches!(
@@ -286,7 +286,7 @@ fn is_worth_a_retry(failure: &Failure) -> bool {
 
 /// Between half of `longest` and `longest`, different each time.
 fn jitter(longest: Duration) -> Duration {
-    // The standard library's hasher is seeded by the operating system: randomness enough to spread retries.
+    // The operating system seeds the standard library's hasher, which is random enough to spread retries.
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     let half = longest / 2;
     half + half.mul_f64(f64::from(u32::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0)

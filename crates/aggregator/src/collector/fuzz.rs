@@ -1,5 +1,5 @@
-//! Laws of asking an agent, whatever comes back over the connection.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "whatever is not as expected stops the run")]
+//! Laws of asking an agent, for any bytes that come back over the connection.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a broken law stops the run")]
 
 use std::io::{self, Write};
 use std::pin::Pin;
@@ -28,7 +28,7 @@ static RUNTIME: LazyLock<Runtime> =
 /// Laws of an answer as it comes over the wire, and of one whose body is the input.
 ///
 /// # Panics
-/// Where one is broken.
+/// Panics if a law is broken.
 pub fn http(input: &[u8]) {
     let client = Client::new(ClientOptions {
         path: "/".to_owned(),
@@ -43,7 +43,7 @@ pub fn http(input: &[u8]) {
     framed(&client, input);
 }
 
-/// Neither where the network cuts an answer nor how often changes what it says.
+/// How the network cuts an answer into pieces does not change the result.
 fn however_it_arrives(client: &Client, input: &[u8]) {
     let whole = ask(client, input, input.len().max(1), input.len()).1;
     let cut = input.last().map_or(0, |byte| usize::from(*byte) * input.len() / 256);
@@ -52,7 +52,7 @@ fn however_it_arrives(client: &Client, input: &[u8]) {
     }
 }
 
-/// A body arrives as it was sent, however it is compressed and its end is shown; one that breaks off is never taken for whole.
+/// A body arrives as it was sent, in any coding and framing. A body that breaks off is never taken for whole.
 fn framed(client: &Client, body: &[u8]) {
     let way = body.first().copied().unwrap_or(0);
     let parts = body.chunks((body.len() / (1 + usize::from(way % 4))).max(1)).chain([&[][..]]);
@@ -86,7 +86,7 @@ fn framed(client: &Client, body: &[u8]) {
     } else {
         answer.extend_from_slice(&sent);
     }
-    let (outcome, told) = ask(client, &answer, answer.len(), answer.len());
+    let (outcome, text) = ask(client, &answer, answer.len(), answer.len());
     let (expected, result) = report::decode(body, &LIMITS);
     match outcome {
         Some(Outcome::Complete(answer)) => {
@@ -96,15 +96,15 @@ fn framed(client: &Client, body: &[u8]) {
         Some(Outcome::Partial(answer, _)) => {
             assert_eq!((answer.records, answer.rejected), (expected.records, expected.rejected));
         }
-        _ => assert!(result.is_err() && expected.records.is_empty() || body.len() > MAX_READ, "{told}"),
+        _ => assert!(result.is_err() && expected.records.is_empty() || body.len() > MAX_READ, "{text}"),
     }
-    // Even the last byte matters, where the end is shown by more than the end.
+    // If the framing shows the end, not even the last byte may be missing.
     if !ends_by_closing {
         let last = answer.len() - 1;
         for cut in [last, head.len() + (last - head.len()) / 2] {
             let part = answer.get(..cut).unwrap_or_default();
-            let (outcome, told) = ask(client, part, part.len().max(1), part.len());
-            assert!(!matches!(outcome, Some(Outcome::Complete(_))), "whole after {cut} bytes: {told}");
+            let (outcome, text) = ask(client, part, part.len().max(1), part.len());
+            assert!(!matches!(outcome, Some(Outcome::Complete(_))), "whole after {cut} bytes: {text}");
         }
     }
 }
@@ -115,7 +115,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory")
 }
 
-/// What comes of an answer that arrives in pieces: `first` bytes, then `then` at a time. As a value, and with its tag as text.
+/// The outcome of an answer that arrives in pieces: `first` bytes, then `then` at a time. As a value, and with its tag as text.
 fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Outcome>, String) {
     let stream = tokio::io::join(Pieces { rest: answer, next: first, then }, tokio::io::sink());
     let has_begun = AtomicBool::default();
@@ -126,8 +126,8 @@ fn ask(client: &Client, answer: &[u8], then: usize, first: usize) -> (Option<Out
     };
     match RUNTIME.block_on(exchange) {
         Ok(exchange) => {
-            let told = format!("{:?} {:?}", exchange.outcome, exchange.etag);
-            (Some(exchange.outcome), told)
+            let text = format!("{:?} {:?}", exchange.outcome, exchange.etag);
+            (Some(exchange.outcome), text)
         }
         Err(failure) => (None, format!("{failure:?}")),
     }

@@ -1,4 +1,4 @@
-//! What the collector remembers of a target: when to ask it again.
+//! The recent failures of a target, and when it is asked again.
 
 /// A target's recent history.
 #[derive(Debug, Default)]
@@ -10,7 +10,7 @@ pub(super) struct Health {
     pub(super) etag: Option<String>,
 }
 
-/// How many failures in a row are taken for an accident: the target is asked in the very next round.
+/// After this many failures in a row or fewer, the target is asked in the very next round.
 const MAX_FAILURES_WITHOUT_BACKOFF: u32 = 2;
 
 impl Health {
@@ -24,16 +24,15 @@ impl Health {
         self.consecutive_failures > 0
     }
 
-    /// Whether this ends a time of failures that was worth a word.
+    /// Notes a whole answer. Returns whether it ends a time of failures that was logged.
     pub(super) fn answered(&mut self, etag: Option<String>) -> bool {
         let was_lost = self.consecutive_failures > MAX_FAILURES_WITHOUT_BACKOFF;
         *self = Self { etag, ..Self::default() };
         was_lost
     }
 
-    /// After each failure beyond the first few, twice as many rounds are left out, up to `max`.
-    ///
-    /// Whether this is the failure from which on it is no accident any more.
+    /// Notes a failure. After each one beyond [`MAX_FAILURES_WITHOUT_BACKOFF`], twice as many rounds are left out, up to
+    /// `max`. Returns whether this is the first failure with a backoff.
     pub(super) fn failed(&mut self, round: u64, max: u32) -> bool {
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         let left_out = match self.consecutive_failures.checked_sub(MAX_FAILURES_WITHOUT_BACKOFF + 1) {
@@ -56,8 +55,8 @@ mod tests {
         for round in 1..=30 {
             if health.is_due(round) {
                 asked.push(round);
-                let is_news = health.failed(round, 4);
-                assert_eq!(is_news, asked.len() == 3);
+                let is_first = health.failed(round, 4);
+                assert_eq!(is_first, asked.len() == 3);
             }
         }
         assert_eq!(asked, [1, 2, 3, 5, 8, 13, 18, 23, 28]);

@@ -1,8 +1,8 @@
-//! One HTTP/1.1 exchange: a request, one answer, and the connection is over.
+//! One HTTP/1.1 exchange: a request and one answer over a connection that is not used again.
 //!
-//! Written out instead of taken from a client library, because this is what a round costs: a library's connection is a task with
-//! channels of its own, made to be used again, and agents drop idle connections after 10 s. What can be refused is refused:
-//! the head is bounded, and nothing is read that has not been asked for.
+//! No client library is used, because most of the CPU time of a round goes into these exchanges. A library's connection is a
+//! task with channels of its own, made to be used again, but agents drop idle connections after 10 s. The head is bounded, and
+//! forms that were not asked for are refused.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -26,15 +26,15 @@ const BYTES_PER_READ: usize = 16 << 10;
 /// Why there is no answer, or not a whole one.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HttpError {
-    /// What came is something else.
+    /// The answer has another form.
     #[error("the answer is not HTTP: {0}")]
     NotHttp(Broken),
-    /// The other side has gone.
+    /// The agent has closed the connection.
     #[error("the connection broke off: {0}")]
     BrokeOff(#[from] io::Error),
 }
 
-/// What is wrong with the answer's form.
+/// The part of the answer that is malformed.
 #[derive(Debug)]
 pub(super) enum Broken {
     Head(httparse::Error),
@@ -66,7 +66,7 @@ impl From<Broken> for HttpError {
 #[derive(Debug)]
 pub(super) struct Incoming<S> {
     stream: S,
-    /// What has been received and not been handed out is from `at` on.
+    /// Received bytes; those from `at` on are not handed out yet.
     buffer: Vec<u8>,
     at: usize,
     /// How many bytes have been received, the head included.
@@ -82,7 +82,7 @@ enum Rest {
     UntilClosed,
 }
 
-/// What comes next in a chunked body (RFC 9112, section 7.1).
+/// The state of a chunked body (RFC 9112, section 7.1).
 #[derive(Debug)]
 struct Chunks {
     next: Next,
@@ -109,11 +109,11 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     has_begun: &AtomicBool,
 ) -> Result<(T, Incoming<S>), HttpError> {
     stream.write_all(&request).await?;
-    // Hundreds wait for their answers at once: with nothing in hand.
+    // Hundreds of requests wait for their answers at once, so each gives its memory back before.
     drop(request);
     let mut buffer = Vec::new();
     let mut start = 0;
-    // Nothing is parsed again for every byte that drips in, and yet who speaks something else is found out at once.
+    // The head is not parsed again for every byte that arrives, but an answer that is not HTTP is noticed at once.
     let mut parsed = 0;
     loop {
         let before = buffer.len();
@@ -140,9 +140,9 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
                         continue;
                     }
                     let rest = rest(code, response.headers)?;
-                    let told = head(code, response.headers);
+                    let result = head(code, response.headers);
                     let received = buffer.len();
-                    return Ok((told, Incoming { stream, buffer, at: start, received, rest }));
+                    return Ok((result, Incoming { stream, buffer, at: start, received, rest }));
                 }
                 Status::Partial => break,
             }
@@ -156,8 +156,8 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     }
 }
 
-/// Puts what has arrived behind what is in `buffer`, and says how much that is. Waits without having room for it: what hundreds of
-/// requests reserve would be asked from the kernel, and given back to it, in every slot of a round.
+/// Appends the bytes that have arrived to `buffer`, and returns how many they are. `buffer` does not grow before: the memory that
+/// hundreds of requests reserve would be requested from the kernel and given back in every slot of a round.
 async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|cx| {
         let mut room = [const { MaybeUninit::uninit() }; BYTES_PER_READ];
@@ -169,7 +169,7 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) ->
     .await
 }
 
-/// Whether an empty line ends in what has been received after `before`.
+/// Whether an empty line ends in the bytes that were received after `before`.
 fn ends_a_head(buffer: &[u8], before: usize) -> bool {
     let fresh = buffer.get(before.saturating_sub(3)..).unwrap_or_default();
     fresh.windows(2).any(|two| two == b"\n\n") || fresh.windows(4).any(|four| four == b"\r\n\r\n")
@@ -184,7 +184,7 @@ fn rest(code: u16, headers: &[Header<'_>]) -> Result<Rest, Broken> {
     }
     let mut codings = all("transfer-encoding");
     if let Some(coding) = codings.next() {
-        // Nothing else has been asked for.
+        // No other coding has been asked for.
         if codings.next().is_some() || !coding.trim_ascii().eq_ignore_ascii_case(b"chunked") {
             return Err(Broken::TransferEncoding);
         }
@@ -205,7 +205,7 @@ fn rest(code: u16, headers: &[Header<'_>]) -> Result<Rest, Broken> {
 
 impl<S: AsyncRead + Unpin> Incoming<S> {
     /// How many bytes of the answer have been received: its head, its body, and what frames the pieces of the body. Between two
-    /// pieces it grows by [`MAX_HEAD`] and [`READ`] at most.
+    /// pieces it grows by at most [`MAX_HEAD`] and [`BYTES_PER_READ`].
     pub(super) fn received(&self) -> usize {
         self.received
     }
@@ -221,7 +221,7 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
                     match chunks.next {
                         Next::Data(left) => left,
                         Next::Nothing => 0,
-                        // Something that is not the body has arrived in part.
+                        // A size, line end or trailer has arrived in part.
                         _ => {
                             self.receive().await?;
                             continue;
@@ -258,7 +258,7 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
         }
     }
 
-    /// Reads more behind what has not been handed out.
+    /// Reads more bytes, and appends them to those that are not handed out yet.
     async fn receive(&mut self) -> Result<(), HttpError> {
         self.buffer.drain(..self.at);
         self.at = 0;
@@ -272,7 +272,7 @@ impl<S: AsyncRead + Unpin> Incoming<S> {
 }
 
 impl Chunks {
-    /// Takes in what is not the body, as far as it has arrived; returns how many bytes that was.
+    /// Skips the bytes between two pieces of the body, as far as they have arrived. Returns how many they are.
     fn advance(&mut self, unread: &[u8]) -> Result<usize, Broken> {
         let mut taken = 0;
         loop {
@@ -280,7 +280,7 @@ impl Chunks {
             let (bytes, next) = match self.next {
                 Next::Data(0) => (0, Next::DataEnd),
                 Next::Data(_) | Next::Nothing => return Ok(taken),
-                // The parser takes no digits at all for a zero.
+                // The parser reads a size without digits as zero.
                 Next::Size if !left.first().is_none_or(u8::is_ascii_hexdigit) => return Err(Broken::Chunk),
                 Next::Size => match httparse::parse_chunk_size(left).map_err(|_| Broken::Chunk)? {
                     Status::Complete((bytes, 0)) => (bytes, Next::Trailers),
@@ -292,7 +292,7 @@ impl Chunks {
                     [] | [b'\r'] => return self.wait_for_more(left, taken),
                     _ => return Err(Broken::Chunk),
                 },
-                // They tell nothing that is needed.
+                // Trailers are not needed.
                 Next::Trailers => match left.iter().position(|byte| *byte == b'\n') {
                     Some(end) if matches!(left.get(..end), Some([] | [b'\r'])) => (end + 1, Next::Nothing),
                     Some(end) => (end + 1, Next::Trailers),
@@ -308,7 +308,7 @@ impl Chunks {
         }
     }
 
-    /// A line that is longer than all there may be need not be waited for.
+    /// Waits for the rest of a line, unless it is longer than the limit.
     fn wait_for_more(&self, line: &[u8], taken: usize) -> Result<usize, Broken> {
         if line.len() > self.spare { Err(Broken::Chunk) } else { Ok(taken) }
     }

@@ -1,7 +1,7 @@
-//! Asks every target once per round, and hands each answer on as it arrives.
+//! Asks every target once per round, and passes each answer on as it arrives.
 //!
 //! A slow, dead, hostile or flooding target costs itself only. It holds one of `collector.concurrency` places for about a second,
-//! then one of as many beside them until `collector.timeout`. It also holds memory within `collector.max_body` and the byte budget that all
+//! then one of as many slow places until `collector.timeout`. It also holds memory within `collector.max_body` and the byte budget that all
 //! bodies share. Of its answer no more than `collector.max_read` is read. Nothing waits for the slowest target. A target that keeps
 //! failing is asked less often, but never forgotten, and competes for places and bytes only with others that fail. Large answers that do
 //! not fit into a round take turns (`reading.rs`).
@@ -13,6 +13,7 @@ mod client;
 pub(crate) mod fuzz;
 mod health;
 mod http;
+mod lane;
 mod reading;
 mod round;
 mod sockets;
@@ -24,16 +25,16 @@ pub use self::budget::Share;
 pub use self::client::{Client, ClientOptions};
 pub use self::round::{Cadence, Collector};
 
-/// One in so many places, and in so many bytes of the budget, is for targets on probation: those whose last answer failed.
+/// This share of the places, and of the bytes of the budget, is for targets on probation: those whose last answer failed.
 pub(crate) const PROBATION_SHARE: usize = 4;
 
-/// The most bytes of an answer that is decoded where it is waited for: less than a millisecond of work.
+/// The most bytes of an answer that is decoded in the task that waits for it: less than a millisecond of work.
 pub const SMALL_ANSWER: usize = 64 << 10;
 
-/// What the collector tells.
+/// What the collector reports.
 #[derive(Debug)]
 pub enum Observation {
-    /// One target's answer, or why there is none; and what it holds of the byte budget until it is taken in.
+    /// The report of one target, and its share of the byte budget, which is held until the records are taken in.
     Report(Report, Share),
     /// Every target of a round has been asked, and has answered or failed.
     RoundDone(Round),
@@ -48,12 +49,12 @@ pub struct Round {
     pub asked: usize,
     /// Targets that gave a whole answer.
     pub answered: usize,
-    /// Targets that did not.
+    /// Targets that gave no answer, or a part of one.
     pub failed: usize,
-    /// Targets that were left alone, because they keep failing, or were still being asked.
+    /// Targets that were not asked, because they keep failing or the last request still runs.
     pub skipped: usize,
     /// How long it took.
     pub took: std::time::Duration,
-    /// How long after their time targets were asked, on average: what the collector lags behind its schedule.
+    /// How long after their time targets were asked, on average.
     pub lag: std::time::Duration,
 }

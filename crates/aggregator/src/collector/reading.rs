@@ -1,12 +1,13 @@
 //! How much of large answers is read in a round.
 //!
-//! Text that is not kept is read all the same, because records follow it. That takes time, and a node can send without end. So each
+//! Text beyond the limits of a record is read all the same, because records follow it. That takes time, and a node can send without end. So each
 //! answer has a limit (`collector.max_read`), and all large answers of a round have a budget together. The first part of every answer
 //! ([`ALWAYS_READ`]) counts in no budget.
 //!
 //! A target whose answers were large lately has a part of the budget reserved for its next answer. If the budget is too small for
-//! all of these targets, it is reserved for those that have waited longest. What is not reserved, and what an answer has left of its
-//! reservation when it ends, is free for any answer. One that finds nothing free is used as far as it was read, and is deferred.
+//! all of these targets, it is reserved for those that have waited longest. Bytes that are not reserved, and the rest of a reservation
+//! when its answer ends, are free for any answer. An answer that finds no free bytes is used as far as it was read, and is
+//! deferred.
 //!
 //! The budget is as many bytes as were lately decoded in half of `collector.timeout`, up to [`MAX_BUDGET`] times
 //! `collector.max_read`. With a larger budget, all answers would be decoded in part until their time is over, and none to its end.
@@ -34,7 +35,7 @@ const EXPECTED_GROWTH: usize = 6;
 /// After so many rounds in which its answers were not large, a target has no reservation any more.
 const REMEMBERED_ROUNDS: u64 = 8;
 
-/// What is read of large answers. Bytes are counted on both sides of decompression: the larger number counts.
+/// The bytes that are read of large answers. They are counted on both sides of decompression, and the larger number counts.
 #[derive(Debug)]
 pub(super) struct Reading {
     /// The most of one answer (`collector.max_read`), in bytes.
@@ -74,15 +75,15 @@ impl LaneBudget {
         Self { eighths, free: 0, decoded: Decoded::default() }
     }
 
-    /// Frees what the part has in a round of answers that have up to `max` bytes and take up to `timeout`. That is always enough for
-    /// one of them.
+    /// Frees the bytes that the part has in a round, of answers that have up to `max` bytes and take up to `timeout`. They are
+    /// always enough for one answer.
     fn begin_round(&mut self, max: usize, timeout: Duration) {
         self.free = (self.decoded.budget(max, timeout) / 8).saturating_mul(self.eighths).max(max);
         self.decoded = Decoded { bytes: self.decoded.bytes / 2, time: self.decoded.time / 2 };
     }
 }
 
-/// What was decoded of large answers of a part, that of earlier rounds counted by half, a quarter and so on.
+/// How many bytes of large answers were decoded in which time. Earlier rounds count by half, a quarter and so on.
 #[derive(Debug, Default)]
 struct Decoded {
     bytes: usize,
@@ -101,12 +102,12 @@ impl Decoded {
     }
 }
 
-/// What is known of a target whose answers are large.
+/// A target whose answers are large.
 #[derive(Debug)]
 struct LargeTarget {
     /// How many bytes its next answer is expected to have.
     expected: usize,
-    /// What is reserved for its answer in this round, until the answer begins.
+    /// The reservation for its answer in this round, until the answer begins.
     reservation: Option<Reservation>,
     /// The last round in which the target had a reservation or its answer was read whole; before that, the round of its first large
     /// answer. A reservation counts even if it was not used. Otherwise a target that never uses one would stay first in the order and
@@ -116,7 +117,7 @@ struct LargeTarget {
     last_large: u64,
 }
 
-/// What is reserved for one answer.
+/// The bytes that are reserved for one answer.
 #[derive(Clone, Copy, Debug)]
 struct Reservation {
     /// How many bytes beyond [`ALWAYS_READ`].

@@ -1,17 +1,17 @@
-//! The cadence: which target is asked when.
+//! The schedule of rounds: when each target is asked.
 //!
-//! Each round lasts `interval`. A target has a place of its own in it, by its address, so that the cluster sees no spike and
-//! each target is asked at even distances. Targets that are due within the same slot are asked together: waking up costs more
+//! Each round lasts `interval`. A target has a place of its own in it, by its address, so that requests are spread
+//! evenly, and each target is asked at even distances. Targets that are due within the same slot are asked together: waking up costs more
 //! than asking. One task owns the schedule; each request is a task of its own, and ends with its report.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::names::Text;
-use procscan_core::report::{Failure, FailureReason, Outcome, Report, Target};
+use procscan_core::report::{Failure, FailureReason, Report, Target};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
@@ -20,32 +20,29 @@ use tokio_util::sync::CancellationToken;
 use super::budget::Share;
 use super::client::{Client, Exchange};
 use super::health::Health;
+use super::lane::Lane;
 use super::{Observation, PROBATION_SHARE, Round};
 use crate::clock::Clock;
 use crate::discovery::TargetSet;
 
-/// When and how many at a time.
+/// How often targets are asked, and how many at a time.
 #[derive(Clone, Copy, Debug)]
 pub struct Cadence {
     /// The length of a round.
     pub interval: Duration,
     /// How many targets are asked at the same time.
     pub concurrency: usize,
-    /// For how many rounds at most a target that keeps failing is left alone.
+    /// The most rounds in a row in which a target that keeps failing is not asked.
     pub max_backoff_rounds: u32,
 }
 
-/// The first round is spread over no more than this: a new start should not take a minute to know something.
+/// The first round is spread over no more than this, so that the first reports come soon after a start.
 const FIRST_ROUND_SPREAD: Duration = Duration::from_secs(2);
 /// The part of a round over which its requests are spread. The rest is left for the answers.
 const ROUND_SHARE_FOR_STARTS: f64 = 0.8;
-/// How many slots there are in that part. With the most, there is one each second of a round of a minute; the fewer, the
-/// cheaper: half as many cost an eighth less. A slot of a large fleet has about as many targets as may be asked at once.
+/// How many slots there are in that part. The most make one slot each second in a round of a minute. Half as many slots cost an
+/// eighth less CPU time. A slot of a large fleet has about as many targets as may be asked at once.
 const SLOTS_PER_ROUND: [u16; 3] = [12, 24, 48];
-
-/// Whoever has not answered for so long hands its place on, and lingers beside as many others as there are places: one answers
-/// within milliseconds or not at all, and when many stop answering at once, the others must not wait for their timeouts.
-const SLOW_AFTER: Duration = Duration::from_secs(1);
 
 /// Asks every target once per round.
 #[derive(Debug)]
@@ -58,28 +55,14 @@ pub struct Collector {
     slots: HashMap<Text, Box<Slot>>,
     /// Targets whose last answer was whole, and new ones.
     healthy: Lane,
-    /// Targets whose last answer failed. With places of their own, those that hang hold up each other only.
+    /// Targets whose last answer failed. They have places of their own, so that targets that hang delay each other only.
     probation: Lane,
     in_flight: JoinSet<Finished>,
-    /// What a request in flight is for: known even if the request dies.
+    /// The purpose of each request in flight, which is needed even if the request panics.
     asked: HashMap<task::Id, Asked>,
     round: Current,
-    /// What has not been told yet.
-    heard: Vec<Observation>,
-}
-
-/// Targets that wait to be asked, and the places that they may take.
-#[derive(Debug)]
-struct Lane {
-    /// By when they are due; never none at any time. A whole slot of a round is due at once.
-    queue: BTreeMap<Instant, Vec<Text>>,
-    places: usize,
-    /// Requests that hold a place.
-    holding: HashSet<task::Id>,
-    /// When each of them began, in order, and of some that are done.
-    begun: VecDeque<(Instant, task::Id)>,
-    /// Requests that have handed their place on; no more than there are places.
-    slow: HashSet<task::Id>,
+    /// Observations that are not sent yet.
+    unsent: Vec<Observation>,
 }
 
 #[derive(Debug)]
@@ -89,7 +72,7 @@ struct Asked {
     is_on_probation: bool,
 }
 
-/// What is known of one target.
+/// The state of one target.
 #[derive(Debug)]
 struct Slot {
     target: Target,
@@ -103,7 +86,7 @@ struct Slot {
 struct Current {
     counts: Round,
     started: Instant,
-    /// The sum over all that were asked.
+    /// The sum of the delays of all requests.
     lag: Duration,
     /// Targets of this round that have not answered or failed yet.
     pending: usize,
@@ -118,7 +101,7 @@ struct Finished {
 }
 
 impl Collector {
-    /// A collector that tells `observations` what it learns.
+    /// A collector that sends its observations to `observations`.
     pub fn new(
         cadence: Cadence,
         client: Client,
@@ -137,13 +120,13 @@ impl Collector {
             in_flight: JoinSet::new(),
             asked: HashMap::new(),
             round: Current::begin(0, false),
-            heard: Vec::new(),
+            unsent: Vec::new(),
         }
     }
 
-    /// Runs until cancelled, or until nobody listens any more. Requests in flight are then dropped.
+    /// Runs until cancelled, or until the observations have no receiver any more. Requests in flight are then dropped.
     pub async fn run(mut self, mut targets: watch::Receiver<Arc<TargetSet>>, cancel: CancellationToken) {
-        // The first round begins when it is known whom to ask.
+        // The first round begins with the first targets.
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = targets.changed() => if changed.is_err() { return },
@@ -152,7 +135,7 @@ impl Collector {
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.update(&targets.borrow_and_update().clone());
         loop {
-            let next = self.healthy.next().into_iter().chain(self.probation.next()).min();
+            let next = self.next_request();
             let done = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
@@ -164,25 +147,30 @@ impl Collector {
                 }
                 () = until(next) => self.ask_due(),
             };
-            self.heard.extend(done.map(Observation::RoundDone));
-            if self.tell(&cancel).await.is_break() {
+            self.unsent.extend(done.map(Observation::RoundDone));
+            if self.send(&cancel).await.is_break() {
                 return;
             }
         }
     }
 
-    /// Tells what has been heard, as much at a time as there is room for, so that the ledger is woken once. A full channel makes the
+    /// When the next target is to be asked.
+    fn next_request(&self) -> Option<Instant> {
+        self.healthy.next().into_iter().chain(self.probation.next()).min()
+    }
+
+    /// Sends the observations, as many at a time as the channel takes, so that the ledger is woken once. A full channel makes the
     /// schedule wait: the ledger sets the pace.
-    async fn tell(&mut self, cancel: &CancellationToken) -> ControlFlow<()> {
-        while !self.heard.is_empty() {
-            let count = self.heard.len().min(self.observations.max_capacity());
-            let room = tokio::select! {
+    async fn send(&mut self, cancel: &CancellationToken) -> ControlFlow<()> {
+        while !self.unsent.is_empty() {
+            let count = self.unsent.len().min(self.observations.max_capacity());
+            let permits = tokio::select! {
                 () = cancel.cancelled() => return ControlFlow::Break(()),
-                room = self.observations.reserve_many(count) => room,
+                permits = self.observations.reserve_many(count) => permits,
             };
-            let Ok(room) = room else { return ControlFlow::Break(()) };
-            for (place, observation) in room.zip(self.heard.drain(..count)) {
-                place.send(observation);
+            let Ok(permits) = permits else { return ControlFlow::Break(()) };
+            for (permit, observation) in permits.zip(self.unsent.drain(..count)) {
+                permit.send(observation);
             }
         }
         ControlFlow::Continue(())
@@ -196,7 +184,7 @@ impl Collector {
         for lane in [&mut self.healthy, &mut self.probation] {
             lane.retain(|address| now.contains_key(address));
         }
-        let slots = slots(targets.targets.len(), self.healthy.places);
+        let slots = slots(targets.targets.len(), self.healthy.places());
         let (begin, spread) = (Instant::now(), FIRST_ROUND_SPREAD.min(self.cadence.interval));
         for target in &targets.targets {
             if self.slots.contains_key(&target.address) {
@@ -216,7 +204,7 @@ impl Collector {
         self.close_if_done()
     }
 
-    /// Plans the next round. Whatever the last one has not got to, because all places were taken, comes first.
+    /// Plans the next round. Targets that the last round has not asked, because all places were taken, come first.
     fn begin_round(&mut self) -> Option<Round> {
         let overdue = if self.round.is_open { Some(self.close()) } else { None };
         let number = self.round.counts.number + 1;
@@ -224,7 +212,7 @@ impl Collector {
         let now = self.round.started;
         let spread =
             if number == 1 { FIRST_ROUND_SPREAD.min(self.cadence.interval) } else { self.cadence.interval };
-        let slots = slots(self.slots.len(), self.healthy.places);
+        let slots = slots(self.slots.len(), self.healthy.places());
         let waiting: HashSet<Text> =
             self.healthy.waiting().chain(self.probation.waiting()).cloned().collect();
         self.client.begin_round(|address| {
@@ -243,11 +231,11 @@ impl Collector {
             let lane = if slot.health.is_failing() { &mut self.probation } else { &mut self.healthy };
             lane.push(now + offset(spread, slot.place, slots), address.clone());
         }
-        // A round without anybody to ask is done at once.
+        // A round without targets is done at once.
         overdue.or_else(|| self.close_if_done())
     }
 
-    /// Asks everybody who is due, as far as there are places.
+    /// Asks the targets that are due, as far as there are places.
     fn ask_due(&mut self) -> Option<Round> {
         let now = Instant::now();
         self.healthy.move_slow_aside(now);
@@ -258,7 +246,7 @@ impl Collector {
         while self.probation.next().is_some_and(|due| due <= now) {
             self.ask_next(now, true);
         }
-        // Whoever was next may have left.
+        // The next target may have been removed.
         self.close_if_done()
     }
 
@@ -277,8 +265,7 @@ impl Collector {
                 client.ask(&target.address, etag.as_deref(), is_on_probation).await;
             Finished { report: Report { target, at: clock.now(), outcome }, etag, share }
         });
-        lane.holding.insert(request.id());
-        lane.begun.push_back((now, request.id()));
+        lane.begin(request.id(), now);
         let round = self.round.counts.number;
         self.asked.insert(request.id(), Asked { address, round, is_on_probation });
     }
@@ -296,59 +283,69 @@ impl Collector {
         let (id, finished) = match finished {
             Ok((id, finished)) => (id, Some(finished)),
             Err(error) => {
-                tracing::error!(%error, "a request died");
+                tracing::error!(%error, "a request ended by a panic");
                 (error.id(), None)
             }
         };
         let Some(Asked { address, round, is_on_probation }) = self.asked.remove(&id) else { return };
-        // Why there is no whole answer, if there is none.
-        let failure = finished.as_ref().map_or_else(
-            || Some(Failure { reason: FailureReason::Disconnected, detail: "the request died".to_owned() }),
-            |finished| match &finished.report.outcome {
-                Outcome::Complete(_) | Outcome::Unchanged => None,
-                Outcome::Partial(_, failure) | Outcome::Failed(failure) => Some(failure.clone()),
-            },
-        );
+        let failure = match &finished {
+            Some(finished) => finished.report.outcome.failure().cloned(),
+            None => {
+                let detail = "the request ended by a panic".to_owned();
+                Some(Failure { reason: FailureReason::Disconnected, detail })
+            }
+        };
         let etag = finished.and_then(|Finished { report, etag, share }| {
-            self.heard.push(Observation::Report(report, share));
+            self.unsent.push(Observation::Report(report, share));
             etag
         });
         let lane = if is_on_probation { &mut self.probation } else { &mut self.healthy };
         lane.finished(id);
-        let is_current = round == self.round.counts.number && self.round.is_open;
-        if is_current {
-            self.round.pending = self.round.pending.saturating_sub(1);
-            match failure {
-                None => self.round.counts.answered += 1,
-                Some(_) => self.round.counts.failed += 1,
-            }
+        self.count(round, failure.is_none());
+        self.note_health(&address, etag, failure);
+    }
+
+    /// Counts an answer or a failure, if it belongs to the current round.
+    fn count(&mut self, round: u64, is_answer: bool) {
+        if round != self.round.counts.number || !self.round.is_open {
+            return;
         }
-        if let Some(slot) = self.slots.get_mut(&address) {
-            slot.is_in_flight = false;
-            let (address, node) = (&*address, &*slot.target.node.0);
-            match failure {
-                None if slot.health.answered(etag) => {
+        self.round.pending = self.round.pending.saturating_sub(1);
+        if is_answer {
+            self.round.counts.answered += 1;
+        } else {
+            self.round.counts.failed += 1;
+        }
+    }
+
+    /// Notes and logs the end of a request in the health of its target.
+    fn note_health(&mut self, address: &Text, etag: Option<String>, failure: Option<Failure>) {
+        let Some(slot) = self.slots.get_mut(address) else { return };
+        slot.is_in_flight = false;
+        let (address, node) = (&**address, &*slot.target.node.0);
+        match failure {
+            None => {
+                if slot.health.answered(etag) {
                     tracing::info!(address, node, "target answers again");
                 }
-                None => {}
-                // The answer was not read to its end, which says nothing about the agent: its failures and its backoff stay as they are.
-                Some(Failure { reason: FailureReason::Deferred, detail }) => {
-                    tracing::debug!(address, node, reason = "deferred", ?detail, "no whole answer");
-                }
-                Some(Failure { reason, detail }) => {
-                    let reason = reason.as_str();
-                    if slot.health.failed(self.round.counts.number, self.cadence.max_backoff_rounds) {
-                        tracing::warn!(address, node, reason, ?detail, "target keeps failing");
-                    } else {
-                        tracing::debug!(address, node, reason, ?detail, "no whole answer");
-                    }
+            }
+            // The answer was not read to its end for a reason on our side. So the agent's failures and backoff stay as they are.
+            Some(Failure { reason: FailureReason::Deferred, detail }) => {
+                tracing::debug!(address, node, reason = "deferred", ?detail, "no whole answer");
+            }
+            Some(Failure { reason, detail }) => {
+                let reason = reason.as_str();
+                if slot.health.failed(self.round.counts.number, self.cadence.max_backoff_rounds) {
+                    tracing::warn!(address, node, reason, ?detail, "target keeps failing");
+                } else {
+                    tracing::debug!(address, node, reason, ?detail, "no whole answer");
                 }
             }
         }
     }
 
     fn close_if_done(&mut self) -> Option<Round> {
-        let is_idle = self.healthy.queue.is_empty() && self.probation.queue.is_empty();
+        let is_idle = self.healthy.is_empty() && self.probation.is_empty();
         (self.round.is_open && self.round.pending == 0 && is_idle).then(|| self.close())
     }
 
@@ -368,66 +365,6 @@ impl Current {
     }
 }
 
-impl Lane {
-    fn new(places: usize) -> Self {
-        let (holding, lingering) = (HashSet::new(), HashSet::new());
-        Self { queue: BTreeMap::new(), places, holding, begun: VecDeque::new(), slow: lingering }
-    }
-
-    fn push(&mut self, due: Instant, address: Text) {
-        self.queue.entry(due).or_default().push(address);
-    }
-
-    /// Whoever is due first, and when that was.
-    fn pop(&mut self) -> Option<(Instant, Text)> {
-        let mut first = self.queue.first_entry()?;
-        let (due, address) = (*first.key(), first.get_mut().pop()?);
-        if first.get().is_empty() {
-            first.remove();
-        }
-        Some((due, address))
-    }
-
-    /// Forgets those who wait and are not wanted any more.
-    fn retain(&mut self, is_wanted: impl Fn(&Text) -> bool) {
-        self.queue.retain(|_, addresses| {
-            addresses.retain(&is_wanted);
-            !addresses.is_empty()
-        });
-    }
-
-    /// When the next target is to be asked; nothing while no place is free and none can be handed on.
-    fn next(&self) -> Option<Instant> {
-        let (due, _) = self.queue.first_key_value()?;
-        if self.holding.len() < self.places {
-            return Some(*due);
-        }
-        let (begun, _) = self.begun.front().filter(|_| self.slow.len() < self.places)?;
-        Some((*due).max(*begun + SLOW_AFTER))
-    }
-
-    /// Those who have held their places for long enough hand them on.
-    fn move_slow_aside(&mut self, now: Instant) {
-        while self.slow.len() < self.places
-            && let Some((_, id)) = self.begun.pop_front_if(|(begun, _)| *begun + SLOW_AFTER <= now)
-        {
-            if self.holding.remove(&id) {
-                self.slow.insert(id);
-            }
-        }
-    }
-
-    fn finished(&mut self, id: task::Id) {
-        if !self.holding.remove(&id) {
-            self.slow.remove(&id);
-        }
-    }
-
-    fn waiting(&self) -> impl Iterator<Item = &Text> {
-        self.queue.values().flatten()
-    }
-}
-
 /// A target's place in every round, from 0 to 1. The same in every run, so that a restart asks at even distances too.
 fn place_of(target: &Target) -> f64 {
     let mut hasher = DefaultHasher::new();
@@ -435,7 +372,7 @@ fn place_of(target: &Target) -> f64 {
     f64::from(u32::try_from(hasher.finish() >> 32).unwrap_or(0)) / f64::from(u32::MAX)
 }
 
-/// Into how many slots a round over so many targets is divided.
+/// The number of slots in a round over so many targets.
 fn slots(targets: usize, places: usize) -> u16 {
     let [fewest, ..] = SLOTS_PER_ROUND;
     let wanted = targets / places;
@@ -458,6 +395,8 @@ async fn until(due: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use procscan_core::report::Outcome;
+
     use super::*;
 
     #[test]
@@ -469,66 +408,18 @@ mod tests {
         assert_eq!(offsets, [0, 0, 24, 48].map(Duration::from_secs));
     }
 
-    #[test]
-    fn whoever_is_due_first_is_asked_first_and_who_has_left_is_forgotten() {
-        let (mut lane, begin) = (Lane::new(2), Instant::now());
-        for (second, address) in [(2, "c"), (1, "a"), (2, "d"), (1, "b"), (3, "e")] {
-            lane.push(begin + Duration::from_secs(second), address.into());
-        }
-        lane.retain(|address| !matches!(&**address, "b" | "e"));
-        assert_eq!(lane.waiting().count(), 3);
-        let mut order = Vec::new();
-        while let Some((due, address)) = lane.pop() {
-            order.push(((due - begin).as_secs(), address));
-        }
-        assert_eq!(order, [(1, "a".into()), (2, "d".into()), (2, "c".into())]);
-        assert_eq!((lane.next(), lane.queue.is_empty()), (None, true), "so that a round can end");
-    }
-
-    #[tokio::test]
-    async fn who_has_not_answered_for_a_second_hands_its_place_on_to_one_other() {
-        let (mut lane, mut requests) = (Lane::new(2), JoinSet::new());
-        let begin = Instant::now();
-        let second = |n: u64| begin + Duration::from_secs(n);
-        let mut ask_two = |lane: &mut Lane, at| {
-            [(); 2].map(|()| {
-                let id = requests.spawn(std::future::pending::<()>()).id();
-                lane.holding.insert(id);
-                lane.begun.push_back((at, id));
-                id
-            })
-        };
-        lane.push(begin, "10.0.0.1:9000".into());
-        assert_eq!(lane.next(), Some(begin));
-        let [first, _] = ask_two(&mut lane, begin);
-        assert_eq!(lane.next(), Some(second(1)), "all places are taken until then");
-        lane.move_slow_aside(begin);
-        assert_eq!((lane.holding.len(), lane.slow.len()), (2, 0));
-        lane.move_slow_aside(second(1));
-        assert_eq!((lane.holding.len(), lane.slow.len(), lane.next()), (0, 2, Some(begin)));
-        let [done, _] = ask_two(&mut lane, second(1));
-        lane.move_slow_aside(second(9));
-        assert_eq!((lane.holding.len(), lane.next()), (2, None), "no more linger than there are places");
-        lane.finished(first);
-        assert_eq!(lane.next(), Some(second(2)));
-        lane.finished(done);
-        assert_eq!(lane.next(), Some(begin), "there is a place");
-        lane.move_slow_aside(second(9));
-        assert_eq!((lane.holding.len(), lane.slow.len(), lane.begun.len()), (0, 2, 0));
-    }
-
     fn collector(observations: mpsc::Sender<Observation>) -> Collector {
         use crate::collector::ClientOptions;
         let options = ClientOptions {
             path: "/".to_owned(),
-            connect_timeout: SLOW_AFTER,
-            timeout: SLOW_AFTER,
+            connect_timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             max_read: 0,
             small: 0,
             byte_budget: 0,
             limits: procscan_core::report::Limits::default(),
         };
-        let cadence = Cadence { interval: SLOW_AFTER, concurrency: 4, max_backoff_rounds: 1 };
+        let cadence = Cadence { interval: Duration::from_secs(1), concurrency: 4, max_backoff_rounds: 1 };
         Collector::new(cadence, Client::new(options), Clock::start(), observations)
     }
 
@@ -559,14 +450,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_the_channel_holds_is_told_in_order_and_nothing_of_it_is_lost() {
-        let (observations, mut told) = mpsc::channel(2);
+    async fn more_observations_than_the_channel_holds_are_sent_in_order_and_none_is_lost() {
+        let (observations, mut received) = mpsc::channel(2);
         let mut collector = collector(observations);
         let round = |number| Observation::RoundDone(Round { number, ..Round::default() });
-        collector.heard = (1..=5).map(round).collect();
-        let hear = async {
+        collector.unsent = (1..=5).map(round).collect();
+        let receive = async {
             let mut numbers = Vec::new();
-            while let Some(Observation::RoundDone(round)) = told.recv().await {
+            while let Some(Observation::RoundDone(round)) = received.recv().await {
                 numbers.push(round.number);
                 if numbers.len() == 5 {
                     break;
@@ -575,7 +466,7 @@ mod tests {
             numbers
         };
         let cancel = CancellationToken::new();
-        let (done, numbers) = tokio::join!(collector.tell(&cancel), hear);
+        let (done, numbers) = tokio::join!(collector.send(&cancel), receive);
         assert_eq!((done, numbers), (ControlFlow::Continue(()), vec![1, 2, 3, 4, 5]));
     }
 }

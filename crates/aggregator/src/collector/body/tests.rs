@@ -6,7 +6,7 @@ fn intake(batch: Vec<u8>) -> Intake {
     Intake::new(Unpacker::new(Encoding::Identity).unwrap(), Decoder::new(&LIMITS), batch)
 }
 
-/// What an answer may have read grows when a round begins. What was lost before that is lost all the same.
+/// How much of an answer may be read grows when a round begins. Bytes that were lost before stay lost.
 #[test]
 fn an_answer_that_was_cut_is_never_whole() {
     let reading = Arc::new(Reading::new(4 << 20, Duration::from_secs(1)));

@@ -81,7 +81,7 @@ async fn while_a_body_waits_for_memory_a_slow_one_ends_after_a_second_of_waits()
             assert!(after >= MAX_WAIT && after <= MAX_WAIT + 2 * CHECK_EVERY, "{after:?} with {every:?}");
         };
         let quick = async {
-            // What the agent has sent already is no wait, however long it takes to use it.
+            // Bytes that have arrived already are no wait for the agent, even if decoding them takes long.
             for _ in 0..100 {
                 quick.receive(async { Ok(()) }).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(50)).await;

@@ -265,7 +265,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// What comes of an answer with these header lines and this body.
+/// The outcome of an answer with these header lines and this body.
 async fn exchange(client: &Client, headers: &str, body: &[u8]) -> Exchange {
     let head = format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
     exchange_raw(client, &[head.as_bytes(), body].concat()).await
@@ -385,7 +385,7 @@ async fn other_names_of_a_coding_and_all_forms_of_a_date_are_read() {
     ] {
         let exchange = exchange(&client, &format!("Date: {date}\r\n"), body.as_bytes()).await;
         let Outcome::Complete(answer) = exchange.outcome else { panic!("{:?}", exchange.outcome) };
-        let told = answer.date.map(|date| date.to_string());
-        assert_eq!(told.as_deref(), Some("1994-11-06T08:49:37Z"), "{date}");
+        let read = answer.date.map(|date| date.to_string());
+        assert_eq!(read.as_deref(), Some("1994-11-06T08:49:37Z"), "{date}");
     }
 }

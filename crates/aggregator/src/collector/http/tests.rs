@@ -5,7 +5,7 @@ use tokio::io::ReadBuf;
 
 use super::*;
 
-/// An agent whose answer arrives in these pieces; it takes whatever it is asked.
+/// An agent whose answer arrives in these pieces; it accepts any request.
 struct Scripted {
     pieces: std::vec::IntoIter<Vec<u8>>,
     asked: Vec<u8>,
@@ -61,7 +61,7 @@ async fn ask(pieces: Vec<Vec<u8>>) -> Result<Answer, HttpError> {
     assert_eq!(incoming.stream.asked, b"GET /");
     let mut body = Vec::new();
     while let Some(piece) = incoming.next().await? {
-        assert!(!piece.is_empty(), "the end is told apart from nothing yet");
+        assert!(!piece.is_empty(), "an empty piece would mean the end");
         body.extend_from_slice(piece);
     }
     Ok((status, headers, body))

@@ -4,7 +4,7 @@ use super::*;
 
 const MIB: usize = 1 << 20;
 const MAX: usize = 8 * MIB;
-/// What is for targets that are not on probation at first.
+/// The first budget of targets that are not on probation.
 const ALL: usize = FIRST_BUDGET * MAX / 8 * 7;
 const TIME: Duration = Duration::from_secs(10);
 /// How many answers of `MAX` bytes fit into the budget of a round.
@@ -141,7 +141,7 @@ fn what_an_answer_has_left_of_its_reservation_is_free_for_others() {
     }
 }
 
-/// What targets do with their reservations instead of using them.
+/// How targets leave their reservations unused.
 #[derive(Clone, Copy, Debug)]
 enum Misuse {
     /// They are in the list of targets and are not asked, because they keep failing.
@@ -202,7 +202,7 @@ fn a_target_whose_answer_grows_is_read_whole_within_six_rounds_although_all_budg
     let mut whole = Vec::new();
     for bytes in sizes.by_ref() {
         reading.begin_round(|_| Some(false));
-        // The others are first to be asked, so that nothing is left for it but what is reserved.
+        // The others are asked first, so that only its reservation is left for it.
         read(&reading, &others);
         whole.push(read_one(&reading, "grows", false, bytes).is_ok());
     }

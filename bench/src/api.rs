@@ -133,9 +133,9 @@ fn start_nginx(
     Ok(nginx)
 }
 
-/// The path of a page of one namespace: the last one of the list, so that the aggregator has to search all of it.
-fn filtered_page(list: &str) -> anyhow::Result<String> {
-    let (_, last) = list.rsplit_once("\"namespace\":\"").context("a record in the list")?;
+/// The path of a page of one namespace: the last one of the violations, so that the aggregator has to search all of it.
+fn filtered_page(violations: &str) -> anyhow::Result<String> {
+    let (_, last) = violations.rsplit_once("\"namespace\":\"").context("a record in the list")?;
     let namespace = last.split('"').next().unwrap_or_default();
     Ok(format!("/api/v1/violations?namespace={namespace}&limit=100"))
 }

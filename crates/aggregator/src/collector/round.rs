@@ -288,12 +288,11 @@ impl Collector {
             }
         };
         let Some(Asked { address, round, is_on_probation }) = self.asked.remove(&id) else { return };
-        let failure = match &finished {
-            Some(finished) => finished.report.outcome.failure().cloned(),
-            None => {
-                let detail = "the request ended by a panic".to_owned();
-                Some(Failure { reason: FailureReason::Disconnected, detail })
-            }
+        let failure = if let Some(finished) = &finished {
+            finished.report.outcome.failure().cloned()
+        } else {
+            let detail = "the request ended by a panic".to_owned();
+            Some(Failure { reason: FailureReason::Disconnected, detail })
         };
         let etag = finished.and_then(|Finished { report, etag, share }| {
             self.unsent.push(Observation::Report(report, share));

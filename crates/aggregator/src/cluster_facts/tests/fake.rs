@@ -220,7 +220,7 @@ impl Server {
                         return Some((pieces(&line, "\n"), (version, changes, bookmark)));
                     }
                     tokio::select! {
-                        changed = changes.changed() => if changed.is_err() { return None },
+                        more = changes.changed() => if more.is_err() { return None },
                         () = tokio::time::sleep(POLL), if server.store().lag > Duration::ZERO => {}
                         () = tokio::time::sleep_until(bookmark) => {
                             bookmark += BOOKMARKS;

@@ -11,7 +11,7 @@
 //! consistent read of the whole cluster, but proves no absence. A fact judges only evidence that is older than its first
 //! request.
 //!
-//! **When a namespace is looked up.** Up to [`MAX_POLLED_NAMESPACES`] accused namespaces are looked up every round. With
+//! **When a namespace is looked up.** Up to `MAX_POLLED_NAMESPACES` accused namespaces are looked up every round. With
 //! more, `watches` watch the cluster, one watch for each kind. They note in `changes` which accused namespaces have
 //! changed, by fingerprints of the fields that `lookup` reads. Then a namespace is looked up in these cases:
 //!

@@ -1,4 +1,4 @@
-//! The rows of the state file: converts documents to [`Kept`] and back.
+//! The rows of the state file: converts documents to `PersistedState` and back.
 
 use std::sync::Arc;
 

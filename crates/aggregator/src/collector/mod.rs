@@ -24,9 +24,7 @@ use procscan_core::report::Report;
 pub use self::budget::Share;
 pub use self::client::{Client, ClientOptions};
 pub use self::round::{Cadence, Collector};
-
-/// This share of the places, and of the bytes of the budget, is for targets on probation: those whose last answer failed.
-pub(crate) const PROBATION_SHARE: usize = 4;
+use crate::config::PROBATION_SHARE;
 
 /// The most bytes of an answer that is decoded in the task that waits for it: less than a millisecond of work.
 pub const SMALL_ANSWER: usize = 64 << 10;

@@ -6,7 +6,9 @@ use procscan_core::report::Limits;
 use serde::Deserialize;
 
 use super::{Problems, values};
-use crate::collector::PROBATION_SHARE;
+
+/// Targets on probation, whose last answer failed, share one in so many places and one in so many bytes of the budget.
+pub(crate) const PROBATION_SHARE: usize = 4;
 
 /// How the agents are asked.
 #[derive(Clone, Debug, Deserialize)]

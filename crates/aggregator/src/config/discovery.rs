@@ -6,8 +6,7 @@ use std::time::Duration;
 use procscan_core::report::Target;
 use serde::Deserialize;
 
-use super::{Problems, values};
-use crate::discovery::fixed;
+use super::{Problems, targets, values};
 use crate::plain_file;
 
 /// How the agents are found.
@@ -79,7 +78,7 @@ impl Discovery {
             // A list that is wrong from the start is a mistake to be told now; one that becomes wrong later is not.
             (DiscoveryMode::File, Some(file)) => match plain_file::read_text(file, plain_file::MAX_TEXT) {
                 Ok(text) => {
-                    if let Err(error) = fixed::parse(text.lines(), port) {
+                    if let Err(error) = targets::parse(text.lines(), port) {
                         problems.say("discovery.file", format!("{}: {error}", file.display()));
                     }
                 }
@@ -105,13 +104,13 @@ impl Discovery {
     pub(super) fn warn(&self, port: u16, found: &mut Problems) {
         let Some(file) = self.file.as_ref().filter(|_| self.mode == DiscoveryMode::File) else { return };
         let text = plain_file::read_text(file, plain_file::MAX_TEXT).unwrap_or_default();
-        if fixed::parse(text.lines(), port).is_ok_and(|targets| targets.is_empty()) {
-            found.say("discovery.file", format!("{}: {}", file.display(), fixed::EMPTY));
+        if targets::parse(text.lines(), port).is_ok_and(|targets| targets.is_empty()) {
+            found.say("discovery.file", format!("{}: {}", file.display(), targets::EMPTY));
         }
     }
 
     /// The targets of the list.
-    pub fn static_targets(&self, port: u16) -> Result<Vec<Target>, fixed::TargetError> {
-        fixed::parse(self.targets.iter().map(String::as_str), port)
+    pub fn static_targets(&self, port: u16) -> Result<Vec<Target>, targets::TargetError> {
+        targets::parse(self.targets.iter().map(String::as_str), port)
     }
 }

@@ -19,6 +19,7 @@ mod logger;
 mod notification;
 mod output;
 mod state;
+pub mod targets;
 #[cfg(test)]
 mod tests;
 pub mod token_file;
@@ -38,6 +39,7 @@ use serde::Deserialize;
 pub use self::aggregator::Aggregator;
 pub use self::api::{Api, Auth};
 pub use self::collector::Collector;
+pub(crate) use self::collector::PROBATION_SHARE;
 pub use self::daemonset::DaemonSet;
 pub use self::discovery::{Discovery, DiscoveryMode};
 pub use self::enforcement::Enforcement;

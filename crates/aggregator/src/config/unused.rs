@@ -66,8 +66,7 @@ fn listed_twice(config: &Config, found: &mut Problems) {
     let port = config.daemonset.api_port();
     let mut known: Vec<(usize, Target)> = Vec::new();
     for (index, entry) in config.discovery.targets.iter().enumerate() {
-        let Some(target) =
-            crate::discovery::fixed::parse([&**entry], port).ok().and_then(|mut target| target.pop())
+        let Some(target) = super::targets::parse([&**entry], port).ok().and_then(|mut target| target.pop())
         else {
             continue;
         };

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use procscan_core::report::Target;
 
-use super::fixed;
+use crate::config::targets;
 use crate::plain_file;
 
 /// Why a list is not taken whose last line does not end.
@@ -53,8 +53,8 @@ impl TargetFile {
             self.shorter = None;
             return None;
         }
-        let found = match fixed::parse(text.lines(), self.port) {
-            Ok(found) if found.is_empty() => Err(self.problem(fixed::EMPTY)),
+        let found = match targets::parse(text.lines(), self.port) {
+            Ok(found) if found.is_empty() => Err(self.problem(targets::EMPTY)),
             Ok(found) => {
                 // Ordered by address.
                 let lists = |target: &Target| {
@@ -152,7 +152,7 @@ mod tests {
                 assert_eq!(found, None, "{cut}");
                 continue;
             }
-            if fixed::parse(cut.lines(), 9090).is_ok() {
+            if targets::parse(cut.lines(), 9090).is_ok() {
                 assert_eq!(found, None, "{cut}");
                 found = stage.look().await;
                 assert_eq!(found, unfinished, "{cut}");

@@ -4,9 +4,6 @@
 
 mod dns;
 mod file;
-pub mod fixed;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzz;
 mod kubernetes;
 
 use std::sync::Arc;

@@ -11,4 +11,4 @@ pub use self::report::report;
 pub use crate::api::fuzz::query;
 pub use crate::collector::fuzz::http;
 pub use crate::config::fuzz::config;
-pub use crate::discovery::fuzz::targets;
+pub use crate::config::targets::fuzz::targets;

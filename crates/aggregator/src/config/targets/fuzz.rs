@@ -3,7 +3,7 @@
 
 use procscan_core::report::Target;
 
-use super::fixed;
+use super::parse;
 
 const PORT: u16 = 9090;
 
@@ -14,7 +14,7 @@ const PORT: u16 = 9090;
 pub fn targets(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let lines: Vec<&str> = text.lines().collect();
-    match fixed::parse(lines.iter().copied(), PORT) {
+    match parse(lines.iter().copied(), PORT) {
         Ok(targets) => understood(&lines, &targets),
         Err(error) => refused(&lines, &error.to_string()),
     }
@@ -37,15 +37,15 @@ fn understood(lines: &[&str], targets: &[Target]) {
     let told =
         targets.iter().rev().map(|target| format!("{} node={} # {}", target.address, target.node, "x y"));
     let told: Vec<String> = told.chain(["# a comment".to_owned(), String::new()]).collect();
-    assert_eq!(fixed::parse(told.iter().map(String::as_str), 1).as_deref(), Ok(targets));
-    assert_eq!(fixed::parse(lines.iter().rev().copied(), PORT).as_deref(), Ok(targets));
+    assert_eq!(parse(told.iter().map(String::as_str), 1).as_deref(), Ok(targets));
+    assert_eq!(parse(lines.iter().rev().copied(), PORT).as_deref(), Ok(targets));
 }
 
 /// The error names the first line that is wrong.
 fn refused(lines: &[&str], error: &str) {
     assert!(!error.contains(char::is_control) && error.len() < 4096, "{error}");
     let number: usize = error.strip_prefix("entry ").unwrap().split(':').next().unwrap().parse().unwrap();
-    let upto = |number: usize| fixed::parse(lines.iter().take(number).copied(), PORT);
+    let upto = |number: usize| parse(lines.iter().take(number).copied(), PORT);
     assert!(upto(number - 1).is_ok(), "{error}");
     assert_eq!(upto(number).unwrap_err().to_string(), error);
 }

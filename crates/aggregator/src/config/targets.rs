@@ -1,5 +1,8 @@
 //! Lists of targets that people write: in the configuration or in a file.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 

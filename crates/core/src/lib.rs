@@ -14,6 +14,7 @@
 //! * [`plan`]: what the policy wants to be true outside.
 //! * [`resources`]: the plan as Kubernetes objects.
 //! * [`shares`]: how a limited amount is shared among many.
+//! * [`size`]: sizes in bytes as operators write them.
 //! * [`state`]: what is kept of incidents, exemptions and operators' acts, so that a restart forgets nothing.
 //!
 //! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
@@ -34,6 +35,7 @@ pub mod policy;
 pub mod report;
 pub mod resources;
 pub mod shares;
+pub mod size;
 pub mod snapshot;
 mod sorted_vec;
 pub mod state;

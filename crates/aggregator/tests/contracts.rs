@@ -51,7 +51,8 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
                image_pull_secret: s, image_pull_policy: Always, phase: UNSPECIFIED_PHASE, priority: -1}\n";
     let phases = ["AUTHN", "AUTHZ", "STATS"].map(|phase| format!("gateway: {{phase: {phase}}}\n"));
     for text in phases.iter().map(String::as_str).chain(["", all]) {
-        let settings = Config::parse(text, "config", []).unwrap().settings();
+        let config = Config::parse(text, "config", [], jiff::Timestamp::UNIX_EPOCH).unwrap();
+        let settings = config.settings();
         let objects = resources::render(&plan, &settings, existing_shards(3, false, &settings.gateway));
         assert_eq!(objects.len(), 3 + 6 + 1);
         for object in objects {

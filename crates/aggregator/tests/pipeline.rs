@@ -53,7 +53,7 @@ async fn start(directory: &Path, more: &str) -> Service {
         directory.join("objects").display(),
         directory.join("state").display(),
     );
-    let mut config = Config::parse(&text, "config", []).unwrap();
+    let mut config = Config::parse(&text, "config", [], jiff::Timestamp::UNIX_EPOCH).unwrap();
     config.aggregator.port = 0;
     Service::start(&config).await.unwrap()
 }
@@ -370,7 +370,7 @@ async fn an_aggregator_does_not_start_while_another_one_writes_in_its_output_dir
             "aggregator: {{address: 127.0.0.1}}\ndiscovery: {{mode: static, targets: [\"127.0.0.1:1\"]}}\n\
              output: {{mode: directory, directory: {path}/objects}}\nstate: {{directory: {path}/{state}}}\n"
         );
-        let mut config = Config::parse(&text, "config", []).unwrap();
+        let mut config = Config::parse(&text, "config", [], jiff::Timestamp::UNIX_EPOCH).unwrap();
         config.aggregator.port = 0;
         config
     };

@@ -12,12 +12,12 @@ use crate::names::{App, Text};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// They do.
+    /// Decisions take effect.
     #[default]
     Enforce,
-    /// They are made and logged; nothing outside is touched.
+    /// Decisions are made and logged; nothing outside is touched.
     DryRun,
-    /// Existing blocks stay, nothing new is blocked or released but by an operator.
+    /// Existing blocks stay; only operators block or release anything new.
     Paused,
 }
 

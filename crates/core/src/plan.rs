@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::Mode;
@@ -83,18 +84,18 @@ pub struct Exposure {
     pub nothing_closed: Option<Text>,
 }
 
-/// What happens to a Service that exposes other Apps as well as the one to be blocked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The handling of a Service that exposes other Apps as well as the one to be blocked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SharedServices {
-    /// It is closed, and the other Apps are named: otherwise a tenant could shield an App with a Service that selects
-    /// many.
+    /// The Service is closed, and the other Apps are named: otherwise a tenant could shield an App with a Service that
+    /// selects many.
     #[default]
     Block,
-    /// The App is held until an operator approves the block. A Service that comes to be shared after the block stays
-    /// closed if it was ever closed; otherwise it stays open until an operator approves.
+    /// The App is held until an operator approves the block. A Service that becomes shared after the block stays closed
+    /// if it was ever closed; otherwise it stays open until an operator approves.
     Hold,
-    /// It stays open.
+    /// The Service stays open.
     Skip,
 }
 

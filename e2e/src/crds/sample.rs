@@ -63,7 +63,7 @@ pub(super) fn objects() -> anyhow::Result<Vec<Object>> {
     objects.extend(render(&plan, &settings, long));
     settings.gateway.max_service_entries = limit;
     // A list of violations that was shortened has a field of its own.
-    settings.gateway.max_bytes = 1;
+    settings.max_bytes = 1;
     objects.extend(render(&plan, &settings, Existing::default()));
     Ok(objects)
 }
@@ -81,19 +81,11 @@ fn settings() -> anyhow::Result<Settings> {
     Ok(Settings {
         kinds: KINDS,
         gateway: Gateway {
-            namespace: "higress-system".to_owned(),
-            name: "procscan-violations".to_owned(),
             url: "oci://example.invalid/request-block:2.0.0".to_owned(),
             sha256: Some("0".repeat(64)),
             image_pull_secret: Some("pull".to_owned()),
-            image_pull_policy: "IfNotPresent".to_owned(),
-            phase: "AUTHN".to_owned(),
-            priority: 320,
-            status_code: 403,
             message: "blocked".to_owned(),
-            cluster_domain: "cluster.local".to_owned(),
-            max_bytes: 512 * 1024,
-            max_service_entries: 500,
+            ..Gateway::default()
         },
         notification: notification::Texts {
             summary_namespace: "default".to_owned(),
@@ -101,6 +93,8 @@ fn settings() -> anyhow::Result<Settings> {
             appeal: "ops".to_owned(),
             blocked: message()?,
             grace: message()?,
+            ..notification::Texts::default()
         },
+        max_bytes: 512 * 1024,
     })
 }

@@ -44,7 +44,7 @@ fn target(node: &str) -> Target {
 
 fn without_cluster() -> Config {
     let text = "discovery: {mode: static, targets: [a]}\noutput: {mode: directory}\n";
-    Config::parse(text, "test", []).unwrap()
+    Config::parse(text, "test", [], jiff::Timestamp::UNIX_EPOCH).unwrap()
 }
 
 impl Stage {

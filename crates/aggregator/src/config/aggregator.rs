@@ -3,20 +3,22 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Problems, values};
+use super::Checks;
+use super::values::{self, A_PORT, DurationText};
 
 /// The service itself.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Aggregator {
-    /// How often every agent is asked.
-    #[serde(deserialize_with = "values::duration")]
+    /// The aggregator asks every agent once in this time.
+    #[serde(with = "DurationText")]
     pub scan_interval: Duration,
-    /// The address that the HTTP API listens on.
+    /// The address on which the HTTP API listens.
     pub address: IpAddr,
-    /// The port of the HTTP API.
+    /// The port on which the HTTP API listens.
     #[serde(deserialize_with = "values::port")]
     pub port: u16,
 }
@@ -28,13 +30,9 @@ impl Default for Aggregator {
 }
 
 impl Aggregator {
-    pub(super) fn check(&self, problems: &mut Problems) {
-        let (least, most) = (Duration::from_secs(1), Duration::from_hours(1));
-        problems.require(
-            (least..=most).contains(&self.scan_interval),
-            "aggregator.scan_interval",
-            humantime::format_duration(self.scan_interval),
-            "1s to 1h",
-        );
+    pub(super) fn check(&self, checks: &mut Checks) {
+        let allowed = Duration::from_secs(1)..=Duration::from_hours(1);
+        checks.duration("aggregator.scan_interval", self.scan_interval, allowed);
+        checks.takes("aggregator.port", A_PORT);
     }
 }

@@ -2,61 +2,60 @@
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use procscan_core::size::SizeText;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Problems, token_file, values};
+use super::Checks;
 
 /// Which accounts may use the HTTP API, and how much memory its answers take.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
-    /// Who says who asks, and whether they may; see [`super::Config::auth`].
-    pub auth: Option<Auth>,
-    /// With `tokens`: a file with one line `NAME TOKEN` for each person.
-    pub token_file: Option<PathBuf>,
-    /// What all answers in flight may take together, in bytes; more are refused until readers have theirs.
-    #[serde(deserialize_with = "values::size")]
+    /// The memory that all answers in flight may take together. Beyond it, the API refuses lists other than
+    /// `GET /api/violations` with 503.
+    #[serde(with = "SizeText")]
     pub max_in_flight: usize,
+    /// The authority that names the account of a request, and says whether the account may change anything. Without it:
+    /// `kubernetes` if the configuration needs a cluster, else `tokens` if there is a `token_file`, else `none`.
+    pub auth: Option<Auth>,
+    /// With `auth: tokens`: a file with one line `NAME TOKEN` for each person. The aggregator reads it again when it
+    /// changes.
+    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Api {
     fn default() -> Self {
-        Self { auth: None, token_file: None, max_in_flight: 8 << 20 }
+        Self { max_in_flight: 8 << 20, auth: None, token_file: None }
     }
 }
 
-/// Who says who asks, and whether they may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// The authority that names the account of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Auth {
-    /// The cluster: its accounts and its RBAC.
+    /// The cluster, by its accounts and its RBAC.
     Kubernetes,
-    /// A file with the tokens of the people who may do everything.
+    /// The token file; each person in it may do everything.
     Tokens,
-    /// Nobody: everybody may read, and nobody may change anything.
+    /// No authority: every client may read, and no client may change anything.
     None,
 }
 
 impl Api {
-    /// `auth` is what is in force, written down or not.
-    pub(super) fn check(&self, auth: Auth, problems: &mut Problems) {
-        let shown = bytesize::ByteSize(self.max_in_flight as u64).display().iec();
-        // Below that, few pages have room.
-        let allowed = (8 << 20..=4 << 30).contains(&self.max_in_flight);
-        problems.require(allowed, "api.max_in_flight", shown, "8MiB to 4GiB");
+    /// `auth` is the authority in force, written down or not.
+    pub(super) fn check(&self, auth: Auth, checks: &mut Checks) {
+        // Below 8 MiB, few pages have room.
+        checks.size("api.max_in_flight", self.max_in_flight, 8 << 20..=4 << 30);
+        checks.takes("api.token_file", "a file's path");
         match (auth, &self.token_file) {
-            (Auth::Tokens, Some(file)) => {
-                if let Err(error) = token_file::read(file) {
-                    problems.say("api.token_file", format!("{}: {error}", file.display()));
-                }
-            }
             (Auth::Tokens, None) => {
-                problems.refuse("api.token_file", "nothing", "a file's path with `api.auth: tokens`");
+                checks.say("api.token_file", "missing value: expected a file's path with `api.auth: tokens`");
             }
-            (_, Some(file)) => {
-                problems.refuse("api.token_file", file.display(), "none unless `api.auth` is `tokens`");
+            (Auth::Kubernetes | Auth::None, Some(file)) => {
+                checks.refuse("api.token_file", file.display(), "none unless `api.auth` is `tokens`");
             }
-            (_, None) => {}
+            (Auth::Tokens, Some(_)) | (_, None) => {}
         }
     }
 }

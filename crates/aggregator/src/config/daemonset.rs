@@ -1,24 +1,29 @@
 //! `daemonset`: where the agents are.
 
 use procscan_core::names::{LABEL, is_dns_label};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Problems, values};
+use super::Checks;
+use super::values::{self, A_PORT};
+
+/// The port of the agents where neither a number nor a name is given.
+const DEFAULT_PORT: u16 = 9090;
 
 /// Where the agents are.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DaemonSet {
-    /// The namespace of the agents' Service.
+    /// The namespace of the agents' Service. The agent's own manifests have `block-system`.
     pub namespace: String,
-    /// The name of the agents' (headless) Service.
+    /// The name of the agents' headless Service. The agent's own manifests have `block-procscan`.
     pub service_name: String,
-    /// The port that the agents listen on. Wins over `api_port_name`.
-    #[serde(deserialize_with = "values::optional_port")]
+    /// The port on which the agents listen. It wins over `api_port_name`; the default counts only without that.
+    #[serde(deserialize_with = "values::optional_port", serialize_with = "port_or_default")]
     pub api_port: Option<u16>,
-    /// With `discovery.mode: kubernetes`: the name that the Service gives the port.
+    /// With `discovery.mode: kubernetes`: the name of the port in the Service.
     pub api_port_name: Option<String>,
-    /// The path that lists violations.
+    /// The path at which an agent lists its violations.
     pub api_path: String,
 }
 
@@ -34,10 +39,15 @@ impl Default for DaemonSet {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, clippy::ref_option, reason = "serde passes a reference")]
+fn port_or_default<S: Serializer>(port: &Option<u16>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u16(port.unwrap_or(DEFAULT_PORT))
+}
+
 impl DaemonSet {
-    /// The port that the agents listen on, where the Service is not asked for it.
+    /// The port on which the agents listen, where the Service is not asked for it.
     pub fn api_port(&self) -> u16 {
-        self.api_port.unwrap_or(9090)
+        self.api_port.unwrap_or(DEFAULT_PORT)
     }
 
     /// The name of the port, where the Service is asked for it.
@@ -45,25 +55,12 @@ impl DaemonSet {
         self.api_port_name.as_deref().filter(|_| self.api_port.is_none())
     }
 
-    pub(super) fn check(&self, problems: &mut Problems) {
-        problems.require(
-            is_dns_label(&self.namespace),
-            "daemonset.namespace",
-            quoted(&self.namespace),
-            LABEL,
-        );
-        problems.require(
-            is_dns_label(&self.service_name),
-            "daemonset.service_name",
-            quoted(&self.service_name),
-            LABEL,
-        );
-        let path = &self.api_path;
-        let plain = path.starts_with('/') && path.parse::<hyper::Uri>().is_ok();
-        problems.require(plain, "daemonset.api_path", quoted(path), "a path that begins with /");
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.text("daemonset.namespace", Some(&self.namespace), LABEL, is_dns_label);
+        checks.text("daemonset.service_name", Some(&self.service_name), LABEL, is_dns_label);
+        checks.takes("daemonset.api_port", A_PORT);
+        checks.text("daemonset.api_path", Some(&self.api_path), "a path that begins with /", |path| {
+            path.starts_with('/') && path.parse::<hyper::Uri>().is_ok()
+        });
     }
-}
-
-fn quoted(text: &str) -> String {
-    format!("{text:?}")
 }

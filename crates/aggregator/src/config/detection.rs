@@ -3,32 +3,34 @@
 use std::time::Duration;
 
 use procscan_core::ledger;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Aggregator, Collector, Problems, values};
+use super::values::{DurationText, duration_text};
+use super::{Aggregator, Checks, Collector};
 
 /// What counts as evidence.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Detection {
-    /// How old a record may be at first sight, by its agent's own clock, and how long fresh evidence stays fresh; at
-    /// least three scans of its node. No new block follows from older evidence, however seldom the node scans.
-    #[serde(deserialize_with = "values::duration")]
+    /// Evidence is fresh up to this age, by its agent's own clock, and at least for three scans of its node. Only fresh
+    /// evidence leads to a new block.
+    #[serde(with = "DurationText")]
     pub max_age: Duration,
-    /// How long a node has to answer without fresh evidence until a violation clears; at least six of its scans.
-    /// Answers that say nothing of the violation do not count.
-    #[serde(deserialize_with = "values::duration")]
+    /// A violation clears after its node has answered for this time, and at least for six of its scans, without fresh
+    /// evidence of it. Answers that say nothing of the violation do not count.
+    #[serde(with = "DurationText")]
     pub clear_after: Duration,
-    /// The scan interval that is assumed for an agent until its own is learned from its records. Nothing of its node
-    /// clears before it has answered for this time and one round.
-    #[serde(deserialize_with = "values::duration")]
+    /// The scan interval that the aggregator assumes for an agent until the agent's records show it. Nothing of its node
+    /// clears before the node has answered for this time and one round.
+    #[serde(with = "DurationText")]
     pub assumed_scan_interval: Duration,
-    /// How long to wait for a node from which nothing of an answer comes. And how long to wait, in answered time, for a
-    /// node whose answers say nothing of a violation.
-    #[serde(deserialize_with = "values::duration")]
+    /// The time to wait for a node that is silent, or whose answers say nothing of a violation. In the second case only
+    /// the time counts in which the node answers. It is at least `clear_after`.
+    #[serde(with = "DurationText")]
     pub unreachable_limit: Duration,
-    /// Offending again within this time continues the same incident.
-    #[serde(deserialize_with = "values::duration")]
+    /// A tenant that offends again within this time continues the same incident.
+    #[serde(with = "DurationText")]
     pub same_incident: Duration,
 }
 
@@ -46,29 +48,20 @@ impl Default for Detection {
 }
 
 impl Detection {
-    pub(super) fn check(&self, problems: &mut Problems) {
-        let longest = Duration::from_hours(24 * 30);
-        for (path, value) in [
-            ("detection.max_age", self.max_age),
-            ("detection.clear_after", self.clear_after),
-            ("detection.unreachable_limit", self.unreachable_limit),
-            ("detection.same_incident", self.same_incident),
-        ] {
-            let allowed = (Duration::from_secs(1)..=longest).contains(&value);
-            problems.require(allowed, path, humantime::format_duration(value), "1s to 30days");
+    pub(super) fn check(&self, checks: &mut Checks) {
+        let second = Duration::from_secs(1);
+        let spans = second..=Duration::from_hours(24 * 30);
+        checks.duration("detection.max_age", self.max_age, spans.clone());
+        checks.duration("detection.clear_after", self.clear_after, spans.clone());
+        let intervals = second..=Duration::from_hours(1);
+        checks.duration("detection.assumed_scan_interval", self.assumed_scan_interval, intervals);
+        checks.duration("detection.unreachable_limit", self.unreachable_limit, spans.clone());
+        checks.duration("detection.same_incident", self.same_incident, spans);
+        if self.unreachable_limit < self.clear_after {
+            let [shown, least] = [self.unreachable_limit, self.clear_after].map(duration_text);
+            let expected = format!("at least detection.clear_after ({least})");
+            checks.refuse("detection.unreachable_limit", shown, expected);
         }
-        problems.require(
-            (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&self.assumed_scan_interval),
-            "detection.assumed_scan_interval",
-            humantime::format_duration(self.assumed_scan_interval),
-            "1s to 1h",
-        );
-        problems.require(
-            self.unreachable_limit >= self.clear_after,
-            "detection.unreachable_limit",
-            humantime::format_duration(self.unreachable_limit),
-            format!("at least detection.clear_after ({})", humantime::format_duration(self.clear_after)),
-        );
     }
 
     pub(super) fn rules(&self, aggregator: &Aggregator, collector: &Collector) -> ledger::Detection {
@@ -81,7 +74,7 @@ impl Detection {
             same_incident: self.same_incident,
             answer_gap: round,
             // Two rounds may pass between the answers of a target whose offset is early and then late, and an answer may
-            // take as long as it is allowed to.
+            // take as long as its timeout.
             fresh_within: round.saturating_mul(2) + collector.timeout.min(round),
             max_keys_per_node: collector.max_violations_per_node,
             max_keys: collector.max_violations,

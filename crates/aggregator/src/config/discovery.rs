@@ -4,41 +4,45 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use procscan_core::report::Target;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{Problems, targets, values};
-use crate::plain_file;
+use super::targets::{self, TargetError};
+use super::values::{DurationText, shown};
+use super::{Checks, DEFAULT_DOMAIN};
 
 /// How the agents are found.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Discovery {
-    /// Where the addresses come from.
+    /// The source of the agents' addresses.
     pub mode: DiscoveryMode,
-    /// With `static`: the targets, as `host`, `host:port` or `host:port node=NAME`.
-    pub targets: Vec<String>,
-    /// With `file`: a file with one such target per line.
-    pub file: Option<PathBuf>,
-    /// With `dns`: how often the name is resolved. With `file`: how often the file is looked at. With `kubernetes`, where
-    /// changes come by themselves: how often the number of agents that should exist is looked up.
-    #[serde(deserialize_with = "values::duration")]
+    /// The time between two looks at the source. With `dns` the aggregator resolves the name, with `file` it reads the
+    /// file. With `kubernetes` it asks the DaemonSet for its number of agents, because changes of the endpoints come by
+    /// themselves.
+    #[serde(with = "DurationText")]
     pub refresh: Duration,
     /// With `dns`: the cluster's domain.
     pub cluster_domain: String,
+    /// With `static`: the targets, each `host`, `host:port` or `host:port node=NAME`.
+    pub targets: Vec<String>,
+    /// With `file`: a file with one such target per line.
+    pub file: Option<PathBuf>,
 }
 
-/// Where the agents' addresses come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The source of the agents' addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DiscoveryMode {
-    /// The EndpointSlices of the Service `daemonset.service_name`.
+    /// The endpoints of the Service `daemonset.service_name`, watched.
     #[default]
     Kubernetes,
-    /// The A and AAAA records of the headless Service `daemonset.service_name`.
+    /// The addresses of the headless Service `daemonset.service_name`.
     Dns,
-    /// A list in the configuration.
+    /// The list `targets`.
     Static,
-    /// A list in a file that is watched.
+    /// The list in `file`, watched.
     File,
 }
 
@@ -46,71 +50,55 @@ impl Default for Discovery {
     fn default() -> Self {
         Self {
             mode: DiscoveryMode::default(),
+            refresh: Duration::from_secs(10),
+            cluster_domain: DEFAULT_DOMAIN.to_owned(),
             targets: Vec::new(),
             file: None,
-            refresh: Duration::from_secs(10),
-            cluster_domain: "cluster.local".to_owned(),
         }
     }
 }
 
 impl Discovery {
-    pub(super) fn check(&self, port: u16, problems: &mut Problems) {
-        let least = Duration::from_millis(100);
-        let shown = humantime::format_duration(self.refresh);
-        problems.require(
-            (least..=Duration::from_hours(1)).contains(&self.refresh),
-            "discovery.refresh",
-            shown,
-            "100ms to 1h",
-        );
-        let is_static = self.mode == DiscoveryMode::Static;
-        // Blank entries and comments name none.
-        if is_static && self.static_targets(port).is_ok_and(|targets| targets.is_empty()) {
-            let value = if self.targets.is_empty() { "an empty list" } else { "a list without a target" };
-            let allowed = "at least one host:port with `discovery.mode: static`";
-            problems.refuse("discovery.targets", value, allowed);
-        }
-        if !is_static && !self.targets.is_empty() {
-            problems.refuse("discovery.targets", "a list", "none unless `discovery.mode` is `static`");
-        }
+    /// `port` is the port of targets without one.
+    pub(super) fn check(&self, port: u16, checks: &mut Checks) {
+        let allowed = Duration::from_millis(100)..=Duration::from_hours(1);
+        checks.duration("discovery.refresh", self.refresh, allowed);
+        self.check_targets(port, checks);
+        checks.takes("discovery.file", "a file's path");
         match (self.mode, &self.file) {
-            // A list that is wrong from the start is a mistake to be told now; one that becomes wrong later is not.
-            (DiscoveryMode::File, Some(file)) => match plain_file::read_text(file, plain_file::MAX_TEXT) {
-                Ok(text) => {
-                    if let Err(error) = targets::parse(text.lines(), port) {
-                        problems.say("discovery.file", format!("{}: {error}", file.display()));
-                    }
-                }
-                Err(e) => {
-                    let allowed = format!("a file that can be read ({e})");
-                    problems.refuse("discovery.file", file.display(), allowed);
-                }
-            },
             (DiscoveryMode::File, None) => {
-                problems.refuse("discovery.file", "nothing", "a file's path with `discovery.mode: file`");
+                checks.say(
+                    "discovery.file",
+                    "missing value: expected a file's path with `discovery.mode: file`",
+                );
             }
+            (DiscoveryMode::File, Some(_)) | (_, None) => {}
             (_, Some(file)) => {
-                problems.refuse("discovery.file", file.display(), "none unless `discovery.mode` is `file`");
+                checks.refuse("discovery.file", file.display(), "none unless `discovery.mode` is `file`");
             }
-            (_, None) => {}
-        }
-        if let Err(error) = self.static_targets(port) {
-            problems.say("discovery.targets", error.to_string());
         }
     }
 
-    /// Finds a file of targets that names none: agents may be added later, but until then nothing is collected.
-    pub(super) fn warn(&self, port: u16, found: &mut Problems) {
-        let Some(file) = self.file.as_ref().filter(|_| self.mode == DiscoveryMode::File) else { return };
-        let text = plain_file::read_text(file, plain_file::MAX_TEXT).unwrap_or_default();
-        if targets::parse(text.lines(), port).is_ok_and(|targets| targets.is_empty()) {
-            found.say("discovery.file", format!("{}: {}", file.display(), targets::EMPTY));
+    fn check_targets(&self, port: u16, checks: &mut Checks) {
+        const PATH: &str = "discovery.targets";
+        checks.takes(PATH, "a list of targets");
+        let is_static = self.mode == DiscoveryMode::Static;
+        if !is_static && !self.targets.is_empty() {
+            checks.refuse(PATH, shown(&json!(self.targets)), "none unless `discovery.mode` is `static`");
+        }
+        match self.static_targets(port) {
+            // Blank entries and comments name none.
+            Ok(targets) if targets.is_empty() && is_static => {
+                let expected = "at least one host:port with `discovery.mode: static`";
+                checks.refuse(PATH, shown(&json!(self.targets)), expected);
+            }
+            Ok(_) => {}
+            Err(error) => checks.say(PATH, error.to_string()),
         }
     }
 
     /// The targets of the list.
-    pub fn static_targets(&self, port: u16) -> Result<Vec<Target>, targets::TargetError> {
+    pub fn static_targets(&self, port: u16) -> Result<Vec<Target>, TargetError> {
         targets::parse(self.targets.iter().map(String::as_str), port)
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::ConfigError;
-use super::values::parse_yaml;
+use super::tree::parse_yaml;
 
-/// Sets what the variables say in `tree`, and returns which path each one has set.
+/// Sets the values of the variables in `tree`, and returns for each path the variable that has set it.
 ///
 /// Only names with a double underscore are ours: Kubernetes itself sets `PROCSCAN_PORT`, `PROCSCAN_SERVICE_HOST` and more for a
 /// Service that is called `procscan`.
@@ -46,8 +46,8 @@ pub(super) fn apply(
     Ok(set)
 }
 
-/// Numbers, `true` and `false` are what they look like; lists, maps and quoted texts are YAML; anything else is the text as
-/// it stands, because `ticket #5: ask` and a checksum of digits are texts.
+/// Reads numbers, `true` and `false` as such, and lists, maps and quoted texts as YAML. Any other text stays as it is, because
+/// `ticket #5: ask` and a checksum of digits are texts.
 fn value_of(text: String) -> Result<Value, String> {
     let is_yaml = text.starts_with(['[', '{', '"', '\'']);
     match text.as_str() {

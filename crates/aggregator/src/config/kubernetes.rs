@@ -3,56 +3,44 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Problems, values};
-use crate::plain_file;
+use super::Checks;
+use super::values::DurationText;
 
-/// How the cluster is reached.
-#[derive(Clone, Debug, Deserialize)]
+/// How the cluster is reached, where it is needed.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Kubernetes {
-    /// A kubeconfig file. Without one: `KUBECONFIG`, `~/.kube/config`, or the Pod's own ServiceAccount, whichever is there first.
-    pub kubeconfig: Option<PathBuf>,
-    /// A context of the kubeconfig, instead of its current one.
-    pub context: Option<String>,
-    /// How long one request may take.
-    #[serde(deserialize_with = "values::duration")]
+    /// The longest time for one request.
+    #[serde(with = "DurationText")]
     pub request_timeout: Duration,
-    /// How many requests per second may be made to look up Pods, Services and Notifications.
+    /// The most requests per second with which the aggregator looks up Pods, Services and Notifications.
     pub requests_per_second: u32,
+    /// A kubeconfig file. Without it: `$KUBECONFIG`, `~/.kube/config`, or the Pod's own ServiceAccount, whichever is there
+    /// first.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig file. Without it: the file's current context.
+    pub context: Option<String>,
 }
 
 impl Default for Kubernetes {
     fn default() -> Self {
         Self {
-            kubeconfig: None,
-            context: None,
             request_timeout: Duration::from_secs(15),
             requests_per_second: 20,
+            kubeconfig: None,
+            context: None,
         }
     }
 }
 
 impl Kubernetes {
-    pub(super) fn check(&self, problems: &mut Problems) {
-        if let Some(file) = &self.kubeconfig
-            && let Err(e) = plain_file::read_text(file, plain_file::MAX_TEXT)
-        {
-            let allowed = format!("a kubeconfig file that can be read ({e})");
-            problems.refuse("kubernetes.kubeconfig", file.display(), allowed);
-        }
-        problems.require(
-            (Duration::from_secs(1)..=Duration::from_mins(2)).contains(&self.request_timeout),
-            "kubernetes.request_timeout",
-            humantime::format_duration(self.request_timeout),
-            "1s to 2m",
-        );
-        problems.require(
-            (1..=10_000).contains(&self.requests_per_second),
-            "kubernetes.requests_per_second",
-            self.requests_per_second,
-            "1 to 10000",
-        );
+    pub(super) fn check(&self, checks: &mut Checks) {
+        let allowed = Duration::from_secs(1)..=Duration::from_mins(2);
+        checks.duration("kubernetes.request_timeout", self.request_timeout, allowed);
+        checks.number("kubernetes.requests_per_second", self.requests_per_second, 1..=10_000);
+        checks.takes("kubernetes.kubeconfig", "a file's path");
     }
 }

@@ -1,9 +1,10 @@
 //! `logger`: what is logged, and how.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// What is logged, and how. Logs go to standard error.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Logger {
     /// The least severe level that is logged.
@@ -13,27 +14,27 @@ pub struct Logger {
 }
 
 /// Severity.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Everything that helps to find a fault.
+    /// Details that help to find a fault.
     Debug,
-    /// What an operator wants to know afterwards.
+    /// Events that an operator may look up later.
     #[default]
     Info,
-    /// What may need somebody.
+    /// Trouble that an operator may have to look at.
     Warn,
-    /// What does need somebody.
+    /// Trouble that an operator has to look at.
     Error,
 }
 
 /// The form of a line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One JSON object per line.
     #[default]
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }

@@ -2,22 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::Problems;
+use super::Checks;
 
 /// Where the objects go.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Output {
-    /// The kind of place.
+    /// The place to which the aggregator writes the objects.
     pub mode: OutputMode,
-    /// With `directory`: the directory, made if it is not there; `procscan-objects` if none is given.
+    /// With `directory`: the directory, which the aggregator makes if it is not there. Without it: `procscan-objects`.
     pub directory: Option<PathBuf>,
 }
 
-/// The kind of place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// The place to which the aggregator writes the objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputMode {
     /// The cluster itself.
@@ -33,11 +34,16 @@ impl Output {
         self.directory.as_deref().unwrap_or(Path::new("procscan-objects"))
     }
 
-    pub(super) fn check(&self, problems: &mut Problems) {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        const PATH: &str = "output.directory";
+        checks.takes(PATH, "a directory's path");
         let Some(directory) = &self.directory else { return };
         let shown = format!("{:?}", directory.display().to_string());
-        problems.require(!directory.as_os_str().is_empty(), "output.directory", &shown, "a directory's path");
-        let allowed = "none unless `output.mode` is `directory`";
-        problems.require(self.mode == OutputMode::Directory, "output.directory", &shown, allowed);
+        if directory.as_os_str().is_empty() {
+            checks.refuse(PATH, &shown, "a directory's path");
+        }
+        if self.mode != OutputMode::Directory {
+            checks.refuse(PATH, &shown, "none unless `output.mode` is `directory`");
+        }
     }
 }

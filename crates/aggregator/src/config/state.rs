@@ -1,40 +1,43 @@
-//! `state`: where decisions are kept.
+//! `state`: where decisions are persisted.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use procscan_core::names::{LABEL, is_dns_label};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Problems, values};
+use super::Checks;
+use super::values::DurationText;
 
-/// Where decisions are kept.
-#[derive(Clone, Debug, Deserialize)]
+/// Where the aggregator persists incidents, exemptions and operator commands, so that they outlast a restart.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
-    /// The kind of place. Without it: where the objects go, so `cluster` with `output.mode: cluster`, else `file`.
-    pub mode: Option<StateMode>,
-    /// With `cluster`: the namespace of the Incidents, Exemptions and the Lease; the aggregator's own if nothing is said.
-    pub namespace: Option<String>,
-    /// With `file`: the directory, made if it is not there; `procscan-state` if none is given.
-    pub directory: Option<PathBuf>,
-    /// How long incidents are kept after they are over.
-    #[serde(deserialize_with = "values::duration")]
+    /// The time for which incidents are persisted after their end.
+    #[serde(with = "DurationText")]
     pub retention: Duration,
+    /// The place. Without it: `cluster` with `output.mode: cluster`, else `file`.
+    pub mode: Option<StateMode>,
+    /// With `cluster`: the namespace of the Incidents, the Exemptions and the Lease. Without it: the aggregator's own.
+    pub namespace: Option<String>,
+    /// With `file`: the directory, which the aggregator makes if it is not there. Without it: `procscan-state`.
+    pub directory: Option<PathBuf>,
 }
 
-/// The kind of place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// The place where decisions are persisted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StateMode {
     /// Objects in the cluster.
     Cluster,
-    /// A file in a directory, which is one process's alone.
+    /// A file in `directory`, which one process has for itself.
     File,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { mode: None, namespace: None, directory: None, retention: Duration::from_hours(24 * 30) }
+        Self { retention: Duration::from_hours(24 * 30), mode: None, namespace: None, directory: None }
     }
 }
 
@@ -44,30 +47,23 @@ impl State {
         self.directory.as_deref().unwrap_or(Path::new("procscan-state"))
     }
 
-    pub(super) fn check(&self, mode: StateMode, problems: &mut Problems) {
-        if let Some(directory) = &self.directory {
-            let shown = format!("{:?}", directory.display().to_string());
-            problems.require(
-                !directory.as_os_str().is_empty(),
-                "state.directory",
-                &shown,
-                "a directory's path",
-            );
-            let allowed = "none unless `state.mode` is `file`";
-            problems.require(mode == StateMode::File, "state.directory", &shown, allowed);
+    /// `mode` is the place in force, written down or not.
+    pub(super) fn check(&self, mode: StateMode, checks: &mut Checks) {
+        let allowed = Duration::from_hours(1)..=Duration::from_hours(24 * 3660);
+        checks.duration("state.retention", self.retention, allowed);
+        checks.text("state.namespace", self.namespace.as_deref(), LABEL, is_dns_label);
+        if let Some(namespace) = self.namespace.as_ref().filter(|_| mode != StateMode::Cluster) {
+            let expected = "none unless `state.mode` is `cluster`";
+            checks.refuse("state.namespace", format!("{namespace:?}"), expected);
         }
-        if let Some(namespace) = &self.namespace {
-            let shown = format!("{namespace:?}");
-            let is_name = procscan_core::names::is_dns_label(namespace);
-            problems.require(is_name, "state.namespace", &shown, "a namespace");
-            let allowed = "none unless `state.mode` is `cluster`";
-            problems.require(mode == StateMode::Cluster, "state.namespace", &shown, allowed);
+        checks.takes("state.directory", "a directory's path");
+        let Some(directory) = &self.directory else { return };
+        let shown = format!("{:?}", directory.display().to_string());
+        if directory.as_os_str().is_empty() {
+            checks.refuse("state.directory", &shown, "a directory's path");
         }
-        problems.require(
-            (Duration::from_hours(1)..=Duration::from_hours(24 * 3660)).contains(&self.retention),
-            "state.retention",
-            humantime::format_duration(self.retention),
-            "1h to 3660days",
-        );
+        if mode != StateMode::File {
+            checks.refuse("state.directory", &shown, "none unless `state.mode` is `file`");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Lists of targets that people write: in the configuration or in a file.
+//! Lists of targets that operators write: in the configuration or in a file.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -9,16 +9,16 @@ use std::net::Ipv6Addr;
 use procscan_core::names::NodeName;
 use procscan_core::report::Target;
 
-/// What is wrong with a file that lists nothing.
+/// The problem of a file that lists no target.
 pub(crate) const EMPTY: &str = "it names no target";
 
 /// What is wrong with a list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("entry {number}: {entry:?} is not allowed; allowed is {allowed}")]
+#[error("entry {number}: invalid value {entry:?}: expected {expected}")]
 pub struct TargetError {
     number: usize,
     entry: String,
-    allowed: String,
+    expected: String,
 }
 
 /// Reads entries of the form `host`, `host:port` or `host:port node=NAME`; blank ones are skipped, and what
@@ -28,10 +28,10 @@ pub struct TargetError {
 pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Result<Vec<Target>, TargetError> {
     let mut targets: BTreeMap<_, Target> = BTreeMap::new();
     for (index, entry) in entries.into_iter().enumerate() {
-        let refuse = |allowed: &str| TargetError {
+        let refuse = |expected: &str| TargetError {
             number: index + 1,
             entry: entry.chars().take(120).collect(),
-            allowed: allowed.to_owned(),
+            expected: expected.to_owned(),
         };
         // A comment begins with # at the beginning of a word: no address and no name has one.
         let mut words = entry.split_whitespace().take_while(|word| !word.starts_with('#'));
@@ -51,7 +51,7 @@ pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Resul
             && *other != target
         {
             return Err(refuse(&format!(
-                "one node for each address, and {address} is node {} already",
+                "one node for each address ({address} is node {} already)",
                 other.node
             )));
         }
@@ -60,13 +60,14 @@ pub fn parse<'a>(entries: impl IntoIterator<Item = &'a str>, port: u16) -> Resul
     Ok(targets.into_values().collect())
 }
 
-/// What is printed in logs, tables and errors as it stands, so nothing that a terminal would obey. The longest is an address.
+/// A node's name is printed in logs, tables and errors as it is, so it has no characters that a terminal obeys. The longest
+/// name is an address.
 fn is_node_name(name: &str) -> bool {
     const MAX: usize = 253 + ":65535".len();
     (1..=MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// `host:port` in the one form that identifies a target, or nothing if it is none.
+/// `host:port` in the one form that identifies a target; `None` if `text` is no address.
 fn address(text: &str, default_port: u16) -> Option<String> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -144,7 +145,7 @@ mod tests {
             "h/x:1",
         ] {
             let error = parse(["ok:1", bad], 9090).unwrap_err().to_string();
-            assert!(error.starts_with("entry 2: ") && error.contains("allowed is"), "{error}");
+            assert!(error.starts_with("entry 2: ") && error.contains(": expected "), "{error}");
         }
         let error = parse(["a:1 node=x", "a:1 node=y"], 9090).unwrap_err().to_string();
         assert!(error.contains("node x already"), "{error}");

@@ -10,46 +10,46 @@ use crate::plain_file;
 
 /// The largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
-/// The shortest token. Nothing but its length keeps others from guessing it.
+/// The shortest token, because only its length keeps others from guessing it.
 const MIN_TOKEN: usize = 16;
 /// The longest name.
 const MAX_NAME: usize = 253;
 
-/// What the file holds.
+/// The contents of the file.
 pub struct TokenFile {
-    /// Who is in it. One person may have several tokens, so that they can be replaced one after the other.
+    /// The people in the file. One person may have several tokens, so that they can be replaced one after the other.
     pub people: Vec<Person>,
-    /// Every user of the machine may read it.
+    /// Whether every user of the machine may read the file.
     pub is_open: bool,
 }
 
 /// One line. No `Debug`: it would show the token.
 pub struct Person {
-    /// Who it is, in the log of decisions.
+    /// The person's name in the log of decisions.
     pub name: String,
-    /// What they prove it with.
+    /// The bearer token of the person.
     pub token: String,
 }
 
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenFileError {
-    /// It is not there, or may not be read.
+    /// The file is not there, or may not be read.
     #[error("can't be read: {0}")]
     Unreadable(#[from] io::Error),
-    /// It is a directory, a pipe or a device.
-    #[error("this is not allowed; allowed is a plain file of up to 1 MiB")]
+    /// The file is a directory, a pipe or a device.
+    #[error("invalid value: expected a plain file of up to 1 MiB")]
     NotPlain,
-    /// It is large.
-    #[error("it is too large; allowed is a plain file of up to 1 MiB")]
+    /// The file is too large.
+    #[error("it is too large: expected a plain file of up to 1 MiB")]
     TooLarge,
     /// A line is wrong.
-    #[error("line {number} is not allowed; allowed is {allowed}")]
+    #[error("line {number}: invalid value: expected {expected}")]
     Line {
-        /// Which one, from 1 on.
+        /// The number of the line, from 1 on.
         number: usize,
-        /// What could be there.
-        allowed: String,
+        /// What the line may hold instead.
+        expected: String,
     },
 }
 
@@ -84,7 +84,8 @@ pub fn read(path: &Path) -> Result<TokenFile, TokenFileError> {
 fn parse(text: &str) -> Result<Vec<Person>, TokenFileError> {
     let mut people: Vec<Person> = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        let refuse = |allowed: &str| TokenFileError::Line { number: index + 1, allowed: allowed.to_owned() };
+        let refuse =
+            |expected: &str| TokenFileError::Line { number: index + 1, expected: expected.to_owned() };
         let mut words = line.split_whitespace().take_while(|word| !word.starts_with('#'));
         let Some(name) = words.next() else { continue };
         let (Some(token), None) = (words.next(), words.next()) else {
@@ -118,7 +119,7 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_alphanumeric() || "._-+@/:".contains(c))
 }
 
-/// Whether it has the form of a bearer token (RFC 6750).
+/// Whether `text` has the form of a bearer token (RFC 6750).
 pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b))
 }
@@ -173,7 +174,7 @@ mod tests {
             "bob aaaaaaaaaaaaaaaa",
         ] {
             let error = parse(&format!("alice {A}\n{bad}\n")).err().expect(bad).to_string();
-            assert!(error.starts_with("line 2 is not allowed; allowed is a "), "{error}");
+            assert!(error.starts_with("line 2: invalid value: expected a "), "{error}");
             assert!(!error.contains("secret") && !error.contains(A), "{error}");
         }
         assert!(parse(&format!("{} {A}", "n".repeat(254))).is_err());

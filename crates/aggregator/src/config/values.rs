@@ -1,37 +1,23 @@
-//! Values with units, and how mistakes in values are told.
+//! Types of values: durations, times, ports and regular expressions.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::size;
 use regex::Regex;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
+use serde::ser::{Serialize, Serializer};
 use serde_json::Value;
 
-/// What is said of a duration that is none.
+/// What is expected where a duration is written.
 const A_DURATION: &str = "a duration with its unit, such as 60s, 5m or 1h30m";
-/// What is said of a time that is none.
+/// What is expected where a time is written.
 pub(crate) const A_TIME: &str = "a date and time with its zone, such as 2027-01-01T00:00:00Z";
-/// What is said of a size that is none.
-const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
-
-/// Renamed keys and what to use instead. Their values are not taken over, because they counted something else.
-const RENAMED: [(&str, &str); 2] = [
-    ("max_new_apps", "brakes count tenants now: use `max_new_tenants`"),
-    ("max_namespaces_per_rule", "it is called `max_tenants_per_rule` now"),
-];
-
-/// Parses YAML into a tree. Duplicate keys are mistakes.
-pub(super) fn parse_yaml(text: &str) -> Result<Value, String> {
-    // Snippets would make errors longer than one line; `on` and `no` are words, as in YAML 1.2.
-    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
-        // What follows is advice for whoever calls the library.
-        let message =
-            e.to_string().replace("set DuplicateKeyPolicy in Options if acceptable", "each key only once");
-        format!("not valid YAML: {message}")
-    })
-}
+/// What is expected where a port is written.
+pub(super) const A_PORT: &str = "a port from 1 to 65535";
 
 /// The value at `path` of `tree`, if there is one.
 pub(crate) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
@@ -46,74 +32,6 @@ pub(crate) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
             None => Some(value),
         }
     })
-}
-
-/// A key without a value is as if it were not there: a section whose keys are all comments is one.
-pub(super) fn drop_nulls(tree: &mut Value) {
-    if let Value::Object(map) = tree {
-        map.retain(|_, value| !value.is_null());
-        map.values_mut().for_each(drop_nulls);
-    }
-}
-
-/// The first list in the place of a section or of an exemption, with its path: serde takes it for the values of the keys in
-/// their order.
-pub(super) fn misplaced_list(tree: &Value) -> Option<(String, String)> {
-    let mut places: Vec<String> = tree.as_object()?.keys().cloned().collect();
-    places.extend(["notification.blocked", "notification.grace"].map(str::to_owned));
-    let exemptions = at(tree, "enforcement.exemptions").and_then(Value::as_array);
-    for index in 0..exemptions.map_or(0, Vec::len) {
-        let exemption = format!("enforcement.exemptions[{index}]");
-        let parts = ["namespace", "app", "process", "rule"].map(|part| format!("{exemption}.{part}"));
-        places.push(exemption);
-        places.extend(parts);
-    }
-    places.into_iter().find_map(|path| {
-        let list = at(tree, &path).filter(|value| value.is_array())?;
-        let is_part = path.starts_with("enforcement.exemptions[") && !path.ends_with(']');
-        let allowed = if is_part {
-            "a text, or `{regex: …}`"
-        } else {
-            "a section with its keys below it, not a list"
-        };
-        let problem = format!("{} is not allowed; allowed is {allowed}", shown(list));
-        Some((path, problem))
-    })
-}
-
-/// For each key without a value the sections and keys that lead to it, and nothing else.
-pub(super) fn nulls(tree: &Value) -> Vec<Value> {
-    let Value::Object(map) = tree else { return Vec::new() };
-    let below = |(key, value): (&String, &Value)| {
-        let found = if value.is_null() { vec![Value::Null] } else { nulls(value) };
-        found.into_iter().map(|inner| serde_json::json!({ key: inner })).collect::<Vec<_>>()
-    };
-    map.iter().flat_map(below).collect()
-}
-
-/// Says what is wrong in the form «value is not allowed; allowed is …», from serde's «…, expected …».
-pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
-    let value = value.map_or("this".to_owned(), shown);
-    let Some((what, allowed)) = message.split_once(", expected ") else {
-        if let Some(field) = message.strip_prefix("missing field") {
-            return format!("there must be{field}");
-        }
-        return format!("{value} is not allowed: {message}");
-    };
-    if let Some(key) = what.strip_prefix("unknown field ") {
-        let renamed = RENAMED.iter().find(|(old, _)| key.trim_matches('`') == *old);
-        let hint = renamed.map_or(String::new(), |(_, hint)| format!(" ({hint})"));
-        return format!("unknown key {key}{hint}; allowed is {allowed}");
-    }
-    if let Some(variant) = what.strip_prefix("unknown variant ") {
-        return format!("{variant} is not allowed; allowed is {allowed}");
-    }
-    let allowed = match allowed {
-        "string or map" => "one of the names in the example config.yaml",
-        other if other.starts_with("struct ") => "a section with its keys below it",
-        other => in_words(other),
-    };
-    format!("{value} is not allowed; allowed is {allowed}")
 }
 
 /// What serde has `expected`, without the names of Rust's types.
@@ -136,12 +54,22 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
-/// Whether `written` is the duration or the size that is `shown` in another form: `192h` and `8days`, `1MiB` and `1.0 MiB`.
+/// Whether `written` is the duration or the size that is `shown` in another form: `168h` and `7days`, `1024KiB` and `1MiB`.
 pub(super) fn is_quantity(written: &str, shown: &str) -> bool {
-    let duration = humantime::parse_duration(written).map(humantime::format_duration);
-    let size = written.parse::<bytesize::ByteSize>();
-    duration.is_ok_and(|it| it.to_string() == shown)
-        || size.is_ok_and(|it| it.display().iec().to_string() == shown)
+    let duration = humantime::parse_duration(written).map(duration_text);
+    duration.is_ok_and(|it| it == shown) || size::parse(written).is_some_and(|it| size::text(it) == shown)
+}
+
+/// `duration` in the largest unit that leaves no fraction, as `config.yaml` has it: `60s`, `5m`, `24h`, `30days`.
+pub(super) fn duration_text(duration: Duration) -> String {
+    const UNITS: [(u64, u64, &str); 3] = [(86_400, 2, "days"), (3_600, 1, "h"), (60, 2, "m")];
+    let (seconds, fraction) = (duration.as_secs(), duration.subsec_nanos());
+    let fits = |(unit, least, _): &&(u64, u64, &str)| seconds % unit == 0 && seconds / unit >= *least;
+    match UNITS.iter().find(fits).filter(|_| fraction == 0) {
+        Some((unit, _, name)) => format!("{}{name}", seconds / unit),
+        None if fraction == 0 => format!("{seconds}s"),
+        None => humantime::format_duration(duration).to_string(),
+    }
 }
 
 struct FromText<T> {
@@ -164,25 +92,19 @@ impl<T> Visitor<'_> for FromText<T> {
     }
 }
 
-/// `60s`, `1h30m`. A bare `0` is a mistake too: it has no unit.
-pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let parse = |text: &str| humantime::parse_duration(text).map_err(|_| String::new());
-    deserializer.deserialize_any(FromText { expecting: A_DURATION, parse })
-}
+/// How a duration is written: `#[serde(with = "DurationText")]`. A bare `0` is a mistake too: it has no unit.
+#[derive(Debug)]
+pub(super) struct DurationText;
 
-/// `512KiB`, `4MiB`, in bytes.
-pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    let parse = |text: &str| {
-        let has_unit = text.trim_end().ends_with(['B', 'b']);
-        let bytes = text.parse::<bytesize::ByteSize>().ok().filter(|_| has_unit).ok_or_else(String::new)?;
-        usize::try_from(bytes.as_u64()).map_err(|_| String::new())
-    };
-    deserializer.deserialize_any(FromText { expecting: A_SIZE, parse })
-}
+impl DurationText {
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&duration_text(*duration))
+    }
 
-/// A size, where there may be none.
-pub(super) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    size(deserializer).map(Some)
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let parse = |text: &str| humantime::parse_duration(text).map_err(|_| String::new());
+        deserializer.deserialize_any(FromText { expecting: A_DURATION, parse })
+    }
 }
 
 /// A point in time, with its zone.
@@ -202,7 +124,7 @@ pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D:
     impl Visitor<'_> for Port {
         type Value = u16;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a port from 1 to 65535")
+            f.write_str(A_PORT)
         }
         fn visit_u64<E: de::Error>(self, port: u64) -> Result<u16, E> {
             let port_or_error = u16::try_from(port).ok().filter(|port| *port != 0);
@@ -230,5 +152,59 @@ impl<'de> de::Deserialize<'de> for Pattern {
             Regex::new(text).map(Pattern).map_err(why)
         };
         deserializer.deserialize_any(FromText { expecting: "a regular expression", parse })
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_str())
+    }
+}
+
+/// The types that are written as texts.
+macro_rules! written_as_text {
+    ($($name:ident),*) => {$(
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string"})
+            }
+        }
+    )*};
+}
+
+written_as_text!(DurationText, Pattern);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_shown_in_the_largest_unit_that_leaves_no_fraction() {
+        for (milliseconds, shown) in [
+            (0, "0s"),
+            (10, "10ms"),
+            (60_000, "60s"),
+            (90_000, "90s"),
+            (120_000, "2m"),
+            (1_000_000, "1000s"),
+            (3_600_000, "1h"),
+            (86_400_000, "24h"),
+            (90_000_000, "25h"),
+            (172_800_000, "2days"),
+        ] {
+            let duration = Duration::from_millis(milliseconds);
+            assert_eq!(duration_text(duration), shown);
+            assert_eq!(humantime::parse_duration(shown), Ok(duration), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_quantity_is_the_same_in_another_form() {
+        assert!(is_quantity("192h", "8days") && is_quantity("1024KiB", "1MiB"));
+        assert!(!is_quantity("192h", "9days") && !is_quantity("8", "8"));
     }
 }

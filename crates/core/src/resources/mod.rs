@@ -31,6 +31,8 @@ pub struct Settings {
     pub gateway: wasm_plugin::Gateway,
     /// The Notifications.
     pub notification: notification::Texts,
+    /// The size of one WasmPlugin, in bytes of JSON, above which another one is made.
+    pub max_bytes: usize,
 }
 
 /// Drafts, made one after the other: there may be as many as there are Apps.

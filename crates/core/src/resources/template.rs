@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
+
 /// A text whose placeholders are known to be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
@@ -21,7 +23,7 @@ pub enum TemplateError {
     #[error("a `{{` without its `}}`; a literal one is written `{{{{`")]
     Unclosed,
     /// A placeholder that is not among those allowed here.
-    #[error("unknown placeholder `{{{name}}}`; allowed are {allowed}")]
+    #[error("unknown placeholder `{{{name}}}`: expected one of {allowed}")]
     Unknown {
         /// What it says.
         name: String,
@@ -84,6 +86,12 @@ impl fmt::Display for Template {
     }
 }
 
+impl Serialize for Template {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,7 +109,7 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_what_is_allowed() {
         let error = Template::parse("hi {ap}", ALLOWED).unwrap_err().to_string();
-        assert_eq!(error, "unknown placeholder `{ap}`; allowed are {app}, {contact}");
+        assert_eq!(error, "unknown placeholder `{ap}`: expected one of {app}, {contact}");
         assert_eq!(Template::parse("hi {app", ALLOWED).unwrap_err(), TemplateError::Unclosed);
     }
 }

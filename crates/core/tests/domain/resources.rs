@@ -119,7 +119,7 @@ fn objects_stay_below_their_limit_and_the_list_gives_way_first() {
     world.answer("n1", records);
     let plan = world.evaluate().plan;
     let mut settings = settings();
-    settings.gateway.max_bytes = 100 * 1024;
+    settings.max_bytes = 100 * 1024;
     settings.gateway.max_service_entries = 1000;
     let objects = render(&plan, &settings, Existing::default());
     let plugins: Vec<_> = objects.iter().filter(|object| object.kind == "WasmPlugin").collect();
@@ -229,7 +229,7 @@ fn what_is_blocked_is_read_back_with_every_service_that_is_closed() {
     assert!(all.iter().all(|inherited| inherited.app.namespace.starts_with("ns-")));
     // Where the list for people has given way, each Service stands for itself, and none is forgotten.
     for max_bytes in [usize::MAX, 60_000] {
-        settings.gateway.max_bytes = max_bytes;
+        settings.max_bytes = max_bytes;
         let inherited = read_back(&plan, &settings);
         let services: BTreeSet<String> =
             inherited.iter().flat_map(|i| &i.services).map(ToString::to_string).collect();
@@ -418,7 +418,7 @@ fn what_is_read_back_of_a_long_list_is_as_it_is_closed() {
     let mut plan = routed(300);
     for max_bytes in [512 * 1024, 30_000] {
         let mut settings = settings();
-        settings.gateway.max_bytes = max_bytes;
+        settings.max_bytes = max_bytes;
         let objects = render(&plan, &settings, Existing::default());
         let values: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();
         let inherited = wasm_plugin::blocked(&values, &settings.gateway);

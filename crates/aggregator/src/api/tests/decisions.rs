@@ -103,7 +103,7 @@ async fn an_exemption_that_is_taken_back_from_a_cluster_is_logged_with_what_it_c
         "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\napi: {{token_file: {}}}\n",
         tokens.display()
     );
-    let config = Config::parse(&text, "test", []).unwrap();
+    let config = Config::parse(&text, "test", [], jiff::Timestamp::UNIX_EPOCH).unwrap();
     let server = Server::default();
     let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "a course"});
     server.put("exemptions", "course", json!({"metadata": {}, "spec": spec}));

@@ -23,7 +23,7 @@ impl Office {
             "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\napi: {{token_file: {}}}\n",
             tokens.display()
         );
-        let config = Config::parse(&text, "test", []).unwrap();
+        let config = Config::parse(&text, "test", [], jiff::Timestamp::UNIX_EPOCH).unwrap();
         let store = FileStore::open(directory.path()).await.unwrap();
         let status = json!({"state": "Held", "opened": "2026-01-02T10:00:00Z"});
         let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));

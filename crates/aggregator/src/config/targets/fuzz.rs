@@ -1,5 +1,5 @@
-//! Laws of the lists of targets that people write.
-#![allow(clippy::unwrap_used, reason = "whatever is not as expected stops the run")]
+//! Laws of the lists of targets that operators write.
+#![allow(clippy::unwrap_used, reason = "a surprise stops the run")]
 
 use procscan_core::report::Target;
 
@@ -33,11 +33,11 @@ fn understood(lines: &[&str], targets: &[Target]) {
         let is_printable = node.0.bytes().all(|byte| byte.is_ascii_graphic());
         assert!(!node.0.is_empty() && is_printable, "{node:?}");
     }
-    // What was understood is understood again as it is told, in any order, and with any comment.
-    let told =
+    // The targets are parsed again as they are written, in any order, and with any comment.
+    let written =
         targets.iter().rev().map(|target| format!("{} node={} # {}", target.address, target.node, "x y"));
-    let told: Vec<String> = told.chain(["# a comment".to_owned(), String::new()]).collect();
-    assert_eq!(parse(told.iter().map(String::as_str), 1).as_deref(), Ok(targets));
+    let written: Vec<String> = written.chain(["# a comment".to_owned(), String::new()]).collect();
+    assert_eq!(parse(written.iter().map(String::as_str), 1).as_deref(), Ok(targets));
     assert_eq!(parse(lines.iter().rev().copied(), PORT).as_deref(), Ok(targets));
 }
 

@@ -1,6 +1,6 @@
-//! Values that match nothing or have no effect: refused, or told.
+//! Values that match nothing or have no effect: refused, or reported as warnings.
 
-use super::{parse, refused};
+use super::{parse, refused, with_files};
 
 #[test]
 fn a_part_of_an_exemption_is_refused_as_the_api_refuses_it() {
@@ -9,7 +9,7 @@ fn a_part_of_an_exemption_is_refused_as_the_api_refuses_it() {
         refused(
             &with(&format!("namespace: {written}")),
             &format!(
-                "enforcement.exemptions[0].namespace: \"{}\" is not allowed",
+                "enforcement.exemptions[0].namespace: invalid value \"{}\": expected",
                 written.trim_matches('\'')
             ),
             "is it a regular expression? It is written as `{regex: …}`",
@@ -17,15 +17,19 @@ fn a_part_of_an_exemption_is_refused_as_the_api_refuses_it() {
     }
     for part in ["namespace", "app", "process", "rule"] {
         let place = format!("enforcement.exemptions[0].{part}: ");
-        refused(&with(&format!("{part}: ''")), &format!("{place}\"\" is not allowed"), "not empty");
+        refused(&with(&format!("{part}: ''")), &format!("{place}invalid value \"\": expected"), "not empty");
         refused(
             &with(&format!("{part}: {{regex: ''}}")),
-            &format!("{place}\"\" is not allowed"),
+            &format!("{place}invalid value \"\": expected"),
             "not empty",
         );
         let long = "\u{e9}".repeat(1025);
         for written in [format!("{part}: {long}"), format!("{part}: {{regex: {long}}}")] {
-            refused(&with(&written), &format!("{place}a text of 1025 characters"), "up to 1024 characters");
+            refused(
+                &with(&written),
+                &format!("{place}invalid value of 1025 characters: expected"),
+                "up to 1024 characters",
+            );
         }
         if part != "namespace" {
             assert!(parse(&with(&format!("{part}: {}", "\u{e9}".repeat(1024)))).is_ok());
@@ -38,7 +42,7 @@ fn a_part_of_an_exemption_is_refused_as_the_api_refuses_it() {
 fn a_list_in_the_place_of_a_section_is_refused() {
     refused(
         "aggregator: [\"30s\", \"127.0.0.1\", 8099]\n",
-        "aggregator: [\"30s\"",
+        "aggregator: invalid value [\"30s\"",
         "a section with its keys",
     );
     refused("notification: {grace: [a]}\n", "notification.grace", "a section with its keys");
@@ -82,7 +86,7 @@ fn a_value_that_has_no_effect_gives_a_warning_with_its_path() {
         "collector.timeout",
         "scan_interval, 5s",
     );
-    warned("collector: {max_read: 1MiB}\n", "collector.max_read", "4.0 MiB (collector.max_body)");
+    warned("collector: {max_read: 1MiB}\n", "collector.max_read", "4MiB (collector.max_body)");
     warned(&format!("{ALONE}kubernetes: {{context: a}}\n"), "kubernetes.context", "needs a cluster");
     warned(&format!("{ALONE}daemonset: {{service_name: a}}\n"), "daemonset.service_name", "no Service");
     warned(
@@ -117,7 +121,7 @@ fn a_file_of_targets_that_names_none_gives_a_warning_with_its_path() {
         std::fs::write(&path, text).unwrap();
         let text =
             format!("discovery: {{mode: file, file: {}}}\noutput: {{mode: directory}}\n", path.display());
-        parse(&text).unwrap().warnings
+        with_files(&text).unwrap().warnings
     };
     assert_eq!(warnings("a:1\n"), Vec::<String>::new());
     for empty in ["", "# none yet\n"] {

@@ -122,7 +122,7 @@ fn plan(apps: usize) -> Plan {
 #[tokio::test]
 async fn with_one_shard_more_nobody_is_opened_in_between_not_even_when_it_can_not_be_made() {
     let mut settings = Config::default().settings();
-    settings.gateway.max_bytes = 8 * 1024;
+    settings.max_bytes = 8 * 1024;
     let server = Server::default();
     let mut output = server.output();
     let mut write = async |apps| {

@@ -243,7 +243,7 @@ async fn an_aggregator_does_not_start_in_the_output_directory_of_another_lease()
             "aggregator: {{address: 127.0.0.1}}\ndiscovery: {{mode: static, targets: [\"127.0.0.1:1\"]}}\n\
              kubernetes: {{kubeconfig: {path}/kubeconfig}}\noutput: {{mode: directory, directory: {path}/objects}}\nstate: {state}\n"
         );
-        let mut config = Config::parse(&text, name, []).unwrap();
+        let mut config = Config::parse(&text, name, [], jiff::Timestamp::UNIX_EPOCH).unwrap();
         config.aggregator.port = 0;
         config
     };

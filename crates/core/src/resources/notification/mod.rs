@@ -6,11 +6,13 @@
 //! never on the round: writing one again would mark it unread.
 
 mod kind;
+mod settings;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use self::kind::KIND;
+pub use self::settings::{Message, Texts};
 use super::template::Template;
 use super::{Draft, Drafts, Metadata, Object, Settings, WritePolicy};
 use crate::hash::stable_hash;
@@ -40,34 +42,6 @@ pub const PLACEHOLDERS: &[&str] =
     &["app", "kind", "namespace", "processes", "contact", "appeal", "until", ALSO_CLOSES];
 
 const ALSO_CLOSES: &str = "also_closes";
-
-/// What tenants and administrators read.
-#[derive(Clone, Debug)]
-pub struct Texts {
-    /// The namespace of the summary.
-    pub summary_namespace: String,
-    /// Whom to ask, for `{contact}`.
-    pub contact: String,
-    /// Where to appeal, for `{appeal}`.
-    pub appeal: String,
-    /// To the tenant of a blocked App.
-    pub blocked: Message,
-    /// To the tenant of an App that will be blocked.
-    pub grace: Message,
-}
-
-/// A text in both languages.
-#[derive(Clone, Debug)]
-pub struct Message {
-    /// English.
-    pub title: Template,
-    /// English.
-    pub message: Template,
-    /// Chinese.
-    pub title_zh: Template,
-    /// Chinese.
-    pub message_zh: Template,
-}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,13 +6,14 @@
 //! `defaultConfigDisable` keeps `defaultConfig` in the object and away from the gateway, which makes it the place for the
 //! list of violations that people want to read there.
 //!
-//! An object over [`Gateway::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in
+//! An object over [`Settings::max_bytes`] continues in `…-1`, `…-2`: an App stays in its shard (a very large one in
 //! several), and a shard once made stays, even if it is empty. `form` decides how Services are listed, `read` reads the
 //! objects back, `kind` says how they are written.
 
 mod form;
 mod kind;
 mod read;
+mod settings;
 
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -25,6 +26,7 @@ use self::form::{Form, Part};
 pub use self::form::{Surplus, surplus};
 pub use self::kind::{KIND, existing_shards};
 pub use self::read::{Shards, blocked, existing, has_long_list, is_whole, shard_index};
+pub use self::settings::{Gateway, PluginPhase, PullPolicy};
 use super::{Draft, Drafts, Metadata, Object, Settings, WritePolicy, shards};
 use crate::hash::shard_of;
 use crate::names::{AppParts, Text};
@@ -38,38 +40,6 @@ const MAX_SHARDS: usize = 1024;
 /// How many parts of the largest size have room in one shard.
 const PARTS_PER_SHARD: usize = 16;
 
-/// What the WasmPlugin looks like, apart from whom it blocks.
-#[derive(Clone, Debug)]
-pub struct Gateway {
-    /// The namespace of the Higress controller; plugins elsewhere are ignored.
-    pub namespace: String,
-    /// The object's name; further shards get `-1`, `-2`, ….
-    pub name: String,
-    /// Where the gateway gets Higress's `request-block` from, 2.0.0 or later.
-    pub url: String,
-    /// Its checksum, if it is to be verified.
-    pub sha256: Option<String>,
-    /// The Secret to pull it with.
-    pub image_pull_secret: Option<String>,
-    /// `IfNotPresent` or `Always`.
-    pub image_pull_policy: String,
-    /// Where in the filter chain: `AUTHN`, `AUTHZ`, `STATS` or `UNSPECIFIED_PHASE`.
-    pub phase: String,
-    /// The order within the phase; higher comes first.
-    pub priority: i32,
-    /// The HTTP status that callers of a blocked App get.
-    pub status_code: u16,
-    /// The body that they get. Sent without a charset, so best ASCII.
-    pub message: String,
-    /// The cluster's domain, `cluster.local` in most.
-    pub cluster_domain: String,
-    /// The size of one object, in bytes of JSON, above which another one is made.
-    pub max_bytes: usize,
-    /// How many Services may be listed plainly in all objects together: the gateway compares every request with each of
-    /// them.
-    pub max_service_entries: usize,
-}
-
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec<'a> {
@@ -78,8 +48,8 @@ struct Spec<'a> {
     sha256: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_pull_secret: Option<&'a str>,
-    image_pull_policy: &'a str,
-    phase: &'a str,
+    image_pull_policy: PullPolicy,
+    phase: PluginPhase,
     priority: i32,
     fail_strategy: &'static str,
     default_config: DefaultConfig<'a>,
@@ -135,7 +105,8 @@ fn is_zero(n: &usize) -> bool {
 fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Shards) -> Drafts<'a> {
     let gateway = &settings.gateway;
     let form = Form::of(plan, gateway, existing);
-    let room = gateway.max_bytes.saturating_sub(size(&object(0, &[], form, gateway)));
+    let max_bytes = settings.max_bytes;
+    let room = max_bytes.saturating_sub(size(&object(0, &[], form, gateway, max_bytes)));
     let parts: Vec<Part> = form
         .blocks(plan, gateway)
         .iter()
@@ -151,7 +122,7 @@ fn draft<'a>(plan: &'a Plan, settings: &'a Settings, existing: Shards) -> Drafts
         }
     }
     let draft = move |(index, blocks)| {
-        let make = move |shard: &Shard| object(index, &shard.blocks, form, gateway);
+        let make = move |shard: &Shard| object(index, &shard.blocks, form, gateway, max_bytes);
         let shard = Shard { blocks, form };
         Draft::new(KIND, &gateway.namespace, shard_name(index, gateway), WritePolicy::Reconcile, shard, make)
     };
@@ -179,7 +150,7 @@ fn shard_name(index: usize, gateway: &Gateway) -> String {
     if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) }
 }
 
-fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) -> Object {
+fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway, max_bytes: usize) -> Object {
     let hosts = |of: fn(&Exposure) -> &[Text]| -> BTreeSet<String> {
         let services = blocks.iter().flat_map(|block| of(&block.exposure));
         services.map(|service| format!("{service}.{}", gateway.cluster_domain)).collect()
@@ -229,8 +200,8 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) ->
             url: &gateway.url,
             sha256: gateway.sha256.as_deref(),
             image_pull_secret: gateway.image_pull_secret.as_deref(),
-            image_pull_policy: &gateway.image_pull_policy,
-            phase: &gateway.phase,
+            image_pull_policy: gateway.image_pull_policy,
+            phase: gateway.phase,
             priority: gateway.priority,
             fail_strategy: "FAIL_OPEN",
             default_config: DefaultConfig { violations, omitted },
@@ -241,7 +212,7 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway) ->
     };
     // The list is for people: it gives way to what blocks.
     let all = violations.len();
-    let mut room = gateway.max_bytes.saturating_sub(size(&make(Vec::new(), all)));
+    let mut room = max_bytes.saturating_sub(size(&make(Vec::new(), all)));
     let fits: Vec<_> = violations
         .into_iter()
         .take_while(|violation| {

@@ -430,19 +430,9 @@ pub fn settings() -> Settings {
     Settings {
         kinds: procscan_core::resources::KINDS,
         gateway: wasm_plugin::Gateway {
-            namespace: "higress-system".into(),
-            name: "procscan-violations".into(),
             url: "oci://registry.example/plugins/request-block:2.0.0".into(),
-            sha256: None,
-            image_pull_secret: None,
-            image_pull_policy: "IfNotPresent".into(),
-            phase: "AUTHN".into(),
-            priority: 320,
-            status_code: 403,
             message: "blocked".into(),
-            cluster_domain: "cluster.local".into(),
-            max_bytes: 512 * 1024,
-            max_service_entries: 500,
+            ..wasm_plugin::Gateway::default()
         },
         notification: notification::Texts {
             summary_namespace: "default".into(),
@@ -450,6 +440,8 @@ pub fn settings() -> Settings {
             appeal: String::new(),
             blocked: message("{app} is blocked", "Found {processes} in {namespace}. Ask {contact}."),
             grace: message("{app} will be blocked", "Found {processes}. Stop it before {until}."),
+            ..notification::Texts::default()
         },
+        max_bytes: 512 * 1024,
     }
 }

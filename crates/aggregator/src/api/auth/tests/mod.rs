@@ -75,7 +75,9 @@ async fn who_is_in_the_token_file_may_do_everything() {
     let write = |text: &str| std::fs::write(&path, text).unwrap();
     writeln!(file, "alice alice-alice-alice").unwrap();
     let config = format!("{WITHOUT_CLUSTER}api: {{auth: tokens, token_file: {}}}\n", path.display());
-    let auth = Authenticator::new(&Config::parse(&config, "c", []).unwrap(), None).unwrap();
+    let auth =
+        Authenticator::new(&Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(), None)
+            .unwrap();
     let name = async |token: &str| auth.authenticate(&with(token)).await.map(|caller| caller.name);
     let alice = auth.authenticate(&with("alice-alice-alice")).await.unwrap();
     assert_eq!(alice, Caller::named("alice"));
@@ -111,7 +113,9 @@ async fn a_token_file_that_is_gone_takes_its_tokens_with_it_until_it_is_back() {
     let text = "alice alice-alice-alice\n";
     std::fs::write(&path, text).unwrap();
     let config = format!("{WITHOUT_CLUSTER}api: {{auth: tokens, token_file: {}}}\n", path.display());
-    let auth = Authenticator::new(&Config::parse(&config, "c", []).unwrap(), None).unwrap();
+    let auth =
+        Authenticator::new(&Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(), None)
+            .unwrap();
     let asked = async || auth.authenticate(&with("alice-alice-alice")).await.map(|caller| caller.name);
     let gone = || std::fs::remove_file(&path).unwrap();
     let replaced = || {
@@ -145,7 +149,9 @@ fn what_is_read_of_the_token_file_counts_although_the_request_has_gone_meanwhile
         let path = directory.path().join("tokens");
         std::fs::write(&path, "alice alice-alice-alice\n").unwrap();
         let config = format!("{WITHOUT_CLUSTER}api: {{auth: tokens, token_file: {}}}\n", path.display());
-        let auth = Authenticator::new(&Config::parse(&config, "c", []).unwrap(), None).unwrap();
+        let auth =
+            Authenticator::new(&Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(), None)
+                .unwrap();
         let headers = with("alice-alice-alice");
         std::fs::remove_file(&path).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -163,7 +169,11 @@ fn what_is_read_of_the_token_file_counts_although_the_request_has_gone_meanwhile
 
 #[tokio::test]
 async fn where_nobody_says_who_asks_everybody_may_read_and_nobody_may_change_anything() {
-    let auth = Authenticator::new(&Config::parse(WITHOUT_CLUSTER, "c", []).unwrap(), None).unwrap();
+    let auth = Authenticator::new(
+        &Config::parse(WITHOUT_CLUSTER, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(),
+        None,
+    )
+    .unwrap();
     let caller = auth.authenticate(&with(ALICE)).await.unwrap();
     assert_eq!(caller.name, "anonymous");
     let read = Right { verb: "list", resource: "violations", namespace: None, name: None };

@@ -26,6 +26,8 @@ mod kubernetes;
 mod logger;
 mod notification;
 mod output;
+#[cfg(test)]
+mod reference;
 mod state;
 pub mod targets;
 #[cfg(test)]

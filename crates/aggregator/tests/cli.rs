@@ -26,11 +26,11 @@ fn a_bad_configuration_is_one_clear_line_and_exit_code_2() {
     let temp = tempfile::tempdir().unwrap();
     for (text, place, allowed) in [
         ("aggregator: {prot: 80}\n", "aggregator", "`port`"),
-        ("aggregator: {scan_interval: 60}\n", "aggregator.scan_interval: 60", "60s, 5m"),
-        ("aggregator: {port: 0}\n", "aggregator.port: 0", "1 to 65535"),
+        ("aggregator: {scan_interval: 60}\n", "aggregator.scan_interval: invalid value 60: ", "60s, 5m"),
+        ("aggregator: {port: 0}\n", "aggregator.port: invalid value 0: ", "1 to 65535"),
         (
             "discovery: {mode: file, file: no-such-file}\n",
-            "discovery.file: no-such-file",
+            "discovery.file: invalid value no-such-file: ",
             "a file that can be read",
         ),
         ("aggregator: [\n", "", "YAML"),

@@ -1,8 +1,8 @@
 //! `enforcement.exemptions`: which accusations are not enforced.
 
 use jiff::Timestamp;
-use procscan_core::names::is_dns_label;
 use procscan_core::exemption;
+use procscan_core::names::is_dns_label;
 use procscan_core::policy::Policy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use super::{CommandError, printed, run::text};
+use super::service::environment;
+use super::{CommandError, printed};
 use crate::config::Config;
 
 pub(super) fn check_config(path: &Path) -> Result<(), CommandError> {
-    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    let config = Config::load(path, environment())?;
     warn(&config);
     Ok(printed::print(&format!("{}: valid\n", path.display()))?)
 }

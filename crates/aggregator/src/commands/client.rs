@@ -15,15 +15,15 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::access::has_cluster;
 use self::access::{Place, TOKEN_VARIABLE};
 use super::CommandError;
-use super::printed::escaped;
-use crate::args::operators::Service;
+use super::printed::{escaped, harmless};
+use crate::args::operators::{Format, Service};
 
 /// How long everything together may take. The API itself waits for 10 s until what it was told has been done.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -189,6 +189,21 @@ impl Client {
         // Only decoding a text looks at all of its bytes: what is skipped is not looked at.
         let text = std::str::from_utf8(body).map_err(|e| self.not_understood(e))?;
         serde_json::from_str(text).map_err(|e| self.not_understood(e))
+    }
+
+    /// An answer as the document that `--output` asks for; `None` for a table.
+    pub(super) fn document(&self, body: &[u8], format: Format) -> Result<Option<String>, ClientError> {
+        match format {
+            Format::Table => Ok(None),
+            Format::Json => {
+                self.read::<IgnoredAny>(body)?;
+                Ok(Some(harmless(&String::from_utf8_lossy(body))))
+            }
+            Format::Yaml => {
+                let document: serde_json::Value = self.read(body)?;
+                serde_saphyr::to_string(&document).map(Some).map_err(|e| self.not_understood(e))
+            }
+        }
     }
 
     /// An answer that makes no sense.

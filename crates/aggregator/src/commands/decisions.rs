@@ -42,7 +42,7 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
         .with("since", since);
     let most = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let body = client.list(&endpoint, "decisions", Some(most)).await?;
-    if let Some(document) = printed::document(&client, &body, args.output)? {
+    if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
     let log: Log = client.read(&body)?;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::earlier::unmark;
 use super::agent::{faults, from_agent, host, rules};
-use super::run::until_stopped;
+use super::service::until_stopped;
 use super::{CommandError, Stop, printed};
 use crate::args;
 use crate::config::{Config, DiscoveryMode, Format, Level, Logger, OutputMode};

@@ -7,7 +7,7 @@ use procscan_core::resources::Home;
 
 use super::CommandError;
 use super::printed::{self, note};
-use super::run::text;
+use super::service::environment;
 use crate::config::{Config, Logger, OutputMode};
 use crate::kubernetes::Cluster;
 use crate::leader::removal::{self, Unheld};
@@ -96,7 +96,7 @@ fn name_left_behind(LeftBehind { kind, namespace, name }: &LeftBehind, text: &mu
 }
 
 async fn connect(path: &Path) -> Result<(Config, ClusterOutput), CommandError> {
-    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    let config = Config::load(path, environment())?;
     telemetry::init(Logger { level: crate::config::Level::Warn, ..config.logger }, false);
     if config.output.mode != OutputMode::Cluster {
         let directory = config.output.directory().display();

@@ -130,7 +130,7 @@ async fn remove(service: &args::Service, name: &str) -> Result<(), CommandError>
 async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     let client = Client::new(&args.service).await?;
     let body = client.list(&Endpoint::at(&["exemptions"]), "exemptions", None).await?;
-    if let Some(document) = printed::document(&client, &body, args.output)? {
+    if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
     let List { exemptions, withheld } = client.read(&body)?;

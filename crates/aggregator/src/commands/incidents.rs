@@ -99,7 +99,7 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
         .with("name", args.app)
         .with("state", args.state);
     let body = client.list(&endpoint, "incidents", None).await?;
-    if let Some(document) = printed::document(&client, &body, args.output)? {
+    if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
     let List { incidents } = client.read(&body)?;

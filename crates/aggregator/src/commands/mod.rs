@@ -13,6 +13,7 @@ mod operator_commands;
 mod plan;
 mod printed;
 mod run;
+mod service;
 mod simulate;
 mod state_copy;
 

@@ -11,7 +11,7 @@ use procscan_core::plan::Dispute;
 use tokio::sync::{mpsc, watch};
 
 use super::printed::{self, escaped};
-use super::run::text;
+use super::service::environment;
 use super::{CommandError, Stop, check_config::warn, state_copy};
 use crate::config::{Config, Level, Logger};
 use crate::leader;
@@ -29,7 +29,7 @@ const MAX_LINES: usize = 40;
 const ROUND_TIMEOUT: Duration = Duration::from_mins(2);
 
 pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError> {
-    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    let config = Config::load(path, environment())?;
     warn(&config);
     // The decisions are printed below: in the log they would say that they were made.
     telemetry::init(Logger { level: Level::Error, ..config.logger }, false);

@@ -6,11 +6,7 @@ use std::io::{self, Write as _};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use serde::de::IgnoredAny;
 use unicode_width::UnicodeWidthStr;
-
-use super::client::{Client, ClientError};
-use crate::args::operators::Format;
 
 /// What is between two columns.
 const COLUMN_GAP: usize = 3;
@@ -71,23 +67,8 @@ pub(super) fn time(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 
-/// The answer as a document, if one is wanted.
-pub(super) fn document(client: &Client, body: &[u8], format: Format) -> Result<Option<String>, ClientError> {
-    match format {
-        Format::Table => Ok(None),
-        Format::Json => {
-            client.read::<IgnoredAny>(body)?;
-            Ok(Some(harmless(&String::from_utf8_lossy(body))))
-        }
-        Format::Yaml => {
-            let document: serde_json::Value = client.read(body)?;
-            serde_saphyr::to_string(&document).map(Some).map_err(|e| client.not_understood(e))
-        }
-    }
-}
-
 /// The same JSON. JSON lets everything beyond ASCII stand as it is, and some of that tells terminals something.
-fn harmless(json: &str) -> String {
+pub(super) fn harmless(json: &str) -> String {
     let mut shown = String::with_capacity(json.len() + 1);
     for c in json.trim_end().chars() {
         match c {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use procscan_core::policy::{SimulatedOutcome, Withheld, simulate, withheld_at_start};
 
 use super::printed::{self, escaped};
-use super::run::text;
+use super::service::environment;
 use super::{CommandError, check_config::warn, state_copy};
 use crate::config::{Config, Level, Logger};
 use crate::run;
@@ -16,7 +16,7 @@ use crate::telemetry;
 
 /// Replays what is kept where the configuration says, under its rules. Reads only.
 pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError> {
-    let config = Config::load(path, std::env::vars_os().filter_map(text))?;
+    let config = Config::load(path, environment())?;
     telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
     warn(&config);
     let cluster = run::cluster(&config).await?;

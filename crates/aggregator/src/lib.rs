@@ -42,6 +42,7 @@ mod reason;
 pub mod run;
 pub mod state;
 mod telemetry;
+pub mod views;
 mod wire_names;
 mod worker;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use procscan_core::snapshot::{Snapshot, State};
 
-use crate::api::Views;
 use crate::telemetry::CLEAR_LINE;
+use crate::views::Views;
 
 /// How often the line is drawn.
 const INTERVAL: Duration = Duration::from_millis(250);

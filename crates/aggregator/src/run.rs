@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, ApiServer, Authenticator, Views};
+use crate::api::{self, Authenticator, Operators};
 use crate::clock::Clock;
 use crate::cluster_facts::{ClusterFactsStatus, ClusterFactsTask};
 use crate::collector::{Cadence, Client, ClientOptions, Collector, SMALL_ANSWER};
@@ -28,6 +28,7 @@ use crate::output::{self, Directory, DirectoryError, Output, OutputStatus};
 use crate::policy_task::{Decided, Journal, PolicyTask, TakeOver, WrittenNotifications};
 use crate::state::cluster::{Objects, Watching};
 use crate::state::{ClusterStore, FileStore, OperatorCommands, PersistedState, Store};
+use crate::views::{ApiServer, Views};
 use crate::{ledger_task, open_files, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
@@ -68,7 +69,7 @@ struct Stage {
 /// Everything that leads to a decision: no output, no API.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// What others may read.
+    /// The read model.
     pub views: Views,
     sources: CancellationToken,
     output: watch::Sender<OutputStatus>,
@@ -84,10 +85,6 @@ pub struct Footing {
     pub store: Store,
     /// What is kept, and what operators want.
     pub kept: watch::Receiver<Arc<PersistedState>>,
-    /// Where operators' words go.
-    pub operator_commands: OperatorCommands,
-    /// The namespace of what is kept, where it has one.
-    pub own_namespace: Option<String>,
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
     /// Says what is blocked, at the beginning of a term.
@@ -99,8 +96,7 @@ pub struct Footing {
 impl Pipeline {
     /// Starts it. Nothing is decided before this replica leads.
     pub fn start(config: &Config, cluster: Option<&Cluster>, footing: Footing) -> anyhow::Result<Self> {
-        let Footing { store, kept, operator_commands, own_namespace, leadership, take_over, delivered } =
-            footing;
+        let Footing { store, kept, leadership, take_over, delivered } = footing;
         let clock = Clock::start();
         let now = clock.now();
         let source = source(config, cluster)?;
@@ -135,12 +131,7 @@ impl Pipeline {
             lease_error: electing,
             leadership: leadership.clone(),
             journal: journal.clone(),
-            operator_commands,
-            auth: Authenticator::new(config, cluster)?,
-            own_namespace,
             configured_mode: config.enforcement.mode,
-            brake: config.policy().brake,
-            max_in_flight: config.api.max_in_flight,
             clock,
         };
 
@@ -327,15 +318,13 @@ impl Service {
             };
             locked.context("output.directory")?;
         }
-        let footing = Footing {
-            store: place.store,
-            operator_commands: place.operator_commands,
-            own_namespace: place.namespace,
-            kept: place.kept,
-            leadership,
-            take_over,
-            delivered,
+        let operators = Operators {
+            commands: place.operator_commands,
+            auth: Authenticator::new(config, cluster.as_ref())?,
+            namespace: place.namespace,
+            brake: config.policy().brake,
         };
+        let footing = Footing { store: place.store, kept: place.kept, leadership, take_over, delivered };
         let Pipeline { views, sources, output: status, keeping, electing, mut stages } =
             Pipeline::start(config, cluster.as_ref(), footing)?;
         if let Some(cluster) = cluster {
@@ -364,7 +353,8 @@ impl Service {
             None => drop(leadership_tx.send_replace(Leadership::Leading(WritePermit::always()))),
         }
         let serving = CancellationToken::new();
-        let api = api::serve(listener, api::routers(views.clone()), serving.clone());
+        let routers = api::routers(views.clone(), operators, config.api.max_in_flight);
+        let api = api::serve(listener, routers, serving.clone());
         stages.push(Stage::until(serving, "api", api));
         tracing::info!(%address, "listening");
         Ok(Self { address, views, sources, stages })
@@ -375,7 +365,7 @@ impl Service {
         self.address
     }
 
-    /// What the API reads.
+    /// The read model.
     pub fn views(&self) -> &Views {
         &self.views
     }

@@ -118,7 +118,7 @@ pub(super) async fn decisions(
     let (mut latest, mut chunks) = (Latest::new(filter), 0);
     loop {
         chunks += 1;
-        let rows = api.views.operator_commands.logged(log.clone()).await.unwrap_or_else(|error| {
+        let rows = api.operators.commands.logged(log.clone()).await.unwrap_or_else(|error| {
             // What the incidents have is shown all the same; what is wrong with the file is told where it is written.
             tracing::warn!(%error, "the log of decisions can't be read");
             Vec::new()

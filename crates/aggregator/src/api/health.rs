@@ -9,12 +9,13 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::Api;
 use super::problem::Problem;
-use super::{Api, ApiServer};
 use crate::cluster_facts::ClusterFactsStatus;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::{ALL_REFUSE, Progress};
+use crate::views::ApiServer;
 
 /// The ledger looks at the clock every second. If it has not for much longer, it hangs.
 const ALIVE: Duration = Duration::from_secs(30);
@@ -152,7 +153,7 @@ impl From<Option<String>> for Part {
 /// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
     // As of the last round or news: a probe is no reason to build a snapshot.
-    let auth = api.views.auth.trouble().await.into();
+    let auth = api.operators.auth.trouble().await.into();
     let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
     let is_ready = rounds > 0;
     let api_server = api.views.api_server.as_ref();

@@ -278,6 +278,7 @@ struct Enforcement {
 
 pub(super) async fn enforcement(State(api): State<Api>, _: NoParameters) -> Response {
     let said = api.views.persisted.borrow().enforcement.clone();
-    let shown = Enforcement { mode: api.mode(), operators: said.mode, reason: said.reason, by: said.by };
+    let shown =
+        Enforcement { mode: api.views.mode(), operators: said.mode, reason: said.reason, by: said.by };
     Json(shown).into_response()
 }

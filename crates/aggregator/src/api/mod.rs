@@ -1,4 +1,4 @@
-//! The HTTP API: reads snapshots and what is kept, never the collector or an output; what operators say goes to the desk.
+//! The HTTP API: answers from the read model ([`crate::views`]), and passes operator commands on to the persisted state.
 
 mod auth;
 mod body;
@@ -30,86 +30,38 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{delete, get, post};
-use procscan_core::decision::Mode;
 use procscan_core::policy::BrakeRules;
 use procscan_core::snapshot::Snapshot;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 pub use self::auth::{AuthError, Authenticator, Caller, Right};
 pub use self::problem::Problem;
 pub use self::server::{MAX_CONNECTIONS, Routers, serve};
 
-use crate::clock::Clock;
-use crate::cluster_facts::ClusterFactsStatus;
-use crate::discovery::TargetSet;
-use crate::kubernetes::Reach;
-use crate::leader::Leadership;
-use crate::ledger_task::Snapshots;
-use crate::output::OutputStatus;
-use crate::policy_task::{Decided, Journal};
-use crate::state::{OperatorCommands, PersistedState};
+use crate::state::OperatorCommands;
+use crate::views::Views;
 use crate::worker::Worker;
 
-/// What the API reads.
+/// What the API needs beside the [`Views`] to answer operators.
 #[derive(Clone, Debug)]
-pub struct Views {
-    /// The ledger.
-    pub snapshots: Snapshots,
-    /// The policy.
-    pub decided: watch::Receiver<Arc<Decided>>,
-    /// The targets.
-    pub targets: watch::Receiver<Arc<TargetSet>>,
-    /// Whether the cluster can be asked about accusations, and how long they wait for it.
-    pub cluster_facts: watch::Receiver<ClusterFactsStatus>,
-    /// The output.
-    pub output: watch::Receiver<OutputStatus>,
-    /// The API server, where there is a cluster.
-    pub api_server: Option<ApiServer>,
-    /// What is kept, and what operators want.
-    pub persisted: watch::Receiver<Arc<PersistedState>>,
-    /// Why decisions can't be kept, if so.
-    pub policy_error: watch::Receiver<Option<String>>,
-    /// Why what is kept can't be watched, if so.
-    pub state_error: watch::Receiver<Option<String>>,
-    /// Why no leader can be elected, if so.
-    pub lease_error: watch::Receiver<Option<String>>,
-    /// Whether this replica leads.
-    pub leadership: watch::Receiver<Leadership>,
-    /// The last decisions of this replica.
-    pub journal: Journal,
-    /// Where operators' words go.
-    pub operator_commands: OperatorCommands,
-    /// Who asks, and whether they may.
+pub struct Operators {
+    /// Where operator commands go.
+    pub commands: OperatorCommands,
+    /// Authenticates and authorizes requests.
     pub auth: Authenticator,
-    /// The namespace of what is kept, where it has one.
-    pub own_namespace: Option<String>,
-    /// What the configuration says of all decisions.
-    pub configured_mode: Mode,
-    /// How much may happen at once.
+    /// The namespace of the persisted state; `None` without a cluster.
+    pub namespace: Option<String>,
+    /// How many tenants an exemption may open without a confirmation.
     pub brake: BrakeRules,
-    /// How many bytes the answers in flight may take together that are kept in memory as a whole.
-    pub max_in_flight: usize,
-    /// What time it is.
-    pub clock: Clock,
-}
-
-/// Whether the API server can be reached, and what can't be done without it.
-#[derive(Clone, Debug)]
-pub struct ApiServer {
-    /// Whether it can be reached.
-    pub reach: Reach,
-    /// It is asked about accusations.
-    pub has_evidence: bool,
-    /// The objects are written to it.
-    pub has_output: bool,
 }
 
 /// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
 const PAGES: usize = 1;
 
-/// Every route, and those of the reserve. Anything else is answered with a problem (RFC 9457).
-pub fn routers(views: Views) -> Routers {
-    let api = Api::new(views);
+/// Every route, and those of the reserve. Any other request is answered with a problem (RFC 9457). `max_in_flight` is how many bytes
+/// the answers in flight may take together that are in memory as a whole.
+pub fn routers(views: Views, operators: Operators, max_in_flight: usize) -> Routers {
+    let api = Api::new(views, operators, max_in_flight);
     Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
 }
 
@@ -153,6 +105,7 @@ fn routes(api: Api) -> Router {
 struct Api {
     /// Shared, because every request has its own clone, and each receiver in it would be counted up and down.
     views: Arc<Views>,
+    operators: Arc<Operators>,
     lists: Arc<list::Lists>,
     budget: Arc<budget::Budget>,
     /// One permit for each page that may be made at the same time.
@@ -164,12 +117,13 @@ struct Api {
 }
 
 impl Api {
-    fn new(views: Views) -> Self {
-        let budget = budget::Budget::new(views.max_in_flight);
+    fn new(views: Views, operators: Operators, max_in_flight: usize) -> Self {
+        let budget = budget::Budget::new(max_in_flight);
         let writer = Arc::new(Worker::new("api-writer"));
         let lists = Arc::new(list::Lists::new(budget.clone(), writer.clone()));
         let [pages, reading] = [PAGES, 1].map(|turns| Arc::new(Semaphore::new(turns)));
-        Self { views: Arc::new(views), lists, budget, pages, writer, reading }
+        let (views, operators) = (Arc::new(views), Arc::new(operators));
+        Self { views, operators, lists, budget, pages, writer, reading }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

@@ -224,28 +224,23 @@ impl Api {
         resource: &'static str,
         name: Option<&str>,
     ) -> Result<(OperatorCommands, String), Problem> {
-        let caller = self.views.auth.authenticate(headers).await?;
+        let caller = self.operators.auth.authenticate(headers).await?;
         name.map_or(Ok(()), check_name)?;
         let right = Right {
             verb,
             resource,
-            namespace: self.views.own_namespace.clone(),
+            namespace: self.operators.namespace.clone(),
             name: name.map(str::to_owned),
         };
-        self.views.auth.authorize(&caller, right).await?;
-        Ok((self.views.operator_commands.clone(), caller.name))
-    }
-
-    /// The mode in force, as far as this replica knows.
-    pub(super) fn mode(&self) -> Mode {
-        self.views.persisted.borrow().enforcement.mode.unwrap_or(self.views.configured_mode)
+        self.operators.auth.authorize(&caller, right).await?;
+        Ok((self.operators.commands.clone(), caller.name))
     }
 
     /// Refuses an exemption that would open many tenants at once, unless it confirms their number.
     pub(super) fn check_opening(&self, exemption: &ExemptionSpec) -> Result<(), Problem> {
         let rule = exemption.rule().map_err(|error| exemption_mistake(&error, exemption))?;
         let (tenants, may) =
-            (rule.opens(&self.views.decided.borrow().plan), rule.may_open(self.views.brake.max_releases));
+            (rule.opens(&self.views.decided.borrow().plan), rule.may_open(self.operators.brake.max_releases));
         if tenants <= may {
             return Ok(());
         }
@@ -294,7 +289,7 @@ impl Api {
             _ => None,
         };
         let Some(incident) = incident else {
-            let detail = match self.mode() {
+            let detail = match self.views.mode() {
                 Mode::DryRun => {
                     "dry-run carries out no approval and no release; as soon as the mode is `enforce` (`mode enforce`), it \
                      is done"

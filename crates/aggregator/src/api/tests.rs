@@ -12,14 +12,22 @@ use procscan_core::ledger::{Detection, Ledger};
 use procscan_core::names::{App, Key, NodeName};
 use procscan_core::plan::{Block, Plan};
 use procscan_core::policy::Withheld;
+use procscan_core::decision::Mode;
 use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
 use procscan_core::state::{Incident, IncidentSpec};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 use super::*;
+use crate::clock::Clock;
+use crate::cluster_facts::ClusterFactsStatus;
 use crate::config::Config;
+use crate::discovery::TargetSet;
+use crate::leader::Leadership;
 use crate::ledger_task::{self, SnapshotPublisher, Snapshots};
+use crate::output::OutputStatus;
+use crate::policy_task::{Decided, Journal};
 use crate::state::{FileStore, PersistedState};
 
 /// The whole router over views that the test sets.
@@ -92,15 +100,16 @@ impl Stage {
             lease_error: watch::channel(None).1,
             leadership: crate::leader::alone(),
             journal: Journal::default(),
-            operator_commands,
-            auth: Authenticator::new(config, None).unwrap(),
-            own_namespace: None,
             configured_mode: Mode::Enforce,
-            brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
-            max_in_flight: config.api.max_in_flight,
             clock,
         };
-        let api = Api::new(views);
+        let operators = Operators {
+            commands: operator_commands,
+            auth: Authenticator::new(config, None).unwrap(),
+            namespace: None,
+            brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
+        };
+        let api = Api::new(views, operators, config.api.max_in_flight);
         let (router, lists) = (routes(api.clone()), api.lists.clone());
         Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, decided, api }
     }
@@ -384,7 +393,7 @@ async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
     let following = watch::channel(Leadership::Following { leader: None });
     let mut views = Views::clone(&stage.api.views);
     (views.leadership, views.decided) = (following.1, watch::channel(Arc::new(Decided::nothing(plan()))).1);
-    let api = Api::new(views);
+    let api = Api { views: Arc::new(views), ..stage.api.clone() };
     let request = Request::get("/api/v1/exemptions").body(Body::empty()).unwrap();
     let response = routes(api).oneshot(request).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();

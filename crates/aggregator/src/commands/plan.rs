@@ -20,7 +20,7 @@ use crate::output::difference::{Action, Difference};
 use crate::output::{Directory, PersistedBlocks};
 use crate::policy_task::{Decided, TakeOver};
 use crate::run::{self, Footing, Pipeline};
-use crate::state::{OperatorCommands, PersistedState, Store};
+use crate::state::{PersistedState, Store};
 use crate::telemetry;
 
 /// How many lines of one object are shown. Tens of thousands of Services are read elsewhere.
@@ -63,8 +63,6 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let footing = Footing {
         store: Store::Copy(documents),
         kept: watch::channel(Arc::new(kept)).1,
-        operator_commands: OperatorCommands::Unavailable,
-        own_namespace: None,
         leadership: leader::alone(),
         take_over,
         delivered: watch::channel(Arc::default()).1,

@@ -346,7 +346,7 @@ async fn a_long_list_that_was_made_is_replaced_although_the_client_that_began_it
 async fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
     let mut stage = Stage::new();
     let busy = keep_writer_busy(&stage);
-    let _in_flight = stage.api.budget.count(vec![0; stage.api.views.max_in_flight]);
+    let _in_flight = stage.api.budget.count(vec![0; without_cluster().api.max_in_flight]);
     stage.answer("n1", &large("a"));
     let old = stage.shown();
     let current = stage.lists.current(&old).list;

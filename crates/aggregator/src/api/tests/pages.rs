@@ -183,7 +183,7 @@ async fn incidents_are_listed_by_their_time_and_those_that_come_meanwhile_move_n
     };
     // The latest first, those of one time by name.
     assert_eq!(names(&first), ["web-6", "web-4", "web-5"]);
-    let OperatorCommands::File(store) = &full.stage.api.views.operator_commands else { panic!() };
+    let OperatorCommands::File(store) = &full.stage.api.operators.commands else { panic!() };
     let status = json!({"state": "Held", "opened": Timestamp::now()});
     let spec = IncidentSpec::of(&App::new("ns-a", "app", "new"));
     let new = Incident { name: "new".into(), spec, status: serde_json::from_value(status).unwrap() };
@@ -298,7 +298,8 @@ async fn requests_wait_for_their_turn_but_not_for_ever() {
 #[tokio::test]
 async fn in_the_reserve_only_probes_are_answered() {
     let stage = Stage::new();
-    let reserve = routers(Views::clone(&stage.api.views)).reserve;
+    let (views, operators) = (Views::clone(&stage.api.views), Operators::clone(&stage.api.operators));
+    let reserve = routers(views, operators, 1).reserve;
     for (path, status) in [
         ("/livez", StatusCode::OK),
         ("/health", StatusCode::OK),

@@ -109,7 +109,7 @@ fn the_mode_and_exemptions_are_in_the_log_of_decisions_and_outlast_a_kill() {
         [
             "exemption_removed",
             "red",
-            "Exemption red is taken back; it was namespace=ns-a process=/^nmap/, for ever",
+            "Exemption red is removed; it was namespace=ns-a process=/^nmap/, for ever",
         ],
         ["exemption_made", "red", "Exemption red: namespace=ns-a process=/^nmap/, for ever («tests»)"],
         ["resumed", "", "the mode of the configuration counts («mended»)"],

@@ -101,7 +101,7 @@ async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow
     until_blocked_and_held(&world, BRAKE + 3, NODES - BRAKE - 3).await?;
     let closed = world.closed().await?;
     for (namespace, actor) in
-        [(of_first, "alice"), (of_second, "somebody by kubectl-patch"), (of_third, "alice")]
+        [(of_first, "alice"), (of_second, "unknown (kubectl-patch)"), (of_third, "alice")]
     {
         ensure!(closed.contains(&format!("web.{namespace}.svc.cluster.local")), "{namespace}: {closed:?}");
         let done = world

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use procscan_core::exemption::Exemption;
 use procscan_core::names::{App, Text};
 use procscan_core::policy::IncidentCommand;
+use procscan_core::state::declaration::UNNAMED_ACTOR;
 use procscan_core::state::exemption::readable;
 use procscan_core::state::incident::{AppRef, Approval, Release};
 use procscan_core::state::{
@@ -319,8 +320,8 @@ impl IncidentEntry {
 fn actor(by: Option<&str>, manager: Option<&str>) -> String {
     match (by.map(str::trim).filter(|by| !by.is_empty()), manager) {
         (Some(by), _) => by.to_owned(),
-        (None, Some(manager)) => format!("somebody by {manager}"),
-        (None, None) => "somebody".to_owned(),
+        (None, Some(manager)) => format!("{UNNAMED_ACTOR} ({manager})"),
+        (None, None) => UNNAMED_ACTOR.to_owned(),
     }
 }
 
@@ -361,7 +362,8 @@ impl PersistedState {
             match exemption.rule() {
                 Ok(mut rule) => {
                     // Whose word it is belongs to what follows from it.
-                    let by = exemption.by.as_deref().filter(|by| !by.trim().is_empty()).unwrap_or("somebody");
+                    let by =
+                        exemption.by.as_deref().filter(|by| !by.trim().is_empty()).unwrap_or(UNNAMED_ACTOR);
                     rule.place = format!("Exemption {name}");
                     rule.reason = format!("{} (Exemption {name}, by {})", rule.reason, by.escape_debug());
                     rules.push(rule);

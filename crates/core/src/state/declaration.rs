@@ -9,7 +9,7 @@ use crate::decision::Mode;
 use crate::names::Text;
 
 /// The actor in the log if the object names none.
-const UNNAMED_ACTOR: &str = "somebody";
+pub const UNNAMED_ACTOR: &str = "unknown";
 
 /// An entry of the log of decisions that belongs to no App.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub enum DeclarationKind {
     ModeChanged,
     /// An exemption was made.
     ExemptionMade,
-    /// An exemption was taken back.
+    /// An exemption was removed.
     ExemptionRemoved,
 }
 
@@ -95,7 +95,7 @@ impl Declaration {
         }
     }
 
-    /// The entry for an exemption that was taken back: `name`, by the operator `by`, at `at`. `spec` is what it said, if known.
+    /// The entry for an exemption that was removed: `name`, by the operator `by`, at `at`. `spec` is what it said, if known.
     pub fn of_withdrawal(name: &str, spec: Option<&ExemptionSpec>, by: &str, at: Timestamp) -> Self {
         let was = spec.map(|spec| format!("; it was {}", covered(spec))).unwrap_or_default();
         Self {
@@ -104,7 +104,7 @@ impl Declaration {
             mode: None,
             exemption: Some(name.into()),
             actor: actor(Some(by)),
-            reason: format!("Exemption {name} is taken back{was}").into(),
+            reason: format!("Exemption {name} is removed{was}").into(),
         }
     }
 
@@ -170,7 +170,7 @@ mod tests {
         }
         let unnamed =
             Declaration::of_mode(&EnforcementSpec { by: Some(" ".into()), ..EnforcementSpec::default() }, AT);
-        assert_eq!((&*unnamed.actor, &*unnamed.reason), ("somebody", "the mode of the configuration counts"));
+        assert_eq!((&*unnamed.actor, &*unnamed.reason), ("unknown", "the mode of the configuration counts"));
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
         let until = ExemptionSpec { until: Some(AT), ..spec };
         let gone = Declaration::of_withdrawal("course", Some(&until), "alice", AT);
         let was = "it was namespace=ns-a process=/^xm/, until 1970-01-01T00:00:00Z";
-        assert_eq!(&*gone.reason, format!("Exemption course is taken back; {was}"));
+        assert_eq!(&*gone.reason, format!("Exemption course is removed; {was}"));
         assert!(gone.is_like(&gone.clone()) && !gone.is_like(&made));
     }
 }

@@ -12,7 +12,7 @@ fn at(second: usize) -> Timestamp {
     Timestamp::from_second(1_766_399_400 + i64::try_from(second).unwrap()).unwrap()
 }
 
-/// A log of three decisions in each second up to `last`, and of two in the second `last`. `actor` says whose.
+/// A log of three decisions in each second up to `last`, and of two in the second `last`. `actor` gives the actor of a second.
 async fn long_log(store: &FileStore, last: usize, actor: impl Fn(usize) -> &'static str) {
     // In a chunk, those of one second are in this order. On a page they are in the other.
     for app in [2, 1, 0] {
@@ -95,7 +95,7 @@ async fn while_the_log_is_not_read_other_lists_are_answered() {
 }
 
 #[tokio::test]
-async fn an_exemption_that_is_taken_back_from_a_cluster_is_logged_with_what_it_covered() {
+async fn an_exemption_that_is_removed_from_a_cluster_is_logged_with_what_it_covered() {
     let directory = tempfile::tempdir().unwrap();
     let tokens = directory.path().join("tokens");
     std::fs::write(&tokens, "alice alice-alice-alice\n").unwrap();
@@ -108,16 +108,16 @@ async fn an_exemption_that_is_taken_back_from_a_cluster_is_logged_with_what_it_c
     let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "a course"});
     server.put("exemptions", "course", json!({"metadata": {}, "spec": spec}));
     let exemption: ExemptionSpec = serde_json::from_value(spec).unwrap();
-    let kept =
+    let persisted =
         PersistedState { exemptions: [("course".to_owned(), exemption)].into(), ..PersistedState::default() };
-    let kept = watch::channel(Arc::new(kept)).1;
-    let stage = Stage::under(&config, OperatorCommands::Cluster(server.objects()), kept);
+    let persisted = watch::channel(Arc::new(persisted)).1;
+    let stage = Stage::under(&config, OperatorCommands::Cluster(server.objects()), persisted);
     let request = Request::delete("/api/v1/exemptions/course")
         .header("authorization", "Bearer alice-alice-alice")
         .body(Body::empty());
     assert_eq!(stage.ask(request.unwrap()).await.0, StatusCode::NO_CONTENT);
     let enforcement = server.get("enforcements", "procscan").unwrap();
     let log = enforcement["metadata"]["annotations"]["procscan-aggregator/declarations"].as_str().unwrap();
-    let reason = "Exemption course is taken back; it was namespace=ns-a, for ever";
+    let reason = "Exemption course is removed; it was namespace=ns-a, for ever";
     assert_eq!(json(log)[0]["reason"], reason);
 }

@@ -313,7 +313,7 @@ async fn an_act_without_an_operators_name_is_attributed_to_the_program_that_wrot
         ]);
     });
     settle().await;
-    assert_eq!(decisions(&web(&server)).last().unwrap(), "released by somebody by kubectl-edit");
+    assert_eq!(decisions(&web(&server)).last().unwrap(), "released by unknown (kubectl-edit)");
 }
 
 /// Operators have to know that the dates in incidents are not those of this replica's clock.

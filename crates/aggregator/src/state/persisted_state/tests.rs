@@ -34,7 +34,7 @@ fn what_follows_from_an_exemption_says_whose_word_it_is() {
     };
     assert_eq!(reason(Some("alice")), "a contract (Exemption vendor, by alice)");
     for nobody in [None, Some(""), Some(" ")] {
-        assert_eq!(reason(nobody), "a contract (Exemption vendor, by somebody)");
+        assert_eq!(reason(nobody), "a contract (Exemption vendor, by unknown)");
     }
 }
 
@@ -57,7 +57,7 @@ fn what_has_been_done_is_not_asked_for_again_and_what_a_restored_backup_says_of_
         let orders = kept.pending_commands(at, |_, _| None);
         (orders.iter().map(|order| (order.actor.clone(), order.number)).collect::<Vec<_>>(), is_done)
     };
-    let both = |number| vec![("alice".to_owned(), number), ("somebody by kubectl-edit".to_owned(), number)];
+    let both = |number| vec![("alice".to_owned(), number), ("unknown (kubectl-edit)".to_owned(), number)];
     assert_eq!(asked(3, 2), (both(3), false));
     assert_eq!(asked(3, 3), (Vec::new(), true));
     // The number of another object of that name.

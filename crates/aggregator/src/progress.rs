@@ -1,4 +1,4 @@
-//! One live line on a terminal: what is asked, found and blocked.
+//! One live line on a terminal: rounds, answering nodes, violations and blocks.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _, stderr};
@@ -23,7 +23,7 @@ pub(crate) async fn draw(views: Views) {
     loop {
         timer.tick().await;
         let snapshot = views.snapshots.fresh().await;
-        // A terminal that is gone is no reason to stop what the line is about.
+        // A terminal that is gone is no reason to stop the service.
         let _ = write!(stderr().lock(), "{CLEAR_LINE}{}", line(&views, &snapshot));
         let _ = stderr().flush();
     }

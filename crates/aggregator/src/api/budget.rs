@@ -1,8 +1,8 @@
-//! One budget of bytes for answers that are kept in memory as a whole. Lists in pieces ([`super::pieces`]) do not count: a limit
+//! One budget of bytes for answers that are in memory as a whole. Lists in pieces ([`super::pieces`]) do not count: a limit
 //! of their own bounds them.
 //!
-//! An answer counts once, however many readers share it, until the last of them has it or is gone. The current list of the seed's
-//! endpoint does not count: it is kept with or without readers. One that has been replaced counts as long as a client still reads
+//! An answer counts once, however many readers share it, until the last of them has it or is gone. The current list of
+//! `GET /api/violations` does not count: it is in memory with or without readers. One that has been replaced counts as long as a client still reads
 //! it, unless it is in pieces. An answer is made if there is room left when it is begun. So what is being made at that time may
 //! exceed the budget; [`super::Api::turn`] bounds that.
 
@@ -53,7 +53,7 @@ impl Budget {
     }
 }
 
-/// The refusal of what can't be done now, but in so many `seconds`.
+/// The refusal of a request that may be repeated after so many `seconds`.
 pub(super) fn busy(seconds: u16, detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
         .with_header(header::RETRY_AFTER, HeaderValue::from(seconds))

@@ -1,5 +1,4 @@
-//! Where a page ended: the place of the entry that was shown last. The next one begins after it, whatever has come or gone
-//! meanwhile.
+//! Cursors: the place of the last entry of a page. The next page begins after it, whichever entries have come or gone meanwhile.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,7 +10,7 @@ pub(super) fn write(place: &impl Serialize) -> serde_json::Result<String> {
     Ok(digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect())
 }
 
-/// Nothing if it isn't what `write` has written.
+/// `None` if `write` has not written it.
 pub(super) fn read<C: Serialize + DeserializeOwned>(cursor: &str) -> Option<C> {
     let (pairs, []) = cursor.as_bytes().as_chunks::<2>() else { return None };
     let digit = |byte: u8| if byte.is_ascii_uppercase() { None } else { char::from(byte).to_digit(16) };

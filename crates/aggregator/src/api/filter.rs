@@ -13,7 +13,7 @@ const PARAMETERS: &str = "namespace, name, type, process, node, state, q, limit,
 /// The longest text to look for, in bytes. Names of Pods and of nodes have 253 at most.
 const MAX_SOUGHT: usize = 256;
 
-/// What the query says. Everything that is given must hold.
+/// The filters of a query. All that are given must hold.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
     namespace: Option<String>,

@@ -1,4 +1,4 @@
-//! Probes: is the loop alive, is there something to read.
+//! Probes: whether the service is alive, and whether it is ready.
 
 use std::time::Duration;
 
@@ -67,15 +67,15 @@ impl From<&Reach> for Server {
     }
 }
 
-/// Who decides and writes. Every replica collects and serves.
+/// The leader, which decides and writes. Every replica collects and serves.
 #[derive(Serialize)]
 struct Leader {
-    /// This replica does.
+    /// Whether this replica leads.
     leading: bool,
-    /// Who does, as far as known.
+    /// The name of the leader, as far as it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
-    /// Why no leader can be elected.
+    /// Why no leader can be elected; `None` if one can.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -97,7 +97,7 @@ struct Part {
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// Objects that an operator keeps us from writing.
+    /// Objects that an operator has suspended: they are not written.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     suspended: Vec<String>,
 }
@@ -107,7 +107,7 @@ struct Part {
 struct ClusterFactsHealth {
     #[serde(flatten)]
     part: Part,
-    /// The cluster is watched; otherwise each accused namespace is looked at every round.
+    /// The cluster is watched; otherwise each accused namespace is looked up in every round.
     watched: bool,
     /// Namespaces with an accusation that has not been judged.
     waiting: usize,
@@ -115,7 +115,7 @@ struct ClusterFactsHealth {
     late: usize,
     /// The longest wait of an accusation.
     longest_wait_seconds: u64,
-    /// Namespaces that hold too much to be looked at together with others.
+    /// Namespaces that are too large to be looked up together with others.
     heavy: usize,
 }
 
@@ -150,14 +150,15 @@ impl From<Option<String>> for Part {
     }
 }
 
-/// Ready once the first round is done. Failures of what we depend on are told, and take no replica out: it serves what it knows.
+/// Ready once the first round is done. A failed part is named and takes no replica out of service, because the replica serves
+/// what it knows.
 pub(super) async fn readyz(State(api): State<Api>) -> Response {
-    // As of the last round or news: a probe is no reason to build a snapshot.
+    // As of the last change, because a probe is no reason to make a snapshot.
     let auth = api.operators.auth.trouble().await.into();
     let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
     let is_ready = rounds > 0;
     let api_server = api.views.api_server.as_ref();
-    // A part that asks for nothing at the moment has no error of its own.
+    // A part that sends no request at the moment has no error of its own.
     let without = |needs: fn(&ApiServer) -> bool| api_server.filter(|it| needs(it))?.reach.trouble();
     let readiness = Readiness {
         status: if is_ready { "ready" } else { "starting" },

@@ -1,7 +1,7 @@
-//! The seed's list as it is sent. Each form is made once per list, however many requests ask for it. A short list is replaced
-//! with each change, a long one once per second at most.
+//! The list of `GET /api/violations` as it is sent. Each form is made once per list, however many requests ask for it. A
+//! short list is replaced with each change, a long one once per second at most.
 //!
-//! The form without a Content-Encoding is kept in pieces if the list is long or the budget is used up: see [`super::pieces`].
+//! The form without a Content-Encoding is stored in pieces if the list is long or the budget is used up: see [`super::pieces`].
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -29,7 +29,7 @@ use crate::worker::Worker;
 const GZIP_LEVEL: u32 = 6;
 /// The same list becomes a little smaller still, in 6 ms.
 const ZSTD_LEVEL: i32 = 3;
-/// The longest list that is kept as one body, in bytes.
+/// The longest list that is stored as one body, in bytes.
 const MAX_WHOLE: usize = 4 << 20;
 /// The shortest time between two lists of more than [`MAX_WHOLE`]. With so many records, nearly every snapshot has a change.
 const LONG_LIST_PERIOD: Duration = Duration::from_secs(1);
@@ -124,7 +124,7 @@ impl Lists {
         self.compressor.started.load(std::sync::atomic::Ordering::SeqCst)
     }
 
-    /// Keeps everything from being compressed until it is dropped.
+    /// Holds up all compression until it is dropped.
     #[cfg(test)]
     pub(super) async fn hold(&self) -> impl Drop {
         self.compressor.turn.acquire().await.unwrap()
@@ -294,7 +294,7 @@ impl List {
         plain + compressed.map(|body| body.len()).sum::<usize>()
     }
 
-    /// The pieces of its plain form, if it is kept in pieces.
+    /// The pieces of its plain form, if it is stored in pieces.
     fn pieces(&self) -> Option<Arc<Pieces>> {
         match self.plain.made()? {
             PlainBody::Pieces(pieces) => Some(pieces),
@@ -313,7 +313,7 @@ impl List {
 
     fn serialise(&self, outcome: BodySetter<PlainBody>) -> BoxFuture<'static, ()> {
         let (records, changed, length) = (self.records.clone(), self.changed, self.length);
-        // If readers of earlier lists have used up the budget, this list is kept in pieces, which do not count.
+        // If readers of earlier lists have used up the budget, this list is stored in pieces, which do not count.
         let budget = Some(self.compressor.budget.clone())
             .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
         let work = move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok());
@@ -324,7 +324,7 @@ impl List {
     pub(super) async fn body(self: &Arc<Self>, encoding: Encoding) -> Option<Bytes> {
         let form = self.compressed(encoding)?;
         form.body(|outcome| {
-            // A weak reference: a task that waits for its turn must not keep a list in memory that no request needs.
+            // A weak reference: a task that waits for its turn must not hold a list in memory that no request needs.
             let (list, compressor) = (Arc::downgrade(self), self.compressor.clone());
             let work = async move { outcome.set(compress_in_turn(list, &compressor, encoding).await) };
             tokio::spawn(work).map(drop).boxed()

@@ -38,7 +38,7 @@ impl Encoding {
     }
 }
 
-/// What `Accept-Encoding` says.
+/// The encodings that an `Accept-Encoding` accepts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Accepted {
     zstd: Weight,
@@ -57,7 +57,7 @@ enum Weight {
 }
 
 impl Accepted {
-    /// What a request says. One that says nothing takes everything, and wants the body as it is.
+    /// The encodings that a request accepts. Without the header it accepts all, and prefers the unencoded body.
     pub(super) fn of(request: &HeaderMap) -> Self {
         if !request.contains_key(header::ACCEPT_ENCODING) {
             return Self { zstd: Weight::Taken, gzip: Weight::Taken, identity: Weight::Wanted(1000) };
@@ -66,18 +66,18 @@ impl Accepted {
         for item in items(request, &header::ACCEPT_ENCODING) {
             let (name, parameters) = item.split_once(';').unwrap_or((item, ""));
             let name = name.trim_end();
-            // What isn't understood is not said.
+            // An item that can't be parsed is ignored.
             let Some(weight) = weight(parameters) else { continue };
-            let said = match Encoding::ALL.into_iter().find(|encoding| encoding.is_named(name)) {
+            let place = match Encoding::ALL.into_iter().find(|encoding| encoding.is_named(name)) {
                 Some(Encoding::Zstd) => &mut zstd,
                 Some(Encoding::Gzip) => &mut gzip,
                 Some(Encoding::Identity) => &mut identity,
                 None if name == "*" => &mut others,
                 None => continue,
             };
-            *said = Some(weight);
+            *place = Some(weight);
         }
-        // `*` stands for whatever is not named. Identity is taken also where nothing is said of it.
+        // `*` stands for all encodings that are not named. Identity is accepted also if neither it nor `*` is named.
         Self {
             zstd: zstd.or(others).unwrap_or(Weight::Refused),
             gzip: gzip.or(others).unwrap_or(Weight::Refused),
@@ -90,8 +90,8 @@ impl Accepted {
         self.weight(encoding) > Weight::Refused
     }
 
-    /// The encoding to send: the most wanted, and of those that are wanted equally the one that we prefer. Where the body `is_small`
-    /// it stays as it is, unless that is refused. `None` if everything is.
+    /// The encoding to send: the most wanted, and of those that are wanted equally the one that we prefer. Where the body
+    /// `is_small` it stays as it is, unless that is refused. `None` if everything is.
     pub(super) fn best(self, is_small: bool) -> Option<Encoding> {
         if is_small && self.takes(Encoding::Identity) {
             return Some(Encoding::Identity);
@@ -184,7 +184,7 @@ mod tests {
             (&["identity;q=0, br"], None),
             (&["identity;q=0, gzip"], Some(Gzip)),
             (&["identity;q=0, gzip;q=0.1, zstd;q=0.01"], Some(Gzip)),
-            // What isn't a q-value says nothing.
+            // An item with an invalid q-value is ignored.
             (&["gzip;q=2"], Some(Identity)),
             (&["gzip;q=1.001"], Some(Identity)),
             (&["gzip;q=0.1234"], Some(Identity)),

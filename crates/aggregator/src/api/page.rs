@@ -1,4 +1,4 @@
-//! Pages: no list but the seed's is answered as a whole, because it grows with what tenants do.
+//! Pages. Only `GET /api/violations` answers with a whole list, because lists grow with what tenants do.
 //!
 //! A page ends after `limit` entries, or with the entry that makes it [`MAX_PAGE`] long. If there is more, it has a `next`, the
 //! cursor of the page after it. Entries are written one by one, so that a page takes little more memory than its bytes.
@@ -24,15 +24,15 @@ const MAX_PAGE: usize = 512 << 10;
 /// What a page takes in memory at first, in bytes. Most pages fit into it.
 const SMALL_PAGE_BUFFER_BYTES: usize = 16 << 10;
 /// What a larger page takes in memory while it is written, in bytes: most last entries fit into it. It does not grow step by step,
-/// because the allocator keeps memory for each size.
+/// because the allocator holds memory for each size.
 const PAGE_BUFFER_BYTES: usize = MAX_PAGE + (32 << 10);
-/// How many entries are looked through and written in well under a millisecond. More would keep other requests waiting, probes
-/// included, so that is done on another thread.
+/// How many entries are written in well under a millisecond. A longer page would delay other requests, probes included, so it
+/// is made on another thread.
 pub(super) const SMALL_PAGE_ENTRIES: usize = 200;
 /// How long a request waits until its answer can be made.
 pub(super) const MAX_WAIT_FOR_PAGE: Duration = Duration::from_secs(5);
 
-/// Which page is asked for.
+/// The page that a query asks for.
 #[derive(Debug)]
 pub(super) struct Paging<C> {
     limit: Option<usize>,
@@ -57,7 +57,7 @@ impl<C: Serialize + DeserializeOwned> Paging<C> {
         Ok(paging)
     }
 
-    /// Takes a parameter if it says which page.
+    /// Takes a parameter if it is `limit` or `cursor`.
     pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), Problem>> {
         match name {
             "limit" => Some(set(&mut self.limit, name, value, EXPECTED_LIMIT, limit)),
@@ -100,7 +100,7 @@ impl Page {
         serde_json::to_writer((&mut self.body).writer(), value)
     }
 
-    /// Writes as many `entries` as there is room for, and says how many those are. `place` is where an entry is, for the
+    /// Writes as many `entries` as there is room for, and returns their number. `place` gives the place of an entry, for the
     /// cursor.
     pub(super) fn list<T: Serialize, C: Serialize>(
         &mut self,
@@ -136,7 +136,7 @@ impl Page {
         Ok(before - self.left)
     }
 
-    /// Notes that there is more than the lists were given.
+    /// Notes that more entries follow than the lists were given.
     pub(super) fn more(&mut self, is_more: bool) {
         self.has_more |= is_more;
     }
@@ -161,8 +161,8 @@ impl Page {
 }
 
 impl Api {
-    /// Waits until this request may make its answer. What the answer is made from is read after that, so that requests which wait
-    /// keep nothing in memory.
+    /// Waits until this request may make its answer. The data of the answer is read after that, so that waiting requests have
+    /// none of it in memory.
     pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Problem> {
         self.wait_for(&self.pages).await
     }
@@ -183,13 +183,13 @@ impl Api {
         Ok(turn)
     }
 
-    /// Does on a thread that may block what comes before the answer is made. Gives the turn back with the result.
+    /// Does on a blocking thread the work that comes before the answer is made. Returns the turn with the result.
     pub(super) async fn work<T: Send + 'static>(
         &self,
         turn: OwnedSemaphorePermit,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<(OwnedSemaphorePermit, T), Problem> {
-        // The turn lasts until it is done, even if the client has gone.
+        // The turn lasts until the work is done, even if the client has gone.
         tokio::task::spawn_blocking(move || (turn, work())).await.map_err(|_| not_made())
     }
 

@@ -1,9 +1,9 @@
 //! Lists in pieces: for a list that is long, and for any list while the budget is used up.
 //!
-//! While the list is current, its pieces are kept compressed, because a piece is decompressed in a fraction of the time that it
+//! While the list is current, its pieces are stored compressed, because a piece is decompressed in a fraction of the time that it
 //! takes to write it. When the list is replaced, its pieces are dropped. For a client that still reads it, the remaining pieces
 //! are written from the records. A replaced list takes little memory, because later lists share most of its records. Slow clients
-//! can keep many such lists, so these have a limit together. Beyond it, the readers of the oldest one are cut off.
+//! can hold many such lists, so these have a limit together. Beyond it, the readers of the oldest one are cut off.
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +27,7 @@ use zstd::bulk::{Compressor, Decompressor};
 const PIECE_BYTES: usize = 8 << 10;
 /// After so many pieces a body yields, so that other tasks of its thread go on, probes among them.
 const PIECES_PER_YIELD: usize = 8;
-/// How many bytes replaced lists may keep in memory in addition to the current list, as [`ReplacedLists`] counts them.
+/// How many bytes replaced lists may hold in memory in addition to the current list, as [`ReplacedLists`] counts them.
 pub(super) const MAX_REPLACED: usize = 4 << 20;
 /// The fastest of the levels from 1 on: a piece is a few similar records, and a higher level gains little.
 const ZSTD_LEVEL: i32 = 1;
@@ -131,7 +131,7 @@ impl Pieces {
         // The record that ends a piece is nearly always shorter than a piece.
         let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
         write(&records, self.changed, &mut next, &mut piece)?;
-        // A slow client keeps it for long.
+        // A slow client holds it for long.
         piece.shrink_to_fit();
         Ok(piece.into())
     }
@@ -190,7 +190,7 @@ fn write(
     }
     if *next == records.len() {
         let members = ClosingMembers {
-            // Whole seconds, as the seed has them.
+            // Whole seconds, as in the first README.
             update_time: Timestamp::from_second(changed.as_second()).unwrap_or(changed),
             total_count: records.len(),
         };
@@ -246,9 +246,9 @@ impl Body for PiecesBody {
     }
 }
 
-/// The lists that have been replaced since the oldest one that still has readers, and an upper bound of what they keep in memory.
+/// The lists that have been replaced since the oldest one that still has readers, and an upper bound of the memory that they hold.
 ///
-/// Readers keep the array of their list, and its records. A record that the current list does not have left at one of the lists
+/// Readers hold the array of their list, and its records. A record that the current list does not have left at one of the lists
 /// here: a list has it whose successor does not. So each list counts the records that its successor does not have. That holds for
 /// a list without readers too, because older lists may have these records.
 #[derive(Debug)]

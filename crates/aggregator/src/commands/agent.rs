@@ -84,7 +84,7 @@ fn simulate(args: &args::Agent, nodes: usize, cancel: &CancellationToken) -> Res
     Ok(fleet)
 }
 
-/// A namespace that would never be reported is a mistake of whoever typed it.
+/// A namespace that would never be reported is a mistake in the arguments.
 pub(super) fn from_agent(error: AgentError) -> CommandError {
     match error {
         AgentError::HostNamespace(_) => CommandError::Usage(error.to_string()),

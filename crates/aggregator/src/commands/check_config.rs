@@ -1,4 +1,4 @@
-//! `check-config`: says whether a configuration is valid.
+//! `check-config`: checks a configuration.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ pub(super) fn check_config(path: &Path) -> Result<(), CommandError> {
     Ok(printed::print(&format!("{}: valid\n", path.display()))?)
 }
 
-/// Prints what is allowed but is probably a mistake.
+/// Prints the warnings: values that are valid and probably a mistake.
 pub(super) fn warn(config: &Config) {
     for warning in &config.warnings {
         printed::note(format_args!("warning: {warning}"));

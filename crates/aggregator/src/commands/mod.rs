@@ -30,7 +30,7 @@ use crate::args::operators::Operate;
 use crate::args::{Arguments, Command};
 use crate::config::ConfigError;
 
-/// How long threads that are stuck in a system call are waited for at the end.
+/// How long the end waits for threads that are blocked in a system call.
 const FLUSH_TIME: Duration = Duration::from_millis(200);
 
 /// Why a command fails, which decides its exit code.
@@ -42,7 +42,7 @@ enum CommandError {
     Usage(String),
     /// Anything else: exit code 1.
     Other(anyhow::Error),
-    /// Nothing has failed, but the answer is not «nothing»: exit code 3.
+    /// Nothing has failed, and something would change: exit code 3.
     Changes,
 }
 
@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
         let stop = Stop::listen()?;
         match Arguments::try_parse() {
             Ok(arguments) => dispatch(arguments.command, stop).await,
-            Err(said) => explain(&said),
+            Err(error) => explain(&error),
         }
     });
     runtime.shutdown_timeout(FLUSH_TIME);
@@ -103,10 +103,10 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What the parser says instead of arguments: the help or the version, which are printed, or a mistake.
-fn explain(said: &ArgumentError) -> Result<(), CommandError> {
-    let text = said.render().to_string();
-    if said.use_stderr() { Err(CommandError::Arguments(text)) } else { Ok(printed::print(&text)?) }
+/// Prints the help or the version. A mistake in the arguments is an error.
+fn explain(error: &ArgumentError) -> Result<(), CommandError> {
+    let text = error.render().to_string();
+    if error.use_stderr() { Err(CommandError::Arguments(text)) } else { Ok(printed::print(&text)?) }
 }
 
 async fn dispatch(command: Command, stop: Stop) -> Result<(), CommandError> {
@@ -160,8 +160,8 @@ impl Stop {
         })
     }
 
-    /// Waits for SIGTERM or SIGINT. SIGHUP is only logged: a terminal that closes sends it, and so do operators who want the
-    /// configuration to be read again. In neither case is the service to end.
+    /// Waits for SIGTERM or SIGINT. SIGHUP is only logged: a terminal sends it when it closes, and operators send it to have the
+    /// configuration read again. The service must end in neither case.
     async fn wait_as_a_service(&mut self) {
         loop {
             tokio::select! {
@@ -174,7 +174,7 @@ impl Stop {
         }
     }
 
-    /// Waits for any of the three signals: what an operator has started in a terminal ends when the terminal closes.
+    /// Waits for any of the three signals: a command ends when its terminal closes.
     async fn wait(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

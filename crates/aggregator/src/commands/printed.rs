@@ -1,5 +1,4 @@
-//! How commands print, and what is printed of the API's answers. Tenants choose some of the texts, so nothing in them may tell the
-//! terminal anything.
+//! The output of commands. Tenants choose some of the texts, so no text may contain control characters for the terminal.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -11,7 +10,7 @@ use unicode_width::UnicodeWidthStr;
 /// What is between two columns.
 const COLUMN_GAP: usize = 3;
 
-/// On one line, with everything unprintable escaped. What is escaped already stays as it is.
+/// The text on one line, with unprintable characters escaped. A text that was escaped before stays as it is.
 pub(super) fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -23,7 +22,7 @@ pub(super) fn escaped(text: &str) -> String {
     shown
 }
 
-/// Rows of `N` cells, aligned by what a terminal shows of them.
+/// Rows of `N` cells, aligned by their width on a terminal.
 pub(super) struct Table<const N: usize>(Vec<[String; N]>);
 
 impl<const N: usize> Table<N> {
@@ -49,7 +48,7 @@ impl<const N: usize> fmt::Display for Table<N> {
         for row in &self.0 {
             let mut pending = 0;
             for (width, cell) in widths.iter().zip(row) {
-                // Nothing is filled up that nothing follows: the last column may be long.
+                // The last cell of a row is not padded, because it may be long.
                 if !cell.is_empty() {
                     write!(f, "{:pending$}{cell}", "")?;
                     pending = 0;
@@ -67,12 +66,12 @@ pub(super) fn time(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 
-/// The same JSON. JSON lets everything beyond ASCII stand as it is, and some of that tells terminals something.
+/// The same JSON with control characters beyond ASCII escaped, because JSON leaves them as they are.
 pub(super) fn harmless(json: &str) -> String {
     let mut shown = String::with_capacity(json.len() + 1);
     for c in json.trim_end().chars() {
         match c {
-            // Space outside of texts, and nothing else: within a text it is escaped already.
+            // It occurs only between values, because within a text it is escaped already.
             '\r' => shown.push(' '),
             c if c >= '\u{7f}' && c.escape_debug().len() > 1 => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
@@ -108,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_stay_readable_and_tell_the_terminal_nothing() {
+    fn texts_stay_readable_and_have_no_control_characters() {
         assert_eq!(escaped("a `b` \"c\" 'd' 挖矿 \\n"), "a `b` \"c\" 'd' 挖矿 \\n");
         let hostile = "\u{1b}[2J\u{9b}31m\u{7}\r\n\t\0\u{7f}\u{202e}\u{200b}";
         let shown = "\\u{1b}[2J\\u{9b}31m\\u{7}\\r\\n\\t\\0\\u{7f}\\u{202e}\\u{200b}";

@@ -14,7 +14,7 @@ use crate::config::{Config, Level, Logger};
 use crate::run;
 use crate::telemetry;
 
-/// Replays what is kept where the configuration says, under its rules. Reads only.
+/// Replays the persisted state under the rules of a configuration. Only reads.
 pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError> {
     let config = Config::load(path, environment())?;
     telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
@@ -22,12 +22,12 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
     let cluster = run::cluster(&config).await?;
     let no_state =
         || anyhow::anyhow!("state.directory: {}: there is no state", config.state.directory().display());
-    let kept = state_copy::read(&config, cluster.as_ref()).await?.ok_or_else(no_state)?;
+    let persisted = state_copy::read(&config, cluster.as_ref()).await?.ok_or_else(no_state)?;
     let mut policy = config.policy();
-    policy.exemptions.extend(kept.rules().0);
+    policy.exemptions.extend(persisted.rules().0);
     let now = Timestamp::now();
     let from = now.checked_sub(since).map_err(|_| CommandError::Usage("--since: too long ago".to_owned()))?;
-    let documents = kept.documents().map_err(anyhow::Error::msg)?;
+    let documents = persisted.documents().map_err(anyhow::Error::msg)?;
     let mut text = String::new();
     for Withheld { reason, .. } in withheld_at_start(&documents, &policy, now) {
         let _ = writeln!(text, "! {}", escaped(&reason));

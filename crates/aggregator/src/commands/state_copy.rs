@@ -1,4 +1,4 @@
-//! What is kept where the configuration says, for the commands that only read.
+//! The persisted state, for the commands that only read it.
 
 use std::fs::DirBuilder;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -40,18 +40,18 @@ async fn read_file(directory: &Path) -> anyhow::Result<Option<PersistedState>> {
     let copy = Copy::of(directory).await?;
     let store = FileStore::open(&copy.0).await?;
     store.load().await?;
-    let kept = PersistedState::clone(&store.shown().borrow());
+    let persisted = PersistedState::clone(&store.shown().borrow());
     // In the copy a damaged file has been set aside, and there is nothing in its place.
     let is_damaged = store.has_set_aside().await;
     anyhow::ensure!(!is_damaged, "{}: the state is damaged", place());
-    Ok(Some(kept))
+    Ok(Some(persisted))
 }
 
-/// A copy of the state file in the directory for temporary files, removed when dropped. Opening the file itself would make, mend and
-/// lock files that a service may be using.
+/// A copy of the state file in the directory for temporary files, removed when dropped. Opening the file itself would create,
+/// repair and lock files that a service may be using.
 struct Copy(PathBuf);
 
-/// What tells whether a file was written: its inode, its size, and when it was last changed. `None` if it is not there.
+/// The inode, the size and the last change of a file: they differ if it was written. `None` if it does not exist.
 type Stamp = Option<(u64, u64, i64, i64)>;
 
 impl Copy {

@@ -1,4 +1,4 @@
-//! What secrets are kept and compared by, so that they themselves are not kept.
+//! Fingerprints of secrets: they are stored and compared instead of the secrets.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use super::AuthError;
 
 /// Stands for a secret, within the life of this process.
 ///
-/// Comparing two of them takes a time that says something about the fingerprints, but nothing about the secrets: who does not
-/// know the key can't tell which fingerprint a guess has.
+/// The time of a comparison reveals something of the fingerprints, but nothing of the secrets: without the key, the
+/// fingerprint of a guess is not known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Fingerprint([u8; 32]);
 

@@ -1,7 +1,6 @@
-//! Who asks, and whether they may: by bearer token, and by the word of the cluster or of a token file.
+//! Authentication by bearer token and authorization of a request, by the cluster or by a token file.
 //!
-//! Whatever changes something asks here first, and without a clear «yes» nothing is changed: where nobody can say who asks,
-//! nobody may.
+//! Each request that changes something is checked here first. Where no authority can check a request, nothing is changed.
 
 mod fingerprint;
 mod remembered;
@@ -26,46 +25,46 @@ use crate::kubernetes::Cluster;
 /// The API group that rights are granted in.
 pub(super) const GROUP: &str = "procscan.sealos.io";
 
-/// Says who asks, and whether they may. Clones share what they remember.
+/// Authenticates callers and authorizes what they request. Clones share the answers that they remember.
 #[derive(Clone, Debug)]
 pub struct Authenticator(Arc<Authority>);
 
-/// Whose word counts.
+/// The authority that is asked.
 #[derive(Debug)]
 enum Authority {
     Cluster(Box<Reviews>),
     File(Tokens),
-    /// Everybody may read, nobody may change anything.
-    Nobody,
+    /// None: requests may read, and change nothing.
+    None,
 }
 
-/// Somebody who has proven who they are.
+/// An authenticated account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The name, as decisions are logged with it.
+    /// The name, which is the actor in the log of decisions.
     pub name: String,
-    /// The account's UID, where the cluster has one for it.
+    /// The UID of the account; `None` if the cluster has none for it.
     pub uid: Option<String>,
     /// The groups that RBAC may grant rights to.
     pub groups: Vec<String>,
-    /// What else the cluster's authenticators say of the account.
+    /// The extra attributes that the cluster's authenticators give the account.
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// What somebody wants to do, in the words of an RBAC rule.
+/// A right that a request needs, in the terms of an RBAC rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Right {
     /// `get` and `list`, or a verb that changes something.
     pub verb: &'static str,
     /// The plural of a resource in `procscan.sealos.io`.
     pub resource: &'static str,
-    /// Where; `None` is everywhere.
+    /// The namespace; `None` stands for all.
     pub namespace: Option<String>,
-    /// Which one; `None` is all of them.
+    /// The name of the object; `None` stands for all.
     pub name: Option<String>,
 }
 
-/// Why requests can't be authenticated from the start.
+/// Why requests can't be authenticated at all.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     /// There is no cluster to ask.
@@ -91,14 +90,15 @@ impl Authenticator {
                 let path = config.api.token_file.clone().unwrap_or_default();
                 Authority::File(Tokens::open(path, Fingerprints::new()?)?)
             }
-            Auth::None => Authority::Nobody,
+            Auth::None => Authority::None,
         };
         Ok(Self(Arc::new(authority)))
     }
 
-    /// Who asks. The problem is 401 for somebody unknown, 400 for what is no token, 503 where the cluster can't say.
+    /// The account of a request. The problem is 401 without a valid token, 400 if the header is malformed, 503 if the cluster
+    /// gives no answer.
     ///
-    /// With [`Auth::None`] everybody is `anonymous`.
+    /// With [`Auth::None`] every account is `anonymous`.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         match &*self.0 {
             Authority::Cluster(reviews) => {
@@ -117,27 +117,27 @@ impl Authenticator {
                 name.map(|name| Caller::named(&name))
                     .ok_or_else(|| unknown("this token is not in `api.token_file`"))
             }
-            Authority::Nobody => Ok(Caller::named("anonymous")),
+            Authority::None => Ok(Caller::named("anonymous")),
         }
     }
 
-    /// Why known tokens may not be accepted, if so.
+    /// Why known tokens may not be accepted; `None` if they are.
     pub(super) async fn trouble(&self) -> Option<String> {
         match &*self.0 {
             Authority::File(tokens) => tokens.trouble().await,
-            Authority::Cluster(_) | Authority::Nobody => None,
+            Authority::Cluster(_) | Authority::None => None,
         }
     }
 
-    /// Whether `caller` may. The problem is 403 if not, and says what is missing; 503 where the cluster can't say.
+    /// Whether `caller` has `right`. The problem is 403 without it, and names the missing rule; 503 if the cluster gives no answer.
     pub async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
         match &*self.0 {
             Authority::Cluster(reviews) => reviews.authorize(caller, right).await,
             Authority::File(_) => Ok(()),
-            Authority::Nobody if right.is_to_read() => Ok(()),
-            Authority::Nobody => Err(Problem::new(
+            Authority::None if right.is_to_read() => Ok(()),
+            Authority::None => Err(Problem::new(
                 StatusCode::FORBIDDEN,
-                "nobody may change anything while `api.auth` is `none`: set it to `kubernetes`, or to `tokens` with an \
+                "no request may change anything while `api.auth` is `none`: set it to `kubernetes`, or to `tokens` with an \
                  `api.token_file`",
             )),
         }
@@ -156,7 +156,7 @@ impl Right {
     }
 }
 
-/// The token of the one `Authorization` header (RFC 6750); `needed` says what would do.
+/// The token of the one `Authorization` header (RFC 6750). `needed` describes the token that is needed.
 fn bearer<'a>(headers: &'a HeaderMap, needed: &str) -> Result<&'a str, Problem> {
     let missing = || challenge(StatusCode::UNAUTHORIZED, needed, "Bearer");
     let malformed = |what| challenge(StatusCode::BAD_REQUEST, what, "Bearer error=\"invalid_request\"");

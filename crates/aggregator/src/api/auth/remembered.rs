@@ -46,7 +46,7 @@ impl<T: Clone> Remembered<T> {
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         answers.retain(|_, answer| answer.until > now);
         if answers.len() >= MAX_REMEMBERED && !answers.contains_key(&question) {
-            // The one that ends first: among them are the tokens that nobody has, which live the shortest.
+            // The answer that ends first goes. Answers about invalid tokens end soonest.
             let first = answers.iter().min_by_key(|(_, answer)| answer.until).map(|(question, _)| *question);
             first.and_then(|first| answers.remove(&first));
         }

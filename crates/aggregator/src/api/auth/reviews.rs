@@ -1,7 +1,8 @@
-//! The cluster's word: a `TokenReview` says who asks, a `SubjectAccessReview` whether they may.
+//! Authentication and authorization by the cluster: a `TokenReview` gives the account of a token, a `SubjectAccessReview`
+//! says whether the account has a right.
 //!
-//! Anybody can send any number of tokens that nobody has. So answers are remembered for some seconds, and only so many
-//! questions are asked at the same time.
+//! Clients can send any number of invalid tokens. So answers are remembered for some seconds, and only so many reviews are
+//! requested at the same time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,31 +23,31 @@ use super::remembered::Remembered;
 use super::{Caller, GROUP, Right};
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
-/// How long a known token is believed: so long may one live on that the cluster has revoked.
+/// How long a valid token is accepted without another review. A revoked token may be accepted for that long.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
-/// How long an unknown token stays unknown: so long waits somebody whose account has only just been made.
+/// How long an invalid token is refused without another review. The token of a new account may be refused for that long.
 const UNKNOWN_FOR: Duration = Duration::from_secs(3);
-/// How long a right holds, or its lack.
+/// How long the answer about a right holds.
 const RIGHT_FOR: Duration = Duration::from_secs(3);
-/// How many questions of one kind are asked at the same time.
+/// How many reviews of one kind are requested at the same time.
 const MAX_CONCURRENT_REVIEWS: usize = 8;
-/// How long a question waits for its place. With an API server that answers, a thousand have their turn within it.
+/// How long a review waits for its place. While the API server answers, a thousand reviews get their places within that time.
 const MAX_WAIT_FOR_REVIEW: Duration = Duration::from_secs(1);
 
-/// The cluster, and what it has said lately.
+/// The cluster, and its last answers.
 #[derive(Debug)]
 pub(super) struct Reviews {
     cluster: Cluster,
     fingerprints: Fingerprints,
     callers: Remembered<Option<Caller>>,
     rights: Remembered<bool>,
-    /// Apart, so that those whom nobody knows never stand in the way of those whom somebody does.
+    /// Separate from `right_places`, so that clients with invalid tokens never delay authenticated ones.
     token_places: Semaphore,
     right_places: Semaphore,
     is_failing: AtomicBool,
 }
 
-/// A kind of question.
+/// A kind of review.
 struct Kind {
     path: &'static str,
     resource: &'static str,
@@ -61,7 +62,7 @@ const ACCESS_REVIEW: Kind = Kind {
     resource: "subjectaccessreviews.authorization.k8s.io",
 };
 
-/// An answer. Its `spec` repeats the question, secrets included, and is skipped.
+/// An answer. Its `spec` repeats the request with its token, and is skipped.
 #[derive(Deserialize)]
 struct Answer<S> {
     status: S,
@@ -80,14 +81,14 @@ impl Reviews {
         }
     }
 
-    /// Whose token it is; `None` if nobody's.
+    /// The account of a token; `None` if the token is invalid.
     pub(super) async fn caller(&self, token: &str) -> Result<Option<Caller>, Problem> {
         let fingerprint = self.fingerprints.of(token.as_bytes());
         if let Some(caller) = self.callers.get(&fingerprint) {
             return Ok(caller);
         }
         let _place = place(&self.token_places).await?;
-        // Somebody before us may have asked for the same token.
+        // Another request may have had the same token reviewed meanwhile.
         if let Some(caller) = self.callers.get(&fingerprint) {
             return Ok(caller);
         }
@@ -105,7 +106,7 @@ impl Reviews {
         Ok(caller)
     }
 
-    /// Whether `caller` may.
+    /// Whether `caller` has `right`.
     pub(super) async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
         let attributes = ResourceAttributes {
             group: Some(GROUP.to_owned()),
@@ -153,8 +154,8 @@ impl Reviews {
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(body)
                 .map_err(kube::Error::HttpError)?;
-            // Neither `request`, which logs what it can't read, nor the decoder's own words, which quote it: the answer holds
-            // the token.
+            // The answer holds the token. So `request`, which logs an answer that it can't read, is not used, and neither is
+            // the error of the decoder, which quotes the answer.
             let answer = self.cluster.client().request_text(request).await?;
             serde_json::from_str::<Answer<S>>(&answer)
                 .map_err(|_| kube::Error::SerdeError(serde_json::Error::custom("the answer can't be read")))
@@ -162,7 +163,7 @@ impl Reviews {
         match self.cluster.ask(ask, request).await {
             Ok(answer) => {
                 if self.is_failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the API server answers again who asks and whether they may");
+                    tracing::info!("the API server answers token and access reviews again");
                 }
                 Ok(answer.status)
             }
@@ -187,13 +188,13 @@ fn caller(user: UserInfo) -> Option<Caller> {
 
 async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
     match tokio::time::timeout(MAX_WAIT_FOR_REVIEW, places.acquire()).await {
-        // Never closed, so only time can be over.
+        // The semaphore is never closed, so this is the time limit.
         Ok(Ok(place)) => Ok(place),
-        _ => Err(later(1, "too many ask at the same time, or the API server is slow to say who they are")),
+        _ => Err(later(1, "too many requests wait for their token or access reviews; try again later")),
     }
 }
 
-/// For people who may not be known yet: what is missing, but not where the API server is.
+/// The problem for clients that may not be authenticated: it does not show the address of the API server.
 fn unanswered(refusal: &Refusal) -> Problem {
     let subject = &refusal.subject;
     later(

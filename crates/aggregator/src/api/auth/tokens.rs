@@ -1,7 +1,7 @@
-//! The word of a token file: who is in it may do everything.
+//! Authentication by a token file. A person in the file may do everything.
 //!
-//! A file with a mistake may be half-written, and a slip or a failing disk must not shut out all operators: the last tokens stay.
-//! An operator may remove the file on purpose. So while it is gone or must not be read, no token is accepted.
+//! A file with a mistake may be half-written, and a failing disk must not shut out all operators, so the last tokens stay in
+//! force. An operator may remove the file on purpose, so no token is accepted while the file is missing or may not be read.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use super::AuthError;
 use super::fingerprint::{Fingerprint, Fingerprints};
 use crate::config::token_file::{self, Person, TokenFile, TokenFileError};
 
-/// How often the file is read again, when it is asked for. It is small; and its times do not show every change: two within
-/// one tick of the file system's clock look like one.
+/// How often the file is read again at most. It is read even if its times have not changed, because two changes within one tick of
+/// the file system's clock have the same time.
 const REFRESH: Duration = Duration::from_secs(1);
 /// How long a probe waits for the file.
 const MIN_CHECK_PAUSE: Duration = Duration::from_millis(50);
 
-/// The file, and who was in it when it was last read well.
+/// The file, and the tokens of its last good version.
 #[derive(Debug)]
 pub(super) struct Tokens {
     fingerprints: Arc<Fingerprints>,
@@ -33,7 +33,7 @@ pub(super) struct Tokens {
 struct List {
     names: HashMap<Fingerprint, Arc<str>>,
     is_open: bool,
-    /// What was wrong with it at the last look.
+    /// What was wrong with the file when it was last read.
     error: Option<String>,
     looked_at: Instant,
 }
@@ -46,7 +46,7 @@ impl Tokens {
         Ok(Self { fingerprints: Arc::new(fingerprints), path, list: Arc::new(Mutex::new(list)) })
     }
 
-    /// Whose token it is.
+    /// The name of the person with this token; `None` if there is none.
     pub(super) async fn name_of(&self, token: &str) -> Option<Arc<str>> {
         let fingerprint = self.fingerprints.of(token.as_bytes());
         self.look().await.names.get(&fingerprint).cloned()
@@ -60,14 +60,14 @@ impl Tokens {
         let error = list.error.as_ref()?;
         let then = match list.names.len() {
             0 => "no token is accepted".to_owned(),
-            kept => format!("the last {kept} tokens are accepted"),
+            tokens => format!("the last {tokens} tokens are accepted"),
         };
         Some(format!("api.token_file: {error}; {then}"))
     }
 
     /// The list, read again if that is due.
     ///
-    /// What is read counts even if the caller is dropped meanwhile: a probe waits for a short time only, and a client may go.
+    /// The new list counts even if the caller is dropped meanwhile, because a probe waits for a short time only.
     async fn look(&self) -> OwnedMutexGuard<List> {
         let mut list = self.list.clone().lock_owned().await;
         if list.looked_at.elapsed() < REFRESH {
@@ -115,7 +115,7 @@ impl List {
                 tracing::error!(%file, error = text, taken, "token file can't be read; none of its tokens is accepted until it can");
             }
         } else if self.error.as_ref() != Some(&text) {
-            tracing::error!(%file, error = text, kept = self.names.len(), "token file refused; keeping the last tokens");
+            tracing::error!(%file, error = text, tokens = self.names.len(), "token file refused; the last tokens stay in force");
         }
         self.error = Some(text);
     }

@@ -110,8 +110,8 @@ fn records_with_another_timestamp_do_not_count_the_texts_that_they_share() {
     assert_eq!(cut_off(&[list]), [true]);
 }
 
-/// How many bytes the lists whose readers are not cut off keep in memory and `current` does not have.
-fn kept(lists: &[Arc<Pieces>], current: &[Arc<Record>]) -> usize {
+/// How many bytes the lists whose readers are not cut off hold in memory and `current` does not have.
+fn held(lists: &[Arc<Pieces>], current: &[Arc<Record>]) -> usize {
     let mut claims: HashSet<_> = current.iter().map(|record| Arc::as_ptr(&record.claim)).collect();
     let mut records: HashSet<_> = current.iter().map(Arc::as_ptr).collect();
     let mut bytes = 0;
@@ -142,7 +142,7 @@ fn records_that_leave_with_a_list_without_readers_count_as_long_as_an_older_list
         read.push(pieces(&first));
         replace(&mut replaced, read.last().unwrap(), &second);
         replaced.add(Weak::new(), &second, &current);
-        assert!(kept(&read, &current) <= MAX_REPLACED);
+        assert!(held(&read, &current) <= MAX_REPLACED);
     }
     let cut_off = cut_off(&read);
     assert_eq!(cut_off.iter().filter(|is_cut_off| !**is_cut_off).count(), 4, "{cut_off:?}");
@@ -167,7 +167,7 @@ fn lists_that_differ_little_are_cut_off_for_the_arrays_of_those_that_have_reader
     read.push(pieces(&records));
     replace(&mut replaced, &read[6], &records);
     assert_eq!(cut_off(&read), [true, false, false, false, false, false, false]);
-    assert!(kept(&read, &records) <= 50_000);
+    assert!(held(&read, &records) <= 50_000);
 }
 
 /// One list, and what happens before it is replaced.
@@ -216,7 +216,7 @@ proptest! {
             replaced.add(pieces.as_ref().map(Arc::downgrade).unwrap_or_default(), &list, &newer);
             read.extend(pieces);
             list = newer;
-            prop_assert!(kept(&read, &list) <= LIMIT);
+            prop_assert!(held(&read, &list) <= LIMIT);
         }
     }
 }

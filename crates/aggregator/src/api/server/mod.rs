@@ -1,14 +1,14 @@
-//! Serves the routers within bounds, so that no client keeps others from an answer for long.
+//! Serves the routers within bounds, so that no client delays the answers of others for long.
 //!
 //! A client can hold a place, but not for ever. The head of a request, the time between two requests and a request's body
 //! ([`super::body`]) have limits. A client that does not take an answer is cut off ([`pace`]). But any number of clients may
-//! come back, so places are kept for the probes. A connection beyond [`Bounds::connections`] is accepted into a reserve. There only
-//! probes are answered, any other request is refused with 503, and the connection ends after one answer. If the reserve is full, its
-//! oldest connection makes room. A probe needs its place for one round trip, so it would take more
-//! than [`Bounds::reserve`] new connections within that time to drive it out.
+//! come back, so there are places for probes. A connection beyond [`Bounds::connections`] is accepted into a reserve. There
+//! only probes are answered, any other request is refused with 503, and the connection ends after one answer. If the reserve
+//! is full, its oldest connection makes room. A probe needs its place for one round trip, so it would take more than
+//! [`Bounds::reserve`] new connections within that time to drive it out.
 //!
-//! No count is kept for each peer: behind a proxy, a Service or a forwarded port many clients have one address, the probes among
-//! them.
+//! Connections are not counted per peer: behind a proxy, a Service or a forwarded port many clients have one address, the
+//! probes among them.
 
 mod host;
 mod pace;
@@ -37,7 +37,7 @@ pub const MAX_CONNECTIONS: usize = 192;
 const MAX_HEAD: usize = 16 << 10;
 /// How much of an answer waits in the kernel unsent. What its buffers hold of slow clients counts as the service's memory, too.
 const MAX_UNSENT: u32 = 256 << 10;
-/// How long connections have to finish once we are told to stop.
+/// How long connections have to finish after the stop.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is served.
@@ -56,7 +56,7 @@ struct Bounds {
     connections: usize,
     /// How many more connections are in the reserve.
     reserve: usize,
-    /// How long a client may take to send a request's head, idle time on a kept connection included.
+    /// How long a client may take to send a request's head, idle time between two requests included.
     head: Duration,
     /// How long a connection in the reserve lasts.
     reserve_life: Duration,

@@ -24,7 +24,7 @@ pub(super) struct Paced<S> {
     stream: S,
     pace: Pace,
     waiting: Option<Waiting>,
-    /// Made by the first write that waits, and kept for others.
+    /// Made by the first write that waits, and used again by later ones.
     timer: Option<Pin<Box<Sleep>>>,
 }
 

@@ -64,10 +64,10 @@ impl Served {
 }
 
 async fn ended(mut stream: TcpStream) -> String {
-    let mut told = Vec::new();
+    let mut answer = Vec::new();
     // A connection that is cut off may end in an error.
-    let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut told)).await.expect("it does not end");
-    String::from_utf8(told).unwrap()
+    let _ = tokio::time::timeout(LONG, stream.read_to_end(&mut answer)).await.expect("it does not end");
+    String::from_utf8(answer).unwrap()
 }
 
 /// Sends a request that is answered after `wait`, and waits until it is being worked on.
@@ -134,16 +134,16 @@ async fn silent_connections_end_and_so_do_idle_ones_and_those_in_the_reserve() {
     served.stop().await;
 }
 
-/// Tells when the last reader of a body has let go of it.
-struct Told(Vec<u8>, Option<oneshot::Sender<()>>);
+/// Signals when the last reader of a body has let go of it.
+struct Released(Vec<u8>, Option<oneshot::Sender<()>>);
 
-impl AsRef<[u8]> for Told {
+impl AsRef<[u8]> for Released {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl Drop for Told {
+impl Drop for Released {
     fn drop(&mut self) {
         self.1.take().unwrap().send(()).unwrap();
     }
@@ -151,9 +151,9 @@ impl Drop for Told {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off_and_its_answer_is_given_up() {
-    let (tell, told) = oneshot::channel();
+    let (signal, released) = oneshot::channel();
     // More than all buffers in between hold.
-    let body = Bytes::from_owner(Told(vec![7; 64 << 20], Some(tell)));
+    let body = Bytes::from_owner(Released(vec![7; 64 << 20], Some(signal)));
     let body = std::sync::Mutex::new(Some(body));
     let large = move || {
         let body = body.lock().unwrap().take().unwrap();
@@ -165,7 +165,7 @@ async fn a_client_that_does_not_read_is_cut_off_and_its_answer_is_given_up() {
     let served = Served::start(Bounds { pace, ..SMALL }, router).await;
     let mut stream = served.connect().await;
     stream.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    tokio::time::timeout(LONG, told).await.expect("it is cut off").unwrap();
+    tokio::time::timeout(LONG, released).await.expect("it is cut off").unwrap();
     let mut taken = Vec::new();
     let _ = stream.read_to_end(&mut taken).await;
     assert!(taken.len() < 64 << 20);

@@ -1,4 +1,4 @@
-//! What an earlier demo has left: a demo removes it, and begins anew.
+//! The objects and the state of an earlier demo: a demo removes them, and begins anew.
 //!
 //! A demo knows the state of another one by a mark beside it. Where the mark is missing, the objects or the state may be those of a
 //! service, and nothing is removed. A service that uses what a demo has made removes the mark.
@@ -14,11 +14,11 @@ use crate::config::{Config, OutputMode, StateMode};
 use crate::output::Directory;
 use crate::state::sqlite::{self, FILES};
 
-/// The name of the mark, and what it says.
+/// The name of the mark, and its text.
 const MARK: &str = "made-by-demo";
-const MARKED: &str = "A procscan-aggregator demo keeps its state here. The next demo removes it, unless it has the option --keep.\n";
+const MARKED: &str = "The state of a procscan-aggregator demo is here. The next demo removes it, unless it has the option --keep.\n";
 
-/// Where a demo with its objects in the directory `objects` keeps its state: beside them, so that an operator who removes those to
+/// Where a demo with its objects in the directory `objects` has its state: beside them, so that an operator who removes those to
 /// begin anew finds it too.
 pub(super) fn state_of(objects: &Path) -> PathBuf {
     // Without a slash at the end, behind which it would be in the directory.
@@ -55,7 +55,7 @@ pub(in crate::commands) fn unmark(config: &Config) {
     }
 }
 
-/// Makes `config` ready for a demo: removes the objects and the state of an earlier one, unless it is to `keep` them.
+/// Makes the places of `config` ready for a demo: removes the objects and the state of an earlier one, unless `keep` is set.
 ///
 /// Fails if a process uses them, or if no demo has made them. Other files are never removed.
 pub(super) fn begin(config: &Config, keep: bool) -> anyhow::Result<()> {
@@ -96,7 +96,7 @@ pub(super) fn begin(config: &Config, keep: bool) -> anyhow::Result<()> {
         objects = %objects.display(),
         files = removed,
         state = %state.display(),
-        "the objects and the state of the earlier demo are removed; --keep would have kept them"
+        "the objects and the state of the earlier demo are removed; --keep would leave them"
     );
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::*;
 /// An API server that knows Alice, and that Alice may release in ns-a.
 pub(super) struct Server {
     asked: Mutex<Vec<Value>>,
-    /// Who asks for tokens waits here while it is empty.
+    /// Token reviews wait here while it is empty.
     gate: Semaphore,
     waiting: AtomicUsize,
     /// Instead of the right answer.
@@ -105,7 +105,7 @@ async fn the_cluster_says_who_asks() {
         (401, "Bearer error=\"invalid_token\"")
     );
     assert!(problem["detail"].as_str().unwrap().contains("does not accept this token"));
-    // Neither a «yes» without a name nor a name without a «yes» is somebody.
+    // An account needs both an accepted token and a name.
     for (token, answer) in [
         ("x", r#"{"status": {"authenticated": true}}"#),
         ("y", r#"{"status": {"authenticated": true, "user": {"username": ""}}}"#),
@@ -148,7 +148,7 @@ async fn a_flood_of_bad_tokens_neither_floods_the_cluster_nor_locks_out_who_is_k
         assert!(problem["detail"].as_str().unwrap().contains("too many"));
     }
     assert_eq!((server.waiting.load(Ordering::Relaxed), server.asked()), (8, 1 + 8));
-    // Who is known does not wait, nor does the question whether they may.
+    // A known account does not wait, and neither does an access review.
     let alice = auth.authenticate(&with(ALICE)).await.unwrap();
     auth.authorize(&alice, release_in(Some("ns-a"))).await.unwrap();
     assert_eq!(server.waiting.load(Ordering::Relaxed), 8);
@@ -263,7 +263,7 @@ async fn the_cluster_says_who_may() {
     auth.authorize(&demoted, right.clone()).await.unwrap();
     assert_eq!(server.asked(), 6);
     tokio::time::advance(Duration::from_secs(3)).await;
-    // Denied is denied, whatever else is said.
+    // A denial counts over an approval in the same answer.
     server.answers(201, r#"{"status": {"allowed": true, "denied": true}}"#);
     assert_eq!(self::status(auth.authorize(&alice, right).await).await, 403);
 }

@@ -155,7 +155,7 @@ fn what_is_read_of_the_token_file_counts_although_the_request_has_gone_meanwhile
         let headers = with("alice-alice-alice");
         std::fs::remove_file(&path).unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
-        // The only thread that could read the file is taken until all who ask now have gone.
+        // The only thread that could read the file is busy until all present requests have gone.
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let thread = tokio::task::spawn_blocking(move || ended.recv());
         for _ in 0..3 {

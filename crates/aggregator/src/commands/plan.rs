@@ -17,11 +17,12 @@ use crate::config::{Config, Level, Logger};
 use crate::leader;
 use crate::ledger_task::ALL_REFUSE;
 use crate::output::difference::{Action, Difference};
-use crate::output::{Directory, PersistedBlocks};
+use crate::output::{Directory, Output, PersistedBlocks};
 use crate::policy_task::{Decided, TakeOver};
 use crate::run::{self, Footing, Pipeline};
 use crate::state::{PersistedState, Store};
 use crate::telemetry;
+use crate::views::Views;
 
 /// How many lines of one object are shown. Tens of thousands of Services are read elsewhere.
 const MAX_LINES: usize = 40;
@@ -41,62 +42,20 @@ pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError
     if changes { Err(CommandError::Changes) } else { Ok(()) }
 }
 
-/// Whether anything would change.
+/// Decides after one round, and prints what would change. Returns whether anything would.
 async fn decide(config: &Config) -> anyhow::Result<bool> {
     let settings = config.settings();
     let cluster = run::cluster(config).await?;
     let output = run::output(config, cluster.as_ref(), |path| Ok(Directory::at(path)))?;
-    // Before the first start nothing is kept.
+    // Before the first start nothing is persisted.
     let nothing = PersistedState { is_complete: true, ..PersistedState::default() };
-    let kept = state_copy::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
-    let documents = kept.documents().map_err(anyhow::Error::msg)?;
-    let same_incident = config.policy().same_incident;
-    let persisted = PersistedBlocks::of(&documents, same_incident, Timestamp::now())
-        .filter(|_| kept.unread.incidents.is_empty());
-    let blocked = output.blocked(&settings, persisted.as_ref()).await.map_err(anyhow::Error::msg)?;
-    let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
-    let answer = async move {
-        if let Some(question) = questions.recv().await {
-            let _ = question.blocked.send(blocked);
-        }
-    };
-    let footing = Footing {
-        store: Store::Copy(documents),
-        kept: watch::channel(Arc::new(kept)).1,
-        leadership: leader::alone(),
-        take_over,
-        delivered: watch::channel(Arc::default()).1,
-    };
+    let persisted = state_copy::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
+    let footing = footing(config, &output, persisted).await?;
     let pipeline = Pipeline::start(config, cluster.as_ref(), footing)?;
-    tokio::spawn(answer);
-    let mut decided = pipeline.views.decided.clone();
-
-    // The round itself is bounded by its timeouts; twice over, because the targets have to be found first.
-    let round = config.aggregator.scan_interval * 2 + Duration::from_secs(5);
-    let first = decided.wait_for(|decided| decided.rounds > 0);
-    let is_done = matches!(tokio::time::timeout(round, first).await, Ok(Ok(_)));
-    let targets = pipeline.views.targets.borrow().clone();
-    if !is_done {
-        let why = targets.error.as_deref().unwrap_or("not all agents have answered or timed out");
-        anyhow::bail!("no round was done: {why}");
-    }
-    if cluster.is_some() && config.looks_at_pods() {
-        // What is not answered by then is shown as unverified.
-        let _ = tokio::time::timeout(ROUND_TIMEOUT, decided.wait_for(|decided| decided.is_answered)).await;
-    }
-    let decided = decided.borrow().clone();
-    let snapshot = pipeline.views.snapshots.fresh().await;
-    let evidence = pipeline.views.cluster_facts.borrow().error.clone();
+    let decided = one_round(config, &pipeline.views, cluster.is_some()).await?;
+    let mut text = answered(&pipeline.views).await;
     pipeline.stop();
 
-    let coverage = snapshot.coverage;
-    let mut text = format!("{} of {} agents have answered.\n", coverage.fresh, coverage.expected());
-    if snapshot.all_refuse() {
-        let _ = writeln!(text, "! {ALL_REFUSE}");
-    }
-    for error in targets.error.iter().chain(&evidence) {
-        let _ = writeln!(text, "! {error}");
-    }
     explain(&decided, &mut text);
     let differences = output.preview(&decided.plan, &settings).await.map_err(anyhow::Error::msg)?;
     text.push('\n');
@@ -115,6 +74,63 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     let _ = writeln!(text, "{sum}");
     printed::print(&text)?;
     Ok(changes > 0)
+}
+
+/// A leader that knows the persisted state and what the objects block, and writes nothing.
+async fn footing(config: &Config, output: &Output, persisted: PersistedState) -> anyhow::Result<Footing> {
+    let documents = persisted.documents().map_err(anyhow::Error::msg)?;
+    let same_incident = config.policy().same_incident;
+    let blocks = PersistedBlocks::of(&documents, same_incident, Timestamp::now())
+        .filter(|_| persisted.unread.incidents.is_empty());
+    let blocked = output.blocked(&config.settings(), blocks.as_ref()).await.map_err(anyhow::Error::msg)?;
+    let (take_over, mut requests) = mpsc::channel::<TakeOver>(1);
+    tokio::spawn(async move {
+        if let Some(request) = requests.recv().await {
+            let _ = request.blocked.send(blocked);
+        }
+    });
+    Ok(Footing {
+        store: Store::Copy(documents),
+        kept: watch::channel(Arc::new(persisted)).1,
+        leadership: leader::alone(),
+        take_over,
+        delivered: watch::channel(Arc::default()).1,
+    })
+}
+
+/// The decisions after one round. With a cluster, they wait until it has answered all look-ups.
+async fn one_round(config: &Config, views: &Views, has_cluster: bool) -> anyhow::Result<Arc<Decided>> {
+    let mut decided = views.decided.clone();
+    // The round itself is bounded by its timeouts. The targets have to be found before, so the limit is twice as long.
+    let round = config.aggregator.scan_interval * 2 + Duration::from_secs(5);
+    let first = decided.wait_for(|decided| decided.rounds > 0);
+    let is_done = matches!(tokio::time::timeout(round, first).await, Ok(Ok(_)));
+    if !is_done {
+        let error = views.targets.borrow().error.clone();
+        let why = error.as_deref().unwrap_or("not all agents have answered or timed out");
+        anyhow::bail!("no round was done: {why}");
+    }
+    if has_cluster && config.looks_at_pods() {
+        // Accusations without an answer by then are shown as unverified.
+        let _ = tokio::time::timeout(ROUND_TIMEOUT, decided.wait_for(|decided| decided.is_answered)).await;
+    }
+    let decided = decided.borrow().clone();
+    Ok(decided)
+}
+
+/// How many agents have answered, and what has failed.
+async fn answered(views: &Views) -> String {
+    let snapshot = views.snapshots.fresh().await;
+    let coverage = snapshot.coverage;
+    let mut text = format!("{} of {} agents have answered.\n", coverage.fresh, coverage.expected());
+    if snapshot.all_refuse() {
+        let _ = writeln!(text, "! {ALL_REFUSE}");
+    }
+    let errors = [views.targets.borrow().error.clone(), views.cluster_facts.borrow().error.clone()];
+    for error in errors.into_iter().flatten() {
+        let _ = writeln!(text, "! {error}");
+    }
+    text
 }
 
 fn explain(decided: &Decided, text: &mut String) {

@@ -292,7 +292,6 @@ pub struct Notice {
     /// The App that it is about.
     pub app: App,
     /// When this phase was first told: the notification's own time, so that it does not change from round to round.
-    #[serde(rename = "told")]
     pub sent_at: Timestamp,
     /// It was told before the start, so it may not be told again.
     pub inherited: bool,

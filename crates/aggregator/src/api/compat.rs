@@ -1,16 +1,16 @@
-//! The two endpoints of the program that this one replaces, in exactly its shapes.
+//! The two endpoints of the first README, in exactly its shapes.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 
 use super::Api;
 use super::list::Current;
 use super::negotiation::{Accepted, Encoding, has};
 use super::page::MAX_WAIT_FOR_PAGE;
 use super::problem::Problem;
+use super::query::invalid;
 
 /// Below this, compression saves no packet.
 const WORTH_COMPRESSING: usize = 1024;
@@ -32,8 +32,8 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
 
-    // What the client has may be in another form than it would get now, if it still takes that one: a cache between us asks for
-    // clients that don't.
+    // The client may have the list in another form than it would get now. That form counts only if the client still accepts
+    // it, because a cache may ask for clients that do not.
     let mut forms = std::iter::once(best).chain(Encoding::ALL).filter(|form| accepted.takes(*form));
     if let Some(known) = forms.find(|form| has(&request.headers, list.etag(*form))) {
         headers.insert(header::ETAG, list.etag(known).clone());
@@ -42,8 +42,8 @@ pub(super) async fn violations(State(api): State<Api>, request: Request) -> Resp
         return response;
     }
     let body = match list.made(best) {
-        // A request that waits keeps its list in memory even when the list has been replaced. So it waits for [`PATIENCE`] at most, and
-        // then gets the form without a Content-Encoding.
+        // A waiting request has its list in memory even when the list has been replaced. So it waits for
+        // [`MAX_WAIT_FOR_PAGE`] at most, and then gets the form without a Content-Encoding.
         None if api.find_room().is_ok() => {
             tokio::time::timeout(MAX_WAIT_FOR_PAGE, list.body(best)).await.ok().flatten()
         }
@@ -68,11 +68,10 @@ fn answer(headers: HeaderMap, body: Body) -> Response {
 
 fn not_acceptable(request: &HeaderMap) -> Response {
     let asked = request.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
-    let asked: String = asked.collect::<Vec<_>>().join(", ").chars().take(200).collect();
-    let allowed = Encoding::ALL.map(Encoding::as_str);
-    let detail = format!("Accept-Encoding: {asked} refuses all that there is: {}", allowed.join(", "));
-    Problem::new(StatusCode::NOT_ACCEPTABLE, detail)
-        .with(&json!({"header": "Accept-Encoding", "value": asked, "allowed": allowed}))
+    let asked: String = asked.collect::<Vec<_>>().join(", ");
+    let expected = format!("one of {}", Encoding::ALL.map(Encoding::as_str).join(", "));
+    invalid("Accept-Encoding", &asked, &expected)
+        .with_status(StatusCode::NOT_ACCEPTABLE)
         .with_header(header::VARY, HeaderValue::from_static("Accept-Encoding"))
         .into_response()
 }

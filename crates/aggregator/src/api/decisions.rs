@@ -1,4 +1,4 @@
-//! `/api/v1/decisions`: who decided what, when, why, and on what evidence.
+//! `/api/v1/decisions`: the log of decisions.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -8,17 +8,18 @@ use axum::extract::State;
 use axum::response::Response;
 use jiff::{SignedDuration, Timestamp};
 use procscan_core::decision;
-use procscan_core::names::Text;
+use procscan_core::names::{App, Text};
 use procscan_core::state::Declaration;
-use procscan_core::state::incident::{AppRef, IncidentDecision, LoggedKind};
-use serde::{Deserialize, Serialize};
+use procscan_core::state::incident::{IncidentDecision, LoggedKind};
+use serde::Deserialize;
 
 use super::Api;
 use super::page::{Page, Paging};
 use super::problem::Problem;
 use super::query::{
-    EXPECTED_LABEL, EXPECTED_TEXT, Parameters, TIME, label, set, set_word, text, time, unknown,
+    EXPECTED_LABEL, EXPECTED_TEXT, Parameters, TIME, label, set, set_name, text, time, unknown,
 };
+use super::types::Decision as DecisionEntry;
 use crate::state::{DecisionFilter, LoggedDecision, PersistedState};
 use crate::wire_names::DECISIONS;
 
@@ -31,7 +32,7 @@ const ENTRIES_PER_READ: usize = 10_000;
 /// How many times so many are read for one page: more than the log can have.
 const MAX_CHUNKS: usize = 20;
 
-/// What the query says. Everything that is given must hold.
+/// The filters of a query. All that are given must hold.
 #[derive(Default)]
 struct Filter {
     namespace: Option<String>,
@@ -44,68 +45,30 @@ struct Filter {
     paging: Paging<Place>,
 }
 
-/// Where a decision is in the list: the latest first. Several of one kind may be made of an App at one time, so the place has the
-/// actor and a fingerprint of the rest too.
-type Place = Reverse<(Timestamp, Option<AppRef>, LoggedKind, bool, Text, u64)>;
-
-#[derive(Debug, Serialize)]
-struct DecisionEntry {
-    at: Timestamp,
-    /// `None` if an operator has declared something for more than one App.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    app: Option<AppRef>,
-    decision: LoggedKind,
-    actor: Text,
-    reason: Text,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    dry_run: bool,
-    /// The incident that it is kept with; nothing if it belongs to none, and then only the leader knows it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    incident: Option<String>,
-    /// The mode that was declared, if one was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mode: Option<Text>,
-    /// The name of the exemption that was made or taken back.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exemption: Option<Text>,
-}
+/// The place of a decision in the list: the latest first. Several decisions of one kind may be made of an App at one time, so
+/// the place has the actor and a fingerprint of the rest too.
+type Place = Reverse<(Timestamp, Option<App>, LoggedKind, bool, Text, u64)>;
 
 /// An entry of the log beside the incidents.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Logged {
-    OfApp { incident: String, app: AppRef, decision: IncidentDecision },
+    OfApp { incident: String, app: App, decision: IncidentDecision },
     OfAll(Declaration),
 }
 
-impl DecisionEntry {
-    fn kept(
-        incident: String,
-        app: AppRef,
-        IncidentDecision { at, decision, actor, reason }: IncidentDecision,
-    ) -> Self {
-        let (app, incident) = (Some(app), Some(incident));
-        Self { at, app, decision, actor, reason, dry_run: false, incident, mode: None, exemption: None }
-    }
-
-    fn declared(Declaration { at, decision, mode, exemption, actor, reason }: Declaration) -> Self {
-        let decision = LoggedKind::Other(decision.as_str().into());
-        Self { at, app: None, decision, actor, reason, dry_run: false, incident: None, mode, exemption }
-    }
-
-    fn place(&self) -> Place {
-        // The same in every replica of this version.
-        let mut hasher = DefaultHasher::new();
-        (&self.reason, &self.mode, &self.exemption).hash(&mut hasher);
-        let (app, decision, actor) = (self.app.clone(), self.decision.clone(), self.actor.clone());
-        Reverse((self.at, app, decision, self.dry_run, actor, hasher.finish()))
-    }
+fn place(entry: &DecisionEntry) -> Place {
+    // The same in every replica of this version.
+    let mut hasher = DefaultHasher::new();
+    (&entry.reason, &entry.mode, &entry.exemption).hash(&mut hasher);
+    let (app, decision, actor) = (entry.app.clone(), entry.decision.clone(), entry.actor.clone());
+    Reverse((entry.at, app, decision, entry.dry_run, actor, hasher.finish()))
 }
 
 /// The latest first.
 ///
-/// The log is read by one request at a time, so that requests which wait keep none of it in memory. Other lists must not wait for
-/// the disk, so this request takes its turn to make a page only after each read.
+/// One request at a time reads the log, so that waiting requests have none of it in memory. Other lists must not wait for the
+/// disk, so this request takes its turn to make a page only after each read.
 pub(super) async fn decisions(
     State(api): State<Api>,
     Parameters(query): Parameters,
@@ -113,13 +76,13 @@ pub(super) async fn decisions(
     let filter = Filter::of(query)?;
     let _reader = api.reading_turn().await?;
     let mut log = filter.of_log();
-    // Before the log is read: what an incident drops meanwhile is in the log.
-    let mut kept = Some(api.views.persisted.borrow().clone());
+    // Taken before the log is read: a decision that an incident drops meanwhile is in the log.
+    let mut persisted = Some(api.views.persisted.borrow().clone());
     let (mut latest, mut chunks) = (Latest::new(filter), 0);
     loop {
         chunks += 1;
         let rows = api.operators.commands.logged(log.clone()).await.unwrap_or_else(|error| {
-            // What the incidents have is shown all the same; what is wrong with the file is told where it is written.
+            // The decisions of the incidents are shown all the same. The task that writes the file reports its errors.
             tracing::warn!(%error, "the log of decisions can't be read");
             Vec::new()
         });
@@ -127,10 +90,10 @@ pub(super) async fn decisions(
         log.before = log.before.or_else(|| rows.first().and_then(|row| just_after(row.at)));
         log.skip += rows.len();
         let oldest = rows.last().filter(|_| rows.len() == ENTRIES_PER_READ).map(|row| row.at);
-        let (kept, turn) = (kept.take(), api.turn().await?);
+        let (persisted, turn) = (persisted.take(), api.turn().await?);
         let add = move || {
-            if let Some(kept) = kept {
-                latest.add_kept(&kept);
+            if let Some(persisted) = persisted {
+                latest.add_persisted(&persisted);
             }
             latest.add_logged(rows);
             latest
@@ -148,7 +111,7 @@ pub(super) async fn decisions(
     }
 }
 
-/// The first time that is later; nothing if there is none.
+/// The next later time; `None` if there is none.
 fn just_after(at: Timestamp) -> Option<Timestamp> {
     at.checked_add(SignedDuration::from_nanos(1)).ok()
 }
@@ -162,7 +125,7 @@ struct Latest {
     /// Fingerprints of the decisions that were seen, the page or not: the log has those of the incidents, too.
     known: HashSet<u64>,
     hasher: RandomState,
-    /// How many were asked for, from where this page begins.
+    /// How many match, from the beginning of this page on.
     count: usize,
 }
 
@@ -173,56 +136,47 @@ impl Latest {
         Self { filter, limit, entries: BTreeMap::new(), known, hasher, count: 0 }
     }
 
-    fn add_kept(&mut self, kept: &PersistedState) {
-        for (name, incident) in &kept.incidents {
-            // To unpack an incident is what takes most of the time.
-            if !self.filter.wants_app(&incident.app) {
+    fn add_persisted(&mut self, persisted: &PersistedState) {
+        for (name, incident) in &persisted.incidents {
+            // Checked first, because decompressing the incident takes most of the time.
+            if !self.filter.wants_app(&incident.app.namespace, &incident.app.name) {
                 continue;
             }
             let Some(incident) = incident.readable_document(name) else { continue };
+            let app = App::from(&incident.spec.app);
             for decision in incident.status.decisions {
-                let entry = DecisionEntry::kept(name.to_string(), incident.spec.app.clone(), decision);
+                let entry = DecisionEntry::of_incident(name.to_string(), app.clone(), decision);
                 self.learn(&entry);
                 self.add(entry);
             }
         }
-        for declaration in kept.declared.all() {
-            self.add(DecisionEntry::declared(declaration.clone()));
+        for declaration in persisted.declared.all() {
+            self.add(DecisionEntry::of_declaration(declaration.clone()));
         }
     }
 
-    /// Adds rows of the log. They come after what is kept, which has some of the same decisions.
+    /// Adds rows of the log, after the decisions of the persisted incidents, which are in the log too.
     fn add_logged(&mut self, logged: Vec<LoggedDecision>) {
         for logged in logged {
             match serde_json::from_str(&logged.body) {
                 Ok(Logged::OfApp { incident, app, decision }) => {
-                    let entry = DecisionEntry::kept(incident, app, decision);
+                    let entry = DecisionEntry::of_incident(incident, app, decision);
                     if self.learn(&entry) {
                         self.add(entry);
                     }
                 }
-                Ok(Logged::OfAll(declaration)) => self.add(DecisionEntry::declared(declaration)),
+                Ok(Logged::OfAll(declaration)) => self.add(DecisionEntry::of_declaration(declaration)),
                 // Another version wrote it.
                 Err(_) => {}
             }
         }
     }
 
-    /// Adds decisions of no incident, decisions in dry-run, and earlier decisions that their incident no longer holds. They come
-    /// last: only those that are known from nowhere else belong to no incident.
+    /// Adds decisions of no incident, decisions in dry-run, and earlier decisions that their incident no longer has. They
+    /// come last: a decision belongs to no incident if neither the incidents nor the log have it.
     fn add_journal(&mut self, journal: Vec<decision::Decision>) {
         for decision in journal {
-            let entry = DecisionEntry {
-                at: decision.at,
-                app: Some(AppRef::from(&decision.app)),
-                decision: decision.kind.into(),
-                actor: decision.actor.name(),
-                reason: decision.reason,
-                dry_run: decision.dry_run,
-                incident: None,
-                mode: None,
-                exemption: None,
-            };
+            let entry = DecisionEntry::from(decision);
             if entry.dry_run || !self.known.contains(&self.fingerprint(&entry)) {
                 self.add(entry);
             }
@@ -235,12 +189,11 @@ impl Latest {
     }
 
     fn fingerprint(&self, entry: &DecisionEntry) -> u64 {
-        let app = entry.app.as_ref().map(|AppRef { namespace, kind, name }| (namespace, kind, name));
-        self.hasher.hash_one((entry.at, app, entry.decision.as_str()))
+        self.hasher.hash_one((entry.at, &entry.app, entry.decision.as_str()))
     }
 
     fn add(&mut self, entry: DecisionEntry) {
-        let place = entry.place();
+        let place = place(&entry);
         if !self.filter.wants(&entry) || self.filter.paging.after.as_ref().is_some_and(|last| place <= *last)
         {
             return;
@@ -261,7 +214,7 @@ impl Latest {
 
     fn page(self) -> serde_json::Result<Vec<u8>> {
         let mut page = Page::new(self.limit);
-        let shown = page.list("decisions", self.entries.into_values(), DecisionEntry::place)?;
+        let shown = page.list("decisions", self.entries.into_values(), place)?;
         let more = self.count.saturating_sub(shown);
         page.more(more > 0);
         page.member("more", &more)?;
@@ -277,7 +230,7 @@ impl Filter {
             match name {
                 "namespace" => set(&mut filter.namespace, name, value, EXPECTED_LABEL, label),
                 "name" => set(&mut filter.name, name, value, EXPECTED_TEXT, text),
-                "decision" => set_word(&mut filter.decision, name, value, &DECISIONS),
+                "decision" => set_name(&mut filter.decision, name, value, &DECISIONS),
                 "actor" => set(&mut filter.actor, name, value, EXPECTED_TEXT, text),
                 "since" => set(&mut filter.since, name, value, TIME, time),
                 "until" => set(&mut filter.until, name, value, TIME, time),
@@ -303,15 +256,15 @@ impl Filter {
         }
     }
 
-    fn wants_app(&self, AppRef { namespace, name, .. }: &AppRef) -> bool {
-        self.namespace.as_ref().is_none_or(|wanted| **wanted == **namespace)
-            && self.name.as_ref().is_none_or(|wanted| **wanted == **name)
+    fn wants_app(&self, namespace: &str, name: &str) -> bool {
+        self.namespace.as_ref().is_none_or(|wanted| wanted == namespace)
+            && self.name.as_ref().is_none_or(|wanted| wanted == name)
     }
 
     fn wants(&self, entry: &DecisionEntry) -> bool {
-        // What is declared for more than one App is of no namespace.
+        // A declaration for more than one App has no namespace.
         let is_wanted = match &entry.app {
-            Some(app) => self.wants_app(app),
+            Some(app) => self.wants_app(&app.namespace, &app.name),
             None => self.namespace.is_none() && self.name.is_none(),
         };
         is_wanted

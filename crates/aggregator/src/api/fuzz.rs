@@ -48,17 +48,18 @@ fn refused(response: Response) {
     assert_eq!(response.status(), StatusCode::BAD_REQUEST);
     let (size, problem) = body(response);
     assert!(size <= MAX_PROBLEM, "{size} bytes");
-    for member in ["detail", "parameter", "value", "allowed"] {
+    for member in ["detail", "parameter", "value", "expected"] {
         assert!(problem[member].is_string(), "{problem}");
     }
 }
 
 /// Page by page it is what it is at once, and nothing but what was asked for.
 fn answered(query: &[(String, String)], filter: &Filter) {
-    let said = |name: &str| query.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str());
+    let given =
+        |name: &str| query.iter().find(|(parameter, _)| parameter == name).map(|(_, value)| value.as_str());
     let without = |names: &[&str]| {
-        let kept = query.iter().filter(|(name, _)| !names.contains(&name.as_str()));
-        kept.cloned().collect::<Vec<_>>()
+        let others = query.iter().filter(|(name, _)| !names.contains(&name.as_str()));
+        others.cloned().collect::<Vec<_>>()
     };
     let all = page(&Filter::of(without(&["limit"])).expect("less of it is right, too")).0;
     let mut paged = Vec::new();
@@ -77,20 +78,20 @@ fn answered(query: &[(String, String)], filter: &Filter) {
     }
     assert_eq!(paged, all);
 
-    if !said("q").unwrap_or_default().is_ascii() {
+    if !given("q").unwrap_or_default().is_ascii() {
         // What upper and lower case of other letters are is a matter of tables.
         return;
     }
     let expected: Vec<Value> = page(&Filter::default())
         .0
         .into_iter()
-        .filter(|violation| is_wanted(violation, &said, filter))
+        .filter(|violation| is_wanted(violation, &given, filter))
         .collect();
     assert_eq!(all, expected);
 }
 
 /// The same question, asked of what is shown.
-fn is_wanted<'a>(violation: &Value, said: &impl Fn(&str) -> Option<&'a str>, filter: &Filter) -> bool {
+fn is_wanted<'a>(violation: &Value, given: &impl Fn(&str) -> Option<&'a str>, filter: &Filter) -> bool {
     let text = |name: &str| violation[name].as_str().unwrap();
     let nodes: Vec<&str> = violation["evidence"]
         .as_array()
@@ -100,8 +101,8 @@ fn is_wanted<'a>(violation: &Value, said: &impl Fn(&str) -> Option<&'a str>, fil
         .collect();
     let is_equal = ["namespace", "name", "type", "process", "state"]
         .iter()
-        .all(|name| said(name).is_none_or(|wanted| wanted == text(name)));
-    let is_found = said("q").is_none_or(|sought| {
+        .all(|name| given(name).is_none_or(|wanted| wanted == text(name)));
+    let is_found = given("q").is_none_or(|sought| {
         let sought = sought.to_ascii_lowercase();
         let has = |text: &str| text.to_ascii_lowercase().contains(&sought);
         ["namespace", "pod", "process", "rule"].iter().any(|name| has(text(name)))
@@ -110,7 +111,7 @@ fn is_wanted<'a>(violation: &Value, said: &impl Fn(&str) -> Option<&'a str>, fil
     let key = Key::new(text("namespace"), text("pod"), text("process"));
     is_equal
         && is_found
-        && said("node").is_none_or(|wanted| nodes.contains(&wanted))
+        && given("node").is_none_or(|wanted| nodes.contains(&wanted))
         && filter.paging.after.as_ref().is_none_or(|after| key > *after)
 }
 

@@ -1,4 +1,4 @@
-//! `/api/v1/incidents`, `/api/v1/exemptions`, `/api/v1/enforcement`: what is kept. Every replica answers the same.
+//! `/api/v1/incidents`, `/api/v1/exemptions`, `/api/v1/enforcement`: the persisted state. Every replica gives the same answer.
 
 use std::cmp::Reverse;
 
@@ -10,18 +10,16 @@ use jiff::Timestamp;
 use procscan_core::decision::Mode;
 use procscan_core::names::Text;
 use procscan_core::policy::Withheld;
-use procscan_core::state::incident::AppRef;
-use procscan_core::state::{Incident, IncidentState, IncidentStatus};
-use serde::de::value::{Error as ValueError, StrDeserializer};
+use procscan_core::state::EnforcementSpec;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::Api;
 use super::page::{Page, Paging};
 use super::problem::Problem;
 use super::query::{
-    EXPECTED_LABEL, EXPECTED_TEXT, NoParameters, Parameters, label, set, set_word, text, unknown,
+    EXPECTED_LABEL, EXPECTED_TEXT, NoParameters, Parameters, label, set, set_name, text, unknown,
 };
+use super::types::{self, Enforcement, Exemption, ExemptionState, Incident, IncidentState, Mode};
 use crate::leader::WritePermit;
 use crate::policy_task::Decided;
 use crate::state::persisted_state::IncidentSummary;
@@ -31,36 +29,34 @@ use crate::wire_names::STATES;
 /// The parameters, as they are named in the refusal of another one.
 const PARAMETERS: &str = "namespace, name, state, limit, cursor";
 
-/// Where an incident is in the list: the latest first, and those of one time by name.
+/// The place of an incident in the list: the latest first, and those of one time by name.
 type Place = (Reverse<Timestamp>, Text);
 
-/// What the query says. Everything that is given must hold.
+/// The filters of a query. All that are given must hold.
 #[derive(Default)]
 struct Filter {
     namespace: Option<String>,
     name: Option<String>,
-    state: Option<IncidentState>,
+    /// One of [`STATES`].
+    state: Option<&'static str>,
     paging: Paging<Place>,
 }
 
 impl Filter {
     fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
-        let (mut filter, mut state) = (Self::default(), None);
+        let mut filter = Self::default();
         for (parameter, value) in query {
             let (name, value) = (parameter.as_str(), value.as_str());
             match name {
                 "namespace" => set(&mut filter.namespace, name, value, EXPECTED_LABEL, label),
                 "name" => set(&mut filter.name, name, value, EXPECTED_TEXT, text),
-                "state" => set_word(&mut state, name, value, &STATES),
+                "state" => set_name(&mut filter.state, name, value, &STATES),
                 _ => {
                     let paged = filter.paging.take(name, value);
                     paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
                 }
             }?;
         }
-        let word =
-            |word: &'static str| IncidentState::deserialize(StrDeserializer::<ValueError>::new(word)).ok();
-        filter.state = state.and_then(word);
         Ok(filter)
     }
 
@@ -68,22 +64,7 @@ impl Filter {
         let app = &incident.app;
         self.namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
             && self.name.as_ref().is_none_or(|name| **name == *app.name)
-            && self.state.is_none_or(|state| brief.state == state)
-    }
-}
-
-/// An incident as it is shown: the App, and what was decided of it.
-#[derive(Serialize)]
-pub(super) struct Shown {
-    name: String,
-    app: AppRef,
-    #[serde(flatten)]
-    status: IncidentStatus,
-}
-
-impl From<Incident> for Shown {
-    fn from(incident: Incident) -> Self {
-        Self { name: incident.name, app: incident.spec.app, status: incident.status }
+            && self.state.is_none_or(|state| IncidentState::from(brief.state).name() == state)
     }
 }
 
@@ -94,15 +75,15 @@ pub(super) async fn incidents(
 ) -> Result<Response, Problem> {
     let filter = Filter::of(query)?;
     let turn = api.turn().await?;
-    let kept = api.views.persisted.borrow().clone();
-    Ok(api.make(turn, move || page(&kept, &filter)).await)
+    let persisted = api.views.persisted.borrow().clone();
+    Ok(api.make(turn, move || page(&persisted, &filter)).await)
 }
 
-fn page(kept: &PersistedState, filter: &Filter) -> serde_json::Result<Vec<u8>> {
+fn page(persisted: &PersistedState, filter: &Filter) -> serde_json::Result<Vec<u8>> {
     let place = |name: &Text, brief: &IncidentSummary| (Reverse(brief.opened.get()), name.clone());
     let mut wanted: Vec<(Place, &IncidentEntry)> = Vec::new();
     let mut total = 0_usize;
-    for (name, incident) in &kept.incidents {
+    for (name, incident) in &persisted.incidents {
         let Some(brief) = incident.summary().filter(|brief| filter.wants(incident, brief)) else { continue };
         total += 1;
         let place = place(name, brief);
@@ -111,23 +92,24 @@ fn page(kept: &PersistedState, filter: &Filter) -> serde_json::Result<Vec<u8>> {
         }
     }
     wanted.sort_by(|(a, _), (b, _)| a.cmp(b));
-    // Only those of the page are unpacked.
+    // Only the incidents of the page are decompressed.
     let shown = wanted.into_iter().filter_map(|(place, incident)| {
-        let shown = Shown::from(incident.readable_document(&place.1)?);
-        Some(Listed { place, shown })
+        let shown = Incident::from(incident.readable_document(&place.1)?);
+        Some(Placed { place, shown })
     });
     let mut page = Page::new(filter.paging.limit());
-    page.list("incidents", shown, |listed| listed.place.clone())?;
+    page.list("incidents", shown, |incident| incident.place.clone())?;
     page.member("total", &total)?;
     page.end()
 }
 
+/// An entry of a page with its place.
 #[derive(Serialize)]
 #[serde(transparent)]
-struct Listed {
+struct Placed<P, T> {
     #[serde(skip)]
-    place: Place,
-    shown: Shown,
+    place: P,
+    shown: T,
 }
 
 pub(super) async fn incident(
@@ -136,44 +118,18 @@ pub(super) async fn incident(
     _: NoParameters,
 ) -> Result<Response, Problem> {
     api.find_room()?;
-    let kept = api.views.persisted.borrow().clone();
-    match kept.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
-        Ok(Some(Some(incident))) => Ok(api.make_small(serde_json::to_vec(&Shown::from(incident)))),
+    let persisted = api.views.persisted.borrow().clone();
+    match persisted.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
+        Ok(Some(Some(incident))) => Ok(api.make_small(serde_json::to_vec(&Incident::from(incident)))),
         Ok(_) => Err(Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name")),
         Err(error) => {
-            let detail = format!("the incident can't be unpacked: {error}");
+            let detail = format!("the incident can't be decompressed: {error}");
             Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
         }
     }
 }
 
-#[derive(Serialize)]
-struct Exemption {
-    name: String,
-    #[serde(flatten)]
-    spec: Value,
-    /// Whether it has an effect; left out where only the leader knows whether it is withheld.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<Effect>,
-    /// What is wrong with it, or why it covers nothing.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-/// Whether an exemption has an effect.
-#[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Effect {
-    InForce,
-    /// It would open more tenants than it may, and is not confirmed.
-    Withheld,
-    /// Its time is over.
-    Over,
-    /// It has a mistake.
-    Unreadable,
-}
-
-/// Where an entry is: the exemptions come first, by name, then those that are withheld, by their place in the list.
+/// The place of an entry: the exemptions come first, by name, then the withheld ones, by their place in the list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum ExemptionPlace {
@@ -181,54 +137,50 @@ enum ExemptionPlace {
     Withheld(usize),
 }
 
-/// Those that operators have declared at run time; those of the configuration are not among them.
+/// The exemptions that operators have declared at run time. Those of the configuration are not listed unless they are withheld.
 pub(super) async fn exemptions(
     State(api): State<Api>,
     Parameters(query): Parameters,
 ) -> Result<Response, Problem> {
     let paging = Paging::of(query)?;
     let turn = api.turn().await?;
-    let kept = api.views.persisted.borrow().clone();
+    let persisted = api.views.persisted.borrow().clone();
     let leads = api.views.leadership.borrow().permit().is_some_and(WritePermit::holds);
     let decided = leads.then(|| api.views.decided.borrow().clone());
-    Ok(api.make(turn, move || page_of_exemptions(&kept, decided.as_deref(), &paging)).await)
+    Ok(api.make(turn, move || page_of_exemptions(&persisted, decided.as_deref(), &paging)).await)
 }
 
-/// `decided` is nothing if this replica does not lead: only the leader knows which exemptions are withheld, those of the
-/// configuration included.
+/// `decided` is `None` if this replica does not lead: only the leader knows which exemptions are withheld, those of the configuration
+/// included.
 fn page_of_exemptions(
-    kept: &PersistedState,
+    persisted: &PersistedState,
     decided: Option<&Decided>,
     paging: &Paging<ExemptionPlace>,
 ) -> serde_json::Result<Vec<u8>> {
     let is_new = |place: ExemptionPlace| paging.after.as_ref().is_none_or(|last| place > *last);
     let withheld: Option<&[Withheld]> = decided.map(|decided| &*decided.withheld);
-    let exemptions = shown_exemptions(kept, withheld);
+    let exemptions = shown_exemptions(persisted, withheld);
     let exemptions = exemptions.iter().filter(|it| is_new(ExemptionPlace::Exemption(it.name.clone())));
     let mut page = Page::new(paging.limit());
     page.list("exemptions", exemptions, |it| ExemptionPlace::Exemption(it.name.clone()))?;
     match withheld {
         None => page.member("withheld", &())?,
         Some(withheld) => {
-            let withheld = withheld.iter().enumerate().map(|(index, withheld)| Indexed { index, withheld });
-            let withheld = withheld.filter(|it| is_new(ExemptionPlace::Withheld(it.index)));
-            page.list("withheld", withheld, |it| ExemptionPlace::Withheld(it.index))?;
+            let placed = |(index, withheld)| Placed {
+                place: ExemptionPlace::Withheld(index),
+                shown: types::Withheld::from(withheld),
+            };
+            let withheld = withheld.iter().enumerate().map(placed);
+            let withheld = withheld.filter(|withheld| is_new(withheld.place.clone()));
+            page.list("withheld", withheld, |withheld| withheld.place.clone())?;
         }
     }
     page.end()
 }
 
-#[derive(Serialize)]
-#[serde(transparent)]
-struct Indexed<'a> {
-    #[serde(skip)]
-    index: usize,
-    withheld: &'a Withheld,
-}
-
-fn shown_exemptions(kept: &PersistedState, withheld: Option<&[Withheld]>) -> Vec<Exemption> {
+fn shown_exemptions(persisted: &PersistedState, withheld: Option<&[Withheld]>) -> Vec<Exemption> {
     let now = Timestamp::now();
-    let unread = &kept.unread.exemptions;
+    let unread = &persisted.unread.exemptions;
     let why_withheld = |name: &str| {
         let place = format!("Exemption {name}");
         withheld
@@ -237,48 +189,41 @@ fn shown_exemptions(kept: &PersistedState, withheld: Option<&[Withheld]>) -> Vec
             .find(|withheld| withheld.place == place)
             .map(|withheld| withheld.reason.clone())
     };
-    let in_force = withheld.map(|_| Effect::InForce);
+    let in_force = withheld.map(|_| ExemptionState::InForce);
     let mut exemptions: Vec<Exemption> = Vec::new();
-    for (name, spec) in kept.exemptions.iter().filter(|(name, _)| !unread.contains_key(*name)) {
+    for (name, spec) in persisted.exemptions.iter().filter(|(name, _)| !unread.contains_key(*name)) {
         let (state, error) = if let Err(error) = spec.rule() {
-            (Some(Effect::Unreadable), Some(error.to_string()))
+            (Some(ExemptionState::Unreadable), Some(error.to_string()))
         } else if let Some(until) = spec.until.filter(|until| *until <= now) {
-            (Some(Effect::Over), Some(format!("it was over at {until}")))
+            (Some(ExemptionState::Over), Some(format!("its date has passed: {until}")))
         } else if let Some(why) = why_withheld(name) {
-            (Some(Effect::Withheld), Some(why))
+            (Some(ExemptionState::Withheld), Some(why))
         } else {
             (in_force, None)
         };
-        exemptions.push(Exemption { name: name.clone(), spec: json!(spec), state, error });
+        exemptions.push(Exemption::new(name.clone(), spec, state, error));
     }
     for (name, UnreadExemption { error, spec }) in unread {
-        let then = if kept.exemptions.contains_key(name) {
+        let then = if persisted.exemptions.contains_key(name) {
             "the last version that could be read counts"
         } else {
             "nothing new is blocked that it may cover"
         };
         let (name, error) = (name.clone(), Some(format!("{error}; {then}")));
-        exemptions.push(Exemption { name, spec: spec.clone(), state: Some(Effect::Unreadable), error });
+        exemptions.push(Exemption {
+            name,
+            spec: spec.clone(),
+            state: Some(ExemptionState::Unreadable),
+            error,
+        });
     }
     exemptions.sort_by(|a, b| a.name.cmp(&b.name));
     exemptions
 }
 
-#[derive(Serialize)]
-struct Enforcement {
-    /// What counts.
-    mode: Mode,
-    /// What operators say at run time; nothing if the configuration counts.
-    operators: Option<Mode>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    by: Option<String>,
-}
-
 pub(super) async fn enforcement(State(api): State<Api>, _: NoParameters) -> Response {
-    let said = api.views.persisted.borrow().enforcement.clone();
-    let shown =
-        Enforcement { mode: api.views.mode(), operators: said.mode, reason: said.reason, by: said.by };
+    let EnforcementSpec { mode: operators, reason, by } = api.views.persisted.borrow().enforcement.clone();
+    let mode = api.views.mode().into();
+    let shown = Enforcement { mode, operators: operators.map(Mode::from), reason, by };
     Json(shown).into_response()
 }

@@ -23,6 +23,7 @@ mod query;
 mod server;
 #[cfg(test)]
 mod tests;
+pub(crate) mod types;
 mod violations;
 
 use std::sync::Arc;
@@ -58,8 +59,8 @@ pub struct Operators {
 /// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
 const PAGES: usize = 1;
 
-/// Every route, and those of the reserve. Any other request is answered with a problem (RFC 9457). `max_in_flight` is how many bytes
-/// the answers in flight may take together that are in memory as a whole.
+/// Every route, and those of the reserve. Any other request is answered with a problem (RFC 9457). `max_in_flight` is how
+/// many bytes the answers in flight may take together that are in memory as a whole.
 pub fn routers(views: Views, operators: Operators, max_in_flight: usize) -> Routers {
     let api = Api::new(views, operators, max_in_flight);
     Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
@@ -92,7 +93,7 @@ fn routes(api: Api) -> Router {
         .route("/api/v1/incidents/{name}/approve", post(operator_commands::approve))
         .route("/api/v1/incidents/{name}/release", post(operator_commands::release))
         .route("/api/v1/exemptions", get(incidents::exemptions).post(operator_commands::exempt))
-        .route("/api/v1/exemptions/{name}", delete(operator_commands::withdraw))
+        .route("/api/v1/exemptions/{name}", delete(operator_commands::remove_exemption))
         .route("/api/v1/enforcement", get(incidents::enforcement).put(operator_commands::enforce))
         .merge(probes())
         .layer(DefaultBodyLimit::max(body::MAX_BODY))

@@ -1,6 +1,7 @@
-//! What operators do: approve, release, exempt, pause. Kept before it is answered, and done by whoever leads; any replica takes
-//! it.
+//! Operator commands: approve, release, exempt, remove an exemption, set the mode. Any replica takes a command and persists
+//! it before it answers; the leader carries it out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -12,85 +13,31 @@ use procscan_core::decision::{DecisionKind, Mode};
 use procscan_core::exemption::is_too_far;
 use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
 use procscan_core::state::incident::{Approval, Release};
-use procscan_core::state::{EnforcementSpec, ExemptionSpec, IncidentState, Match};
-use serde::{Deserialize, Serialize};
+use procscan_core::state::{self, EnforcementSpec, ExemptionSpec, IncidentState};
 use serde_json::json;
 
 use super::Api;
 use super::auth::Right;
-use super::body::{Body, Part, Reason, Time, exemption_mistake};
-use super::incidents::Shown;
+use super::body::{Body, exemption_mistake};
 use super::problem::Problem;
-use super::query::{NoParameters, refused, repeated};
-use crate::state::{OperatorCommandError, OperatorCommands};
+use super::query::{NoParameters, invalid, refused};
+use super::types::{
+    self, ApproveRequest, CommandEffect, CommandResult, EnforceRequest, EnforcementChange, ExemptRequest,
+    Incident, NewExemption, Pending, ReleaseRequest, Time,
+};
+use crate::state::{OperatorCommandError, OperatorCommands, PersistedState};
 use crate::wire_names::mode_name;
 
-/// How long an answer waits until what was said has been done. It is kept already.
+/// How long an answer waits until the leader has carried out the command, which is persisted already.
 const MAX_WAIT_FOR_LEADER: Duration = Duration::from_secs(10);
 
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ApproveBody {
-    reason: Option<Reason>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ReleaseBody {
-    reason: Option<Reason>,
-    until: Option<Time>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ExemptBody {
-    /// A name for it; made from the time if there is none.
-    id: Option<String>,
-    namespace: Option<Part>,
-    app: Option<Part>,
-    process: Option<Part>,
-    rule: Option<Part>,
-    reason: Reason,
-    until: Option<Time>,
-    /// How many tenants with blocked Apps it may open.
-    confirm: Option<u32>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct EnforceBody {
-    /// `null`: what the configuration says. To be said: forgetting it must not lift a pause.
-    #[serde(deserialize_with = "Option::deserialize")]
-    mode: Option<Mode>,
-    reason: Option<Reason>,
-}
-
-/// What there was before an act.
+/// The incident before a command is carried out.
 #[derive(Clone, Copy)]
 struct Before {
     /// How many decisions the incident had.
     decided: u64,
     /// The incident's state, if this replica knew it.
     state: Option<IncidentState>,
-}
-
-/// The incident after an act, and what the act has changed.
-#[derive(Serialize)]
-struct Done {
-    #[serde(flatten)]
-    incident: Shown,
-    act: CommandResult,
-}
-
-#[derive(Serialize)]
-struct CommandResult {
-    decision: DecisionKind,
-    /// The incident's state before.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    was: Option<IncidentState>,
-    /// The end of a release.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    until: Option<Timestamp>,
 }
 
 pub(super) async fn approve(
@@ -100,13 +47,13 @@ pub(super) async fn approve(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ApproveBody { reason } = body.read().await?;
-    let before = api.find_open(&name)?;
-    let number = operator_commands
-        .approve(&name, Approval { by: Some(by.clone()), reason: reason.map(String::from) })
-        .await?;
-    api.until_done(&name, number, DecisionKind::Approved, &by, before).await
+    let (operator_commands, by) = api.authorized(&headers, "patch", "incidents", Some(&name)).await?;
+    let ApproveRequest { reason } = body.read().await?;
+    let before = api.before(&name)?;
+    let reason = reason.map(String::from);
+    let number = operator_commands.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
+    let command = Command { incident: &name, decision: DecisionKind::Approved, by: &by, before };
+    api.outcome(number, command).await
 }
 
 pub(super) async fn release(
@@ -116,13 +63,14 @@ pub(super) async fn release(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.admit(&headers, "patch", "incidents", Some(&name)).await?;
-    let ReleaseBody { reason, until } = body.read().await?;
+    let (operator_commands, by) = api.authorized(&headers, "patch", "incidents", Some(&name)).await?;
+    let ReleaseRequest { reason, until } = body.read().await?;
     let until = check_until(until, operator_commands.wall_time())?;
-    let before = api.find_open(&name)?;
+    let before = api.before(&name)?;
     let reason = reason.map(String::from);
     let number = operator_commands.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
-    api.until_done(&name, number, DecisionKind::Released, &by, before).await
+    let command = Command { incident: &name, decision: DecisionKind::Released, by: &by, before };
+    api.outcome(number, command).await
 }
 
 pub(super) async fn exempt(
@@ -131,33 +79,32 @@ pub(super) async fn exempt(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.admit(&headers, "create", "exemptions", None).await?;
-    let ExemptBody { id, namespace, app, process, rule, reason, until, confirm } = body.read().await?;
+    let (operator_commands, by) = api.authorized(&headers, "create", "exemptions", None).await?;
+    let request: ExemptRequest = body.read().await?;
+    let id = request.id.clone();
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
     if !is_dns_subdomain(&id) {
-        let allowed = "small letters, digits, hyphens and dots, as in a host name";
-        return Err(refused("id", &id, allowed, format!("id: {:?} is not {allowed}", repeated(&id))));
+        return Err(invalid("id", &id, "small letters, digits, hyphens and dots, as in a host name"));
     }
-    let until = check_until(until, operator_commands.wall_time())?;
-    let [namespace, app, process, rule] = [namespace, app, process, rule].map(|part| part.map(Match::from));
-    let exemption =
-        ExemptionSpec { namespace, app, process, rule, reason: reason.into(), until, confirm, by: Some(by) };
+    check_until(request.until, operator_commands.wall_time())?;
+    let exemption = request.spec(Some(by));
     api.check_opening(&exemption)?;
     operator_commands.add_exemption(&id, &exemption).await?;
-    Ok((StatusCode::CREATED, Json(json!({"name": id, "exemption": exemption}))).into_response())
+    let answer = NewExemption { name: id, exemption: types::ExemptionSpec::from(&exemption) };
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
-pub(super) async fn withdraw(
+pub(super) async fn remove_exemption(
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.admit(&headers, "delete", "exemptions", Some(&name)).await?;
-    // What it covers is known only as long as it is there.
-    let seen = api.views.persisted.borrow().exemptions.get(&name).cloned();
-    operator_commands.remove_exemption(&name, &by, seen.as_ref()).await?;
-    tracing::info!(exemption = name, actor = by, "an exemption is taken back");
+    let (operator_commands, by) = api.authorized(&headers, "delete", "exemptions", Some(&name)).await?;
+    // Read before, because what it covers is known only while it exists.
+    let removed = api.views.persisted.borrow().exemptions.get(&name).cloned();
+    operator_commands.remove_exemption(&name, &by, removed.as_ref()).await?;
+    tracing::info!(exemption = name, actor = by, "an exemption is removed");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -167,15 +114,15 @@ pub(super) async fn enforce(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.admit(&headers, "patch", "enforcements", None).await?;
-    let EnforceBody { mode, reason } = body.read().await?;
-    let spec = EnforcementSpec { mode, reason: reason.map(String::from), by: Some(by) };
+    let (operator_commands, by) = api.authorized(&headers, "patch", "enforcements", None).await?;
+    let EnforceRequest { mode, reason } = body.read().await?;
+    let declared = mode.map(Mode::from);
+    let spec = EnforcementSpec { mode: declared, reason: reason.map(String::from), by: Some(by) };
     operator_commands.set_enforcement(&spec).await?;
-    let said = mode.map_or("as configured", mode_name);
-    tracing::warn!(mode = said, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
-    let in_force = mode.unwrap_or(api.views.configured_mode);
-    let answer = json!({"mode": mode, "in_force": in_force, "reason": spec.reason, "by": spec.by});
-    Ok(Json(answer).into_response())
+    let name = declared.map_or("as configured", mode_name);
+    tracing::warn!(mode = name, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
+    let in_force = declared.unwrap_or(api.views.configured_mode).into();
+    Ok(Json(EnforcementChange { mode, in_force, reason: spec.reason, by: spec.by }).into_response())
 }
 
 /// Refuses a name that no object of Kubernetes has: it becomes part of the path of a request to the API server.
@@ -183,21 +130,20 @@ fn check_name(name: &str) -> Result<(), Problem> {
     if is_dns_subdomain(name) {
         return Ok(());
     }
-    let detail = format!("name: {:?} is not allowed; allowed is {SUBDOMAIN}", repeated(name));
-    Err(refused("name", name, SUBDOMAIN, detail))
+    Err(invalid("name", name, SUBDOMAIN))
 }
 
-/// `until`, if it is after `now` and at most ten years ahead.
+/// `until`, if it is after `now` and at most ten years ahead. The problem is 400 otherwise.
 fn check_until(until: Option<Time>, now: Timestamp) -> Result<Option<Timestamp>, Problem> {
     let Some(Time(until)) = until else { return Ok(None) };
-    let allowed = if until <= now {
+    let expected = if until <= now {
         "a time to come"
     } else if is_too_far(until, now) {
         "a time at most ten years ahead"
     } else {
         return Ok(Some(until));
     };
-    Err(refused("until", &until.to_string(), allowed, format!("until: {until} is not {allowed}")))
+    Err(invalid("until", &until.to_string(), expected))
 }
 
 impl From<OperatorCommandError> for Problem {
@@ -206,8 +152,8 @@ impl From<OperatorCommandError> for Problem {
             OperatorCommandError::Unknown(..) => StatusCode::NOT_FOUND,
             OperatorCommandError::Exists(..) | OperatorCommandError::Busy(_) => StatusCode::CONFLICT,
             OperatorCommandError::Invalid(why) => {
-                let allowed = "what the API server or the state file accepts";
-                return refused("body", "", allowed, format!("body: {why}"));
+                let expected = "what the API server or the state file accepts";
+                return refused("body", "", expected, format!("body: {why}"));
             }
             OperatorCommandError::NotPersisted(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -216,8 +162,8 @@ impl From<OperatorCommandError> for Problem {
 }
 
 impl Api {
-    /// Who asks, if they may, and where their word goes.
-    async fn admit(
+    /// Authenticates and authorizes a request. Returns where its command goes, and the name of the operator.
+    async fn authorized(
         &self,
         headers: &HeaderMap,
         verb: &'static str,
@@ -245,75 +191,96 @@ impl Api {
             return Ok(());
         }
         let detail = format!(
-            "it would open the gateway to {tenants} tenants at once, more than {may}; if that is meant, confirm it with \
+            "the exemption would open the gateway to {tenants} tenants at once, more than {may}; to confirm it, add \
              `\"confirm\": {tenants}` (on the command line --confirm {tenants})"
         );
         let given = exemption.confirm.map(|confirm| confirm.to_string()).unwrap_or_default();
-        let more = json!({"tenants": tenants, "parameter": "confirm", "value": given, "allowed": format!("{tenants} or more")});
+        let more = json!({"tenants": tenants, "parameter": "confirm", "value": given, "expected": format!("{tenants} or more")});
         Err(Problem::new(StatusCode::CONFLICT, detail).with(&more))
     }
 
-    /// An incident that is over is history, and nothing is done to it any more.
-    fn find_open(&self, name: &str) -> Result<Before, Problem> {
-        let kept = self.views.persisted.borrow().clone();
-        let brief = kept.incidents.get(name).and_then(|incident| incident.summary());
-        // What is not seen here yet may be there all the same.
-        if brief.is_some_and(|brief| brief.state == IncidentState::Ended) {
-            let detail = "the incident is over: its App is not blocked, and nothing of it is held";
+    /// The state of an incident before a command. Refuses commands for an incident that has ended.
+    fn before(&self, name: &str) -> Result<Before, Problem> {
+        let persisted = self.views.persisted.borrow().clone();
+        let summary = persisted.incidents.get(name).and_then(|incident| incident.summary());
+        // An incident that this replica has not seen yet may exist all the same.
+        if summary.is_some_and(|summary| summary.state == IncidentState::Ended) {
+            let detail = "the incident has ended: its App is not blocked, and nothing of it is held";
             return Err(Problem::new(StatusCode::CONFLICT, detail));
         }
         Ok(Before {
-            decided: brief.map_or(0, |brief| brief.decided.into()),
-            state: brief.map(|brief| brief.state),
+            decided: summary.map_or(0, |summary| summary.decided.into()),
+            state: summary.map(|summary| summary.state),
         })
     }
 
-    /// Waits until everything up to `number` has been done, and says what has come of it: whether, after the decisions `before`, there
-    /// is what was `wanted`.
-    async fn until_done(
-        &self,
-        name: &str,
-        number: i64,
-        wanted: DecisionKind,
-        by: &str,
-        before: Before,
-    ) -> Result<Response, Problem> {
-        let mut kept = self.views.persisted.clone();
-        let is_done = |kept: &std::sync::Arc<crate::state::PersistedState>| {
-            let brief = kept.incidents.get(name).and_then(|incident| incident.summary());
-            brief.is_some_and(|brief| brief.observed >= number)
+    /// Waits until the leader has carried out the commands up to `number`, and answers with what `command` has changed.
+    async fn outcome(&self, number: i64, command: Command<'_>) -> Result<Response, Problem> {
+        let name = command.incident;
+        let mut persisted = self.views.persisted.clone();
+        let is_carried_out = |persisted: &Arc<PersistedState>| {
+            let summary = persisted.incidents.get(name).and_then(|incident| incident.summary());
+            summary.is_some_and(|summary| summary.observed >= number)
         };
-        let done = tokio::time::timeout(MAX_WAIT_FOR_LEADER, kept.wait_for(is_done)).await;
-        let incident = match done {
-            Ok(Ok(kept)) => kept.incidents.get(name).and_then(|incident| incident.readable_document(name)),
+        let waited = tokio::time::timeout(MAX_WAIT_FOR_LEADER, persisted.wait_for(is_carried_out)).await;
+        let incident = match waited {
+            Ok(Ok(persisted)) => {
+                persisted.incidents.get(name).and_then(|incident| incident.readable_document(name))
+            }
             _ => None,
         };
-        let Some(incident) = incident else {
-            let detail = match self.views.mode() {
-                Mode::DryRun => {
-                    "dry-run carries out no approval and no release; as soon as the mode is `enforce` (`mode enforce`), it \
-                     is done"
-                }
-                Mode::Enforce | Mode::Paused => {
-                    "it is done as soon as a replica leads and decisions can be kept"
-                }
-            };
-            return Ok(
-                (StatusCode::ACCEPTED, Json(json!({"status": "kept", "detail": detail}))).into_response()
-            );
-        };
-        let status = &incident.status;
-        let new = usize::try_from(status.decided.saturating_sub(before.decided)).unwrap_or(usize::MAX);
-        let ours = || status.decisions.iter().rev().take(new).filter(|decision| *decision.actor == *by);
-        if !ours().any(|decision| decision.decision == wanted)
+        match incident {
+            Some(incident) => Ok(Json(command.result(incident)?).into_response()),
+            None => Ok((StatusCode::ACCEPTED, Json(self.pending())).into_response()),
+        }
+    }
+
+    /// The answer to a command that is not carried out yet.
+    fn pending(&self) -> Pending {
+        Pending::new(match self.views.mode() {
+            Mode::DryRun => {
+                "dry-run carries out no approval and no release; the command will be carried out as soon as the mode is \
+                 `enforce` (`mode enforce`)"
+            }
+            Mode::Enforce | Mode::Paused => {
+                "the command will be carried out as soon as a replica leads and decisions can be persisted"
+            }
+        })
+    }
+}
+
+/// An approval or a release that was persisted.
+struct Command<'a> {
+    /// The name of the incident.
+    incident: &'a str,
+    /// The decision that the leader makes of the command.
+    decision: DecisionKind,
+    /// The operator.
+    by: &'a str,
+    before: Before,
+}
+
+impl Command<'_> {
+    /// What the command has changed, by the incident after it. The problem is 409 if the leader has refused the command.
+    fn result(&self, incident: state::Incident) -> Result<CommandResult, Problem> {
+        let state::IncidentStatus { decided, decisions, releases, .. } = &incident.status;
+        let new = usize::try_from(decided.saturating_sub(self.before.decided)).unwrap_or(usize::MAX);
+        let ours = || decisions.iter().rev().take(new).filter(|decision| *decision.actor == *self.by);
+        if !ours().any(|decision| decision.decision == self.decision)
             && let Some(refused) = ours().find(|decision| decision.decision == DecisionKind::Refused)
         {
             return Err(Problem::new(StatusCode::CONFLICT, refused.reason.to_string()));
         }
-        let until = (wanted == DecisionKind::Released).then(|| {
-            status.releases.iter().filter(|release| *release.by == *by).map(|release| release.until).max()
-        });
-        let act = CommandResult { decision: wanted, was: before.state, until: until.flatten() };
-        Ok(Json(Done { incident: Shown::from(incident), act }).into_response())
+        let until = (self.decision == DecisionKind::Released)
+            .then(|| {
+                releases.iter().filter(|release| *release.by == *self.by).map(|release| release.until).max()
+            })
+            .flatten();
+        let command = CommandEffect {
+            decision: self.decision.into(),
+            was: self.before.state.map(types::IncidentState::from),
+            until,
+        };
+        Ok(CommandResult { incident: Incident::from(incident), command })
     }
 }

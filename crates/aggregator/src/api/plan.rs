@@ -1,4 +1,4 @@
-//! `/api/v1/plan`: who is blocked, who is told, who is held, and why.
+//! `/api/v1/plan`: the blocks, the notices, the held Apps and the disputes, each with its reason.
 
 use std::sync::Arc;
 
@@ -13,18 +13,19 @@ use super::Api;
 use super::page::{Page, Paging, SMALL_PAGE_ENTRIES};
 use super::problem::Problem;
 use super::query::Parameters;
+use super::types::Mode;
 use crate::policy_task::Decided;
 
 /// How many disputes are listed: a hostile agent may cause any number.
 const MAX_DISPUTES: usize = 1000;
 
-/// Where an entry is: the lists follow one another in this order, and each is ordered by what is here.
+/// The place of an entry: the lists follow one another in this order, and each is ordered by these values.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Place {
     Block(App),
     Notice(App),
-    /// With whether its release is held.
+    /// The App, and whether its release is held.
     Held(App, bool),
     Dispute(Key, NodeName),
 }
@@ -56,14 +57,14 @@ fn page(decided: &Arc<Decided>, coverage: Coverage, paging: &Paging<Place>) -> s
     held.sort_by(|a, b| (&a.app, a.release).cmp(&(&b.app, b.release)));
 
     let mut page = Page::new(paging.limit());
-    page.member("mode", &plan.mode)?;
+    page.member("mode", &Mode::from(plan.mode))?;
     let blocks = plan.blocks.iter().filter(|block| is_new(Place::Block(block.app.clone())));
     page.list("blocks", blocks, |block| Place::Block(block.app.clone()))?;
     let notices = plan.notices.iter().filter(|notice| is_new(Place::Notice(notice.app.clone())));
     page.list("notices", notices, |notice| Place::Notice(notice.app.clone()))?;
     page.list("held", held.into_iter().filter(|held| is_new(held_place(held))), |held| held_place(held))?;
     page.member("summary", &plan.summary)?;
-    // How many accusations are not believed, and which, up to a bound.
+    // The number of all disputes, and the first of them.
     page.member("disputed", &decided.disputes.len())?;
     let disputes = decided.disputes.iter().take(MAX_DISPUTES);
     page.list("disputes", disputes.filter(|it| is_new(dispute_place(it))), |it| dispute_place(it))?;

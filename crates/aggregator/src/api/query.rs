@@ -15,20 +15,20 @@ use crate::wire_names;
 
 /// How many entries one page shows at most.
 pub(super) const MAX_LIMIT: usize = 1000;
-/// How much of a given value is repeated in a problem, in characters.
-const MAX_REPEATED: usize = 200;
+/// How much of a given value a problem shows, in characters.
+const MAX_SHOWN: usize = 200;
 
-/// What is said where a namespace is expected.
+/// What a problem expects where a namespace belongs.
 pub(super) const EXPECTED_LABEL: &str =
     "a namespace's name: 1 to 63 of a-z, 0-9 and -, with no - at either end";
-/// What is said where any text is expected.
+/// What a problem expects where any text belongs.
 pub(super) const EXPECTED_TEXT: &str = "a text of 1 character or more";
-/// What is said where a time is expected.
+/// What a problem expects where a time belongs.
 pub(super) use crate::config::values::A_TIME as TIME;
-/// What is said where a number of entries is expected.
+/// What a problem expects where a number of entries belongs.
 pub(super) const EXPECTED_LIMIT: &str = "a whole number from 1 to 1000";
-/// What is said where a cursor is expected.
-pub(super) const EXPECTED_CURSOR: &str = "the next of an answer";
+/// What a problem expects where a cursor belongs.
+pub(super) const EXPECTED_CURSOR: &str = "the `next` of a page";
 
 /// The parameters of a query, in their order, decoded.
 pub(super) struct Parameters(pub(super) Vec<(String, String)>);
@@ -52,57 +52,58 @@ impl<S: Sync> FromRequestParts<S> for NoParameters {
         let Ok(Parameters(given)) = Parameters::from_request_parts(parts, state).await;
         match given.first() {
             None => Ok(Self),
-            Some((parameter, value)) => {
-                let parameter = repeated(parameter);
-                let detail = format!("there is no parameter {parameter:?} here");
-                Err(refused(&parameter, value, "no parameters", detail))
-            }
+            Some((parameter, value)) => Err(unknown(parameter, value, "no parameters")),
         }
     }
 }
 
-/// Reads `value` into `place`. `allowed` says what `read` takes.
+/// Reads `value` into `place`. `expected` says what `read` takes.
 pub(super) fn set<T>(
     place: &mut Option<T>,
     parameter: &str,
     value: &str,
-    allowed: &str,
+    expected: &str,
     read: impl Fn(&str) -> Option<T>,
 ) -> Result<(), Problem> {
     if place.is_some() {
-        return Err(refused(parameter, value, allowed, format!("{parameter} is given more than once")));
+        let detail = format!("{parameter}: given more than once: expected {expected}, once");
+        return Err(refused(parameter, value, expected, detail));
     }
     *place = read(value);
     if place.is_none() {
-        let detail = format!("{parameter}: {:?} is not {allowed}", repeated(value));
-        return Err(refused(parameter, value, allowed, detail));
+        return Err(invalid(parameter, value, expected));
     }
     Ok(())
 }
 
-/// Reads one of `words`, in upper or lower case.
-pub(super) fn set_word(
+/// Reads one of `names`, in upper or lower case.
+pub(super) fn set_name(
     place: &mut Option<&'static str>,
     parameter: &str,
     value: &str,
-    words: &'static [&'static str],
+    names: &'static [&'static str],
 ) -> Result<(), Problem> {
-    set(place, parameter, value, &format!("one of {}", words.join(", ")), |said| {
-        wire_names::as_spelt_here(words, said)
+    set(place, parameter, value, &format!("one of {}", names.join(", ")), |given| {
+        wire_names::as_written_here(names, given)
     })
 }
 
-/// The refusal of a parameter that `allowed` does not list.
-pub(super) fn unknown(parameter: &str, value: &str, allowed: &str) -> Problem {
-    let parameter = repeated(parameter);
-    let detail = format!("there is no parameter {parameter:?}; there are {allowed}");
-    refused(&parameter, value, allowed, detail)
+/// The refusal of a parameter that is not one of `expected`.
+pub(super) fn unknown(parameter: &str, value: &str, expected: &str) -> Problem {
+    let parameter = shortened(parameter);
+    let detail = format!("unknown parameter {parameter:?}: expected {expected}");
+    refused(&parameter, value, expected, detail)
 }
 
-/// The refusal of a mistake at a place in a request: a parameter or a member of its body. It names the value there and
-/// what is allowed.
-pub(super) fn refused(place: &str, value: &str, allowed: &str, detail: String) -> Problem {
-    let more = json!({"parameter": place, "value": repeated(value), "allowed": allowed});
+/// The refusal of a text at a place in a request: a parameter, a header, or a member of its body.
+pub(super) fn invalid(place: &str, value: &str, expected: &str) -> Problem {
+    let detail = format!("{place}: invalid value {:?}: expected {expected}", shortened(value));
+    refused(place, value, expected, detail)
+}
+
+/// The refusal of a mistake at a place in a request. It names the place, the value there and what is expected.
+pub(super) fn refused(place: &str, value: &str, expected: &str, detail: String) -> Problem {
+    let more = json!({"parameter": place, "value": shortened(value), "expected": expected});
     Problem::new(StatusCode::BAD_REQUEST, detail).with(&more)
 }
 
@@ -122,7 +123,7 @@ pub(super) fn limit(value: &str) -> Option<usize> {
     value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit))
 }
 
-/// `text`, cut after [`MAX_REPEATED`] characters.
-pub(super) fn repeated(text: &str) -> String {
-    text.chars().take(MAX_REPEATED).collect()
+/// `text`, cut after [`MAX_SHOWN`] characters.
+pub(super) fn shortened(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
 }

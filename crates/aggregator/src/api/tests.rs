@@ -1,5 +1,6 @@
 mod decisions;
 mod list;
+mod names;
 mod pages;
 mod refusals;
 mod violations;
@@ -64,15 +65,15 @@ impl Stage {
         Self::over(operator_commands, watch::channel(Arc::default()).1)
     }
 
-    fn over(operator_commands: OperatorCommands, kept: watch::Receiver<Arc<PersistedState>>) -> Self {
-        Self::under(&without_cluster(), operator_commands, kept)
+    fn over(operator_commands: OperatorCommands, persisted: watch::Receiver<Arc<PersistedState>>) -> Self {
+        Self::under(&without_cluster(), operator_commands, persisted)
     }
 
     /// With the authentication of `config`.
     fn under(
         config: &Config,
         operator_commands: OperatorCommands,
-        kept: watch::Receiver<Arc<PersistedState>>,
+        persisted: watch::Receiver<Arc<PersistedState>>,
     ) -> Self {
         let clock = Clock::start();
         let now = clock.now();
@@ -94,7 +95,7 @@ impl Stage {
             cluster_facts: evidence,
             output: outputs,
             api_server: None,
-            persisted: kept,
+            persisted,
             policy_error: watch::channel(None).1,
             state_error: watch::channel(None).1,
             lease_error: watch::channel(None).1,
@@ -180,7 +181,7 @@ async fn in_a_file_more_decisions_are_logged_than_an_incident_has_and_the_old_on
 }
 
 #[tokio::test]
-async fn the_seeds_list_has_exactly_the_seeds_shape() {
+async fn the_list_of_the_first_readme_has_exactly_its_shape() {
     let mut stage = Stage::new();
     let (status, headers, body) = stage.get("/api/violations").await;
     assert_eq!((status, headers["content-type"].to_str().unwrap()), (StatusCode::OK, "application/json"));
@@ -191,7 +192,7 @@ async fn the_seeds_list_has_exactly_the_seeds_shape() {
 
     stage.answer("n1", &format!("[{RECORD}]"));
     let (_, headers, body) = stage.get("/api/violations").await;
-    // The fields in the seed's order, as the agent gave them.
+    // The fields in the order of the first README, as the agent gave them.
     assert!(body.starts_with(&format!(r#"{{"violations":[{RECORD}],"update_time":""#)), "{body}");
     let list = json(&body);
     assert_eq!(list.as_object().unwrap().len(), 3);
@@ -228,14 +229,14 @@ async fn an_unchanged_list_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn health_is_the_seeds_word() {
+async fn health_is_that_of_the_first_readme() {
     let (status, headers, body) = Stage::new().get("/health").await;
     assert_eq!((status, body.as_str()), (StatusCode::OK, r#"{"status":"ok"}"#));
     assert_eq!(headers["content-type"], "application/json");
 }
 
 #[tokio::test]
-async fn readiness_comes_with_the_first_round_and_failures_are_told_without_taking_it_away() {
+async fn readiness_comes_with_the_first_round_and_failures_are_named_without_taking_it_away() {
     let mut stage = Stage::new();
     let (status, headers, body) = stage.get("/readyz").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);

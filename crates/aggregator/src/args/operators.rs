@@ -1,80 +1,91 @@
-//! What operators say to a running service, through the HTTP API of any of its replicas.
+//! The commands of operators, which go to a running service through the HTTP API of any replica.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+use procscan_core::decision::Mode;
 use procscan_core::exemption::is_too_far;
 
-use crate::wire_names::{DECISIONS, MODES, STATES, as_spelt_here};
+use crate::wire_names::{DECISIONS, MODES, STATES, as_written_here, mode_of};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Operate {
-    /// The log of decisions, the latest first: who decided what, when and why.
+    /// Print the log of decisions, the latest first, with the actor and the reason of each decision.
     #[command(after_help = "Examples:
   procscan-aggregator decisions --since 24h
   procscan-aggregator decisions --namespace ns-user1 --decision blocked
   procscan-aggregator decisions --decision paused
   procscan-aggregator decisions --limit 1000 -o json")]
     Decisions(Decisions),
-    /// The incidents, the latest first: one App each, from its first evidence to its clearing.
+    /// Print the incidents, the latest first.
+    ///
+    /// An incident is all that is persisted of one App from its first evidence to its end.
     #[command(after_help = "Examples:
   procscan-aggregator incidents --state held
   procscan-aggregator incidents --namespace ns-user1 --app web -o yaml")]
     Incidents(Incidents),
-    /// Approve what a brake holds: the block of an App, or its release.
+    /// Approve the block or the release of an App that a brake holds.
     #[command(after_help = "Examples:
-  procscan-aggregator approve ns-user1/web --reason 'a miner indeed'
+  procscan-aggregator approve ns-user1/web --reason 'a real miner'
   procscan-aggregator approve ns-user1-web-0123456789abcdef")]
     Approve(Approve),
-    /// Release an App, and keep the same accusations from blocking it again.
+    /// Release an App.
+    ///
+    /// The same accusations do not block it again until a date.
     #[command(after_help = "Examples:
   procscan-aggregator release ns-user1/web --reason 'a false alarm'
   procscan-aggregator release ns-user1/devbox/lab --until 7d")]
     Release(Release),
-    /// Declare what is not to be enforced, list such exemptions, or take one back. All given parts must match.
+    /// Declare an exemption, list the exemptions, or remove one.
+    ///
+    /// An exemption covers the accusations that match all of its parts.
     #[command(after_help = "Examples:
   procscan-aggregator exempt --namespace ns-user1 --process miner --reason 'a course on mining' --until 30d
   procscan-aggregator exempt --rule '/^nmap/' --namespace '/^ns-red-/' --reason 'penetration tests' --id red-team
   procscan-aggregator exempt --list
   procscan-aggregator exempt --remove red-team
 
-What has / at both ends is a regular expression, unanchored; anything else is the whole text.")]
+A part with / at both ends is an unanchored regular expression. Any other part matches the whole text.")]
     Exempt(Box<Exempt>),
-    /// Pause: existing blocks stay, and nothing new is blocked or released but by an operator.
+    /// Pause the enforcement.
+    ///
+    /// Existing blocks stay, and no App is blocked or released but by an operator.
     #[command(after_help = "Example:
-  procscan-aggregator pause --reason 'the new rule accuses everybody'")]
+  procscan-aggregator pause --reason 'the new rule matches harmless processes'")]
     Pause(Pause),
-    /// Go back to the mode that the configuration says.
+    /// Go back to the mode of the configuration.
     #[command(after_help = "Example:
-  procscan-aggregator resume --reason 'the rule is mended'
+  procscan-aggregator resume --reason 'the rule is corrected'
 
-After a damaged or lost state file the service is paused, and what brakes held is lost: before `resume`, look at
-`incidents --state watched`. Each App that it lists and that is still accused may be blocked then; release or exempt those
-that must not be blocked.")]
+The service is paused after its state file was damaged or lost, and it no longer knows which blocks the brakes held.
+Before `resume`, look at `incidents --state watched`: each App in that list that is still accused may be blocked then.
+Release or exempt the Apps that must not be blocked.")]
     Resume(Pause),
-    /// Show whether decisions take effect, or say so, over what the configuration says.
+    /// Print the mode of enforcement, or set it.
+    ///
+    /// A mode that is set counts over the mode of the configuration.
     #[command(after_help = "Examples:
   procscan-aggregator mode
   procscan-aggregator mode dry-run --reason 'new rules today'
 
-`resume` goes back to what the configuration says.")]
+`resume` goes back to the mode of the configuration.")]
     Mode(SetMode),
 }
 
-/// Which service, and who asks.
+/// The service, and the token of the operator.
 #[derive(Debug, Args)]
 pub(crate) struct Service {
-    /// The HTTP API of any replica; if not given, the variable `PROCSCAN_URL`, or `http://127.0.0.1:8090`.
+    /// The HTTP API of any replica; the default is the variable `PROCSCAN_URL`, else `http://127.0.0.1:8090`.
     ///
-    /// The token goes there unencrypted: use `kubectl port-forward` from outside of the cluster.
+    /// The token is sent unencrypted, so use `kubectl port-forward` from outside of the cluster.
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
-    /// A file that holds a bearer token and nothing else; if not given, the variable `PROCSCAN_TOKEN` counts.
+    /// A file that holds a bearer token and nothing else; the default is the token in the variable `PROCSCAN_TOKEN`.
     ///
-    /// `kubectl create token NAME -n kube-system` makes one.
+    /// `kubectl create token NAME -n kube-system` makes a token.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 }
@@ -82,11 +93,11 @@ pub(crate) struct Service {
 /// How a list is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    /// A table.
     Table,
-    /// The API's answer as it is.
+    /// The answer of the API.
     Json,
-    /// The same as YAML.
+    /// The answer of the API as YAML.
     Yaml,
 }
 
@@ -94,25 +105,25 @@ pub(crate) enum Format {
 pub(crate) struct Decisions {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// Only those of this namespace.
+    /// Only entries of this namespace.
     #[arg(long, short, value_name = "NS")]
     pub(crate) namespace: Option<String>,
-    /// Only those of Apps of this name.
+    /// Only entries of Apps with this name.
     #[arg(long, value_name = "NAME")]
     pub(crate) app: Option<String>,
-    /// Only those of this kind.
+    /// Only decisions of this kind.
     #[arg(long, value_name = "KIND", ignore_case = true, value_parser = one_of(&DECISIONS))]
     pub(crate) decision: Option<&'static str>,
-    /// Only those of this actor: `policy`, or an operator's name.
-    #[arg(long, value_name = "WHO")]
+    /// Only decisions of this actor: `policy`, or the name of an operator.
+    #[arg(long, value_name = "NAME")]
     pub(crate) actor: Option<String>,
-    /// Only those since then: so long ago (24h), or a time (2026-01-02T10:30:00Z).
+    /// Only decisions since then: a duration back from now (24h), or a time (2026-01-02T10:30:00Z).
     #[arg(long, value_name = "WHEN", value_parser = since)]
     pub(crate) since: Option<TimeArgument>,
-    /// How many, at most.
+    /// The largest number of decisions.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) limit: u32,
-    /// How they are printed.
+    /// The format of the output.
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: Format,
 }
@@ -121,16 +132,16 @@ pub(crate) struct Decisions {
 pub(crate) struct Incidents {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// Only those of this namespace.
+    /// Only entries of this namespace.
     #[arg(long, short, value_name = "NS")]
     pub(crate) namespace: Option<String>,
-    /// Only those of Apps of this name.
+    /// Only entries of Apps with this name.
     #[arg(long, value_name = "NAME")]
     pub(crate) app: Option<String>,
-    /// Only those in this state.
+    /// Only incidents in this state.
     #[arg(long, value_name = "STATE", ignore_case = true, value_parser = one_of(&STATES))]
     pub(crate) state: Option<&'static str>,
-    /// How they are printed.
+    /// The format of the output.
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: Format,
 }
@@ -142,7 +153,7 @@ pub(crate) struct Approve {
     /// The incident's name, or its App as NAMESPACE/APP or NAMESPACE/TYPE/APP.
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) incident: String,
-    /// Why, for the log: up to 1,024 characters, not blank.
+    /// The reason, for the log: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -154,10 +165,10 @@ pub(crate) struct Release {
     /// The incident's name, or its App as NAMESPACE/APP or NAMESPACE/TYPE/APP.
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) incident: String,
-    /// How long these accusations don't block the App again: so long (30d, as if not given), or up to a time.
+    /// How long these accusations do not block the App again: a duration (30d, which is the default), or a time.
     #[arg(long, value_name = "WHEN", value_parser = until)]
     pub(crate) until: Option<TimeArgument>,
-    /// Why, for the log: up to 1,024 characters, not blank.
+    /// The reason, for the log: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -166,34 +177,34 @@ pub(crate) struct Release {
 pub(crate) struct Exempt {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// Why, for the next person: up to 1,024 characters, not blank.
+    /// The reason, for other operators: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT", required_unless_present_any = ["list", "remove"])]
     pub(crate) reason: Option<String>,
-    /// The tenant's namespace.
+    /// The namespace of the tenant.
     #[arg(long, short, value_name = "X")]
     pub(crate) namespace: Option<String>,
-    /// The App's name.
+    /// The name of the App.
     #[arg(long, value_name = "X")]
     pub(crate) app: Option<String>,
-    /// The process name.
+    /// The name of the process.
     #[arg(long, value_name = "X")]
     pub(crate) process: Option<String>,
-    /// The regular expression that matched. An accusation without one, by a keyword, is covered by a process only.
+    /// The regular expression of the rule. An accusation by a keyword has none, so only `--process` covers it.
     #[arg(long, value_name = "X")]
     pub(crate) rule: Option<String>,
-    /// How long it counts: so long (30d), or up to a time; for ever if not given.
+    /// How long the exemption counts: a duration (30d), or a time. The default is for ever.
     #[arg(long, value_name = "WHEN", value_parser = until)]
     pub(crate) until: Option<TimeArgument>,
-    /// How many tenants with blocked Apps it may open; needed beyond `brake.max_releases`.
+    /// How many tenants with blocked Apps the exemption may open. It is needed beyond `brake.max_releases`.
     #[arg(long, value_name = "N")]
     pub(crate) confirm: Option<u32>,
-    /// A name for it; made up if not given.
+    /// The name of the exemption. The default is made from the time.
     #[arg(long, value_name = "NAME")]
     pub(crate) id: Option<String>,
-    /// List those that were declared at run time, and those of the configuration that are withheld.
+    /// List the exemptions that were declared at run time, and the withheld ones of the configuration.
     #[arg(long, conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "confirm", "id", "remove"])]
     pub(crate) list: bool,
-    /// Take one back.
+    /// Remove an exemption.
     #[arg(
         long,
         value_name = "NAME",
@@ -201,7 +212,7 @@ pub(crate) struct Exempt {
         conflicts_with_all = ["reason", "namespace", "app", "process", "rule", "until", "confirm", "id"],
     )]
     pub(crate) remove: Option<String>,
-    /// How the list is printed.
+    /// The format of the list.
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: Format,
 }
@@ -210,7 +221,7 @@ pub(crate) struct Exempt {
 pub(crate) struct Pause {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// Why, for the next person: up to 1,024 characters, not blank.
+    /// The reason, for other operators: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -219,25 +230,30 @@ pub(crate) struct Pause {
 pub(crate) struct SetMode {
     #[command(flatten)]
     pub(crate) service: Service,
-    /// The mode from now on; shown if not given.
-    #[arg(value_name = "MODE", value_parser = one_of(&MODES))]
-    pub(crate) to: Option<&'static str>,
-    /// Why, for the next person: up to 1,024 characters, not blank.
+    /// The mode from now on. Without it, the command prints the mode in force.
+    #[arg(value_name = "MODE", value_parser = PossibleValuesParser::new(MODES).try_map(|name| mode_of(&name).ok_or("no such mode")))]
+    pub(crate) to: Option<Mode>,
+    /// The reason, for other operators: up to 1,024 characters, not blank.
     #[arg(long, value_name = "TEXT", requires = "to")]
     pub(crate) reason: Option<String>,
 }
 
-/// One of the words that the API knows, in its own spelling.
-fn one_of(words: &'static [&'static str]) -> impl TypedValueParser<Value = &'static str> {
-    PossibleValuesParser::new(words).try_map(move |said| as_spelt_here(words, &said).ok_or("no such word"))
+/// One of `names`, which are those of the API. `ReleaseHeld` is taken as Kubernetes writes it, too.
+fn one_of(names: &'static [&'static str]) -> impl TypedValueParser<Value = &'static str> {
+    let value = |name: &&'static str| match *name {
+        "release_held" => PossibleValue::new("release_held").alias("ReleaseHeld"),
+        name => PossibleValue::new(name),
+    };
+    PossibleValuesParser::new(names.iter().map(value))
+        .try_map(move |given| as_written_here(names, &given).ok_or("no such name"))
 }
 
-/// A time as people say it.
+/// A time as an operator gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimeArgument {
-    /// So far from now, in the direction that the option says.
+    /// A duration from now, back or ahead.
     Away(Duration),
-    /// That time.
+    /// A point in time.
     At(Timestamp),
 }
 
@@ -250,17 +266,14 @@ impl TimeArgument {
     /// The time, with spans counted from `now`. It must be in the future, and at most ten years ahead.
     pub(crate) fn after(self, now: Timestamp) -> Result<Timestamp, String> {
         if self == Self::Away(Duration::ZERO) {
-            return Err(
-                "0s: the time must lie ahead; allowed is a duration longer than 0, or a time to come"
-                    .to_owned(),
-            );
+            return Err("invalid value 0s: expected a duration longer than 0, or a time to come".to_owned());
         }
         let time = self.time(|span| now.checked_add(span))?;
         if time <= now {
-            return Err(format!("{time} is over; allowed is a time to come"));
+            return Err(format!("invalid value {time}: expected a time to come"));
         }
         if is_too_far(time, now) {
-            return Err(format!("{time} is more than ten years ahead; allowed is up to ten years"));
+            return Err(format!("invalid value {time}: expected a time at most ten years ahead"));
         }
         Ok(time)
     }
@@ -269,59 +282,66 @@ impl TimeArgument {
         self,
         away: impl FnOnce(Duration) -> Result<Timestamp, jiff::Error>,
     ) -> Result<Timestamp, String> {
-        // In whole seconds: it is kept, and read by people.
+        // In whole seconds, because it is persisted and people read it.
         let seconds = TimestampRound::new().smallest(Unit::Second).mode(RoundMode::Ceil);
         match self {
             Self::At(time) => Ok(time),
             Self::Away(span) => away(span)
                 .and_then(|time| time.round(seconds))
-                .map_err(|_| format!("{} is too far away", humantime::format_duration(span))),
+                .map_err(|_| format!("invalid value {}: expected less", humantime::format_duration(span))),
         }
     }
 }
 
-/// What is allowed where a time is expected, for the error.
-const ALLOWED_TIME: &str = "allowed is a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z";
+/// What an error expects where a time belongs.
+const EXPECTED_TIME: &str = "expected a duration with its unit, such as 24h or 30d, or a time with its zone, such as 2026-01-02T10:30:00Z";
 
 /// A time for `--since`.
 fn since(text: &str) -> Result<TimeArgument, String> {
     match until(text)? {
-        TimeArgument::Away(Duration::ZERO) => Err(ALLOWED_TIME.to_owned()),
+        TimeArgument::Away(Duration::ZERO) => Err(EXPECTED_TIME.to_owned()),
         when => Ok(when),
     }
 }
 
-/// A time for `--until`. [`When::after`] checks that it is in the future.
+/// A time for `--until`. [`TimeArgument::after`] checks that it is in the future.
 fn until(text: &str) -> Result<TimeArgument, String> {
     if let Ok(span) = humantime::parse_duration(text) {
         return Ok(TimeArgument::Away(span));
     }
-    text.parse().map(TimeArgument::At).map_err(|_: jiff::Error| ALLOWED_TIME.to_owned())
+    text.parse().map(TimeArgument::At).map_err(|_: jiff::Error| EXPECTED_TIME.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use procscan_core::decision::{DecisionKind, Mode};
-    use procscan_core::state::{DeclarationKind, IncidentState};
+    use procscan_core::decision::DecisionKind;
+    use procscan_core::state::{self, DeclarationKind};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::types::IncidentState;
 
     #[test]
-    fn the_words_are_those_of_the_api() {
-        fn words<T: schemars::JsonSchema>() -> Vec<String> {
+    fn the_names_are_those_of_the_api() {
+        fn names<T: schemars::JsonSchema>() -> Vec<String> {
             let schema = json!(schemars::schema_for!(T));
-            let documented = schema["oneOf"].as_array().expect("documented words").iter();
-            documented.map(|word| word["const"].as_str().expect("a word").to_owned()).collect()
+            let documented = schema["oneOf"].as_array().expect("documented names").iter();
+            documented.map(|name| name["const"].as_str().expect("a name").to_owned()).collect()
         }
-        assert_eq!(DECISIONS.to_vec(), [words::<DecisionKind>(), words::<DeclarationKind>()].concat());
-        assert_eq!(STATES.to_vec(), words::<IncidentState>());
-        assert_eq!(MODES.to_vec(), words::<Mode>());
-        for word in DECISIONS {
-            let value = Value::from(word);
+        assert_eq!(DECISIONS.to_vec(), [names::<DecisionKind>(), names::<DeclarationKind>()].concat());
+        let states = names::<state::IncidentState>().into_iter().map(|name| {
+            let state: state::IncidentState = serde_json::from_value(name.into()).unwrap();
+            let state = IncidentState::from(state);
+            assert_eq!(json!(state), state.name());
+            state.name()
+        });
+        assert_eq!(STATES.to_vec(), states.collect::<Vec<_>>());
+        assert_eq!(MODES.to_vec(), names::<Mode>());
+        for name in DECISIONS {
+            let value = Value::from(name);
             let of_app = serde_json::from_value::<DecisionKind>(value.clone()).map(DecisionKind::as_str);
             let of_all = serde_json::from_value::<DeclarationKind>(value).map(DeclarationKind::as_str);
-            assert_eq!(of_app.or(of_all).unwrap(), word);
+            assert_eq!(of_app.or(of_all).unwrap(), name);
         }
     }
 
@@ -336,24 +356,24 @@ mod tests {
         let moment = until("2026-01-02T12:00:00+08:00").unwrap();
         assert_eq!(moment.before(now), Ok(at("2026-01-02T04:00:00Z")));
         let over = moment.after(now).unwrap_err();
-        assert_eq!(over, "2026-01-02T04:00:00Z is over; allowed is a time to come");
+        assert_eq!(over, "invalid value 2026-01-02T04:00:00Z: expected a time to come");
         assert_eq!(until("2027-01-01T00:00:00Z").unwrap().after(now), Ok(at("2027-01-01T00:00:00Z")));
         let far = until("1000y").unwrap().after(now).unwrap_err();
-        assert!(far.ends_with("is more than ten years ahead; allowed is up to ten years"), "{far}");
+        assert!(far.ends_with(": expected a time at most ten years ahead"), "{far}");
         assert!(until("10y").unwrap().after(now).is_ok());
-        assert_eq!(until("9000000y").unwrap().after(now).unwrap_err(), "9000000years is too far away");
+        assert_eq!(
+            until("9000000y").unwrap().after(now).unwrap_err(),
+            "invalid value 9000000years: expected less"
+        );
         for bad in ["", "24", "soon", "-1h", "2026-01-02", "2026-01-02T10:30:00"] {
             for error in [since(bad).expect_err(bad), until(bad).expect_err(bad)] {
-                assert!(error.starts_with("allowed is a duration with its unit"), "{error}");
+                assert!(error.starts_with("expected a duration with its unit"), "{error}");
             }
         }
         for zero in ["0", "0s", "0h 0m"] {
-            assert!(since(zero).expect_err(zero).starts_with("allowed is a duration with its unit"));
+            assert!(since(zero).expect_err(zero).starts_with("expected a duration with its unit"));
             let error = until(zero).unwrap().after(now).unwrap_err();
-            assert_eq!(
-                error,
-                "0s: the time must lie ahead; allowed is a duration longer than 0, or a time to come"
-            );
+            assert_eq!(error, "invalid value 0s: expected a duration longer than 0, or a time to come");
         }
     }
 }

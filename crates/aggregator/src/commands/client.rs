@@ -1,6 +1,6 @@
-//! Asks the HTTP API of a replica, and says what its answers mean to whoever has typed the command.
+//! A client of the HTTP API of a replica, with errors for the operator who has typed the command.
 //!
-//! Redirects and proxies are not followed: the token is for the service that was named, and for nobody else.
+//! Redirects are not followed and proxies are not used, because the token is only for the service that was named.
 
 mod access;
 mod pages;
@@ -25,7 +25,7 @@ use super::CommandError;
 use super::printed::{escaped, harmless};
 use crate::args::operators::{Format, Service};
 
-/// How long everything together may take. The API itself waits for 10 s until what it was told has been done.
+/// How long an exchange may take. The API itself waits for 10 s until a command was carried out.
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// The largest answer, all its pages together: a list of all incidents may be long.
 const MAX_BODY: usize = 64 << 20;
@@ -33,22 +33,22 @@ const MAX_BODY: usize = 64 << 20;
 const MAX_HEAD: usize = 64 << 10;
 /// How much of a wrong name is shown, in characters.
 const MAX_NAME: usize = 120;
-/// How much of a problem's text is shown, in characters.
+/// How much of the text of a problem is shown, in characters.
 const MAX_DETAIL: usize = 1000;
 
-/// Why there is no answer that could be shown.
+/// Why there is no answer to show.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// Whom to ask, or who asks, is not said as it must be.
+    /// The URL, the token or a name is invalid.
     #[error("{place}: {problem}")]
     Usage { place: String, problem: String },
     /// The service does not answer.
     #[error("{url}: {why}")]
     Unreachable { url: String, why: String },
-    /// It does, but not as was hoped.
+    /// The service refuses the request.
     #[error("{status}: {detail}{}", advice.as_ref().map(|advice| format!("; {advice}")).unwrap_or_default())]
     Refused { status: StatusCode, detail: String, advice: Option<String> },
-    /// Something answers that is not the API.
+    /// The answer is not one of the API.
     #[error("{url}: {what}; is the API of procscan-aggregator there, and of this version?")]
     Foreign { url: String, what: String },
 }
@@ -63,7 +63,7 @@ impl From<ClientError> for CommandError {
 }
 
 impl ClientError {
-    /// Says what to do about one status, where the command knows more than the status does.
+    /// Adds advice to the refusal with the status `of`.
     pub(super) fn advise(mut self, of: StatusCode, what: &str) -> Self {
         if let Self::Refused { status, advice, .. } = &mut self
             && *status == of
@@ -73,10 +73,10 @@ impl ClientError {
         self
     }
 
-    /// Says that it may have been done, where nobody can know.
+    /// Adds that the command may have been carried out, where that is not known.
     fn doubted(mut self) -> Self {
         if let Self::Unreachable { why: text, .. } | Self::Foreign { what: text, .. } = &mut self {
-            text.push_str("; it may have been done all the same");
+            text.push_str("; the command may have been carried out all the same");
         }
         self
     }
@@ -88,7 +88,7 @@ pub(super) fn check_name(place: &str, name: &str) -> Result<(), ClientError> {
         return Ok(());
     }
     let shown: String = name.chars().take(MAX_NAME).collect();
-    let problem = format!("{} is not allowed; allowed is {SUBDOMAIN}", escaped(&shown));
+    let problem = format!("invalid value {}: expected {SUBDOMAIN}", escaped(&shown));
     Err(ClientError::Usage { place: place.to_owned(), problem })
 }
 
@@ -130,17 +130,17 @@ fn encode(text: &str, to: &mut String) {
     }
 }
 
-/// What has come of what the service was told.
+/// What has come of an operator command.
 pub(super) enum Outcome<T> {
-    /// It is done.
+    /// It was carried out, with this answer.
     Done(T),
-    /// It is kept, and will be done: what the service says of that.
-    Kept(String),
+    /// It is persisted and will be carried out. The text says when.
+    Pending(String),
 }
 
 /// Asks one replica. No `Debug`: it would show the token.
 pub(super) struct Client {
-    /// As said, without a slash at its end.
+    /// The given URL, without a slash at its end.
     url: String,
     authority: String,
     /// The path that the API is below, behind a proxy.
@@ -167,26 +167,26 @@ impl Client {
         Ok(self.ask(Method::GET, endpoint, None).await?.body)
     }
 
-    /// Tells the service something.
-    pub(super) async fn tell<T: DeserializeOwned>(
+    /// Sends an operator command.
+    pub(super) async fn send<T: DeserializeOwned>(
         &self,
         method: Method,
         endpoint: &Endpoint,
-        words: Option<&(impl Serialize + Sync)>,
+        request: Option<&(impl Serialize + Sync)>,
     ) -> Result<Outcome<T>, ClientError> {
-        let words = words.map(serde_json::to_vec).transpose();
-        let words = words.map_err(|e| self.unreachable(format!("the request can't be made: {e}")))?;
-        let answer = self.ask(method, endpoint, words).await?;
+        let request = request.map(serde_json::to_vec).transpose();
+        let request = request.map_err(|e| self.unreachable(format!("the request can't be made: {e}")))?;
+        let answer = self.ask(method, endpoint, request).await?;
         if answer.status == StatusCode::ACCEPTED {
-            return Ok(Outcome::Kept(text_of(&answer.body, "detail").unwrap_or_default()));
+            return Ok(Outcome::Pending(text_of(&answer.body, "detail").unwrap_or_default()));
         }
         let body: &[u8] = if answer.body.is_empty() { b"null" } else { &answer.body };
         self.read(body).map(Outcome::Done).map_err(ClientError::doubted)
     }
 
-    /// Understands an answer.
+    /// Parses an answer.
     pub(super) fn read<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, ClientError> {
-        // Only decoding a text looks at all of its bytes: what is skipped is not looked at.
+        // The JSON parser does not check the bytes of texts that it skips.
         let text = std::str::from_utf8(body).map_err(|e| self.not_understood(e))?;
         serde_json::from_str(text).map_err(|e| self.not_understood(e))
     }
@@ -206,7 +206,7 @@ impl Client {
         }
     }
 
-    /// An answer that makes no sense.
+    /// The error for an answer that can't be parsed.
     pub(super) fn not_understood(&self, error: impl Display) -> ClientError {
         self.foreign(format!("the answer is not what was asked for ({})", escaped(&error.to_string())))
     }
@@ -229,12 +229,12 @@ impl Client {
         &self,
         method: Method,
         endpoint: &Endpoint,
-        words: Option<Vec<u8>>,
+        body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
         let doubt = if method == Method::GET { |error| error } else { ClientError::doubted };
         let exchange = async {
             let stream = self.connect().await?;
-            self.exchange(stream, method, endpoint, words).await.map_err(doubt)
+            self.exchange(stream, method, endpoint, body).await.map_err(doubt)
         };
         let answer = tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(TIMEOUT);
@@ -242,7 +242,7 @@ impl Client {
         })?;
         match answer.status {
             status if status.is_success() => Ok(answer),
-            // Of a proxy, perhaps, that has passed on what it was told.
+            // It may be the answer of a proxy that has passed the command on.
             status if status.is_server_error() => Err(doubt(self.problem(&answer))),
             _ => Err(self.problem(&answer)),
         }
@@ -275,7 +275,7 @@ impl Client {
         stream: TcpStream,
         method: Method,
         endpoint: &Endpoint,
-        words: Option<Vec<u8>>,
+        body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
         let broken = |e: hyper::Error| {
             let cause = std::error::Error::source(&e).map(|cause| format!(" ({cause})")).unwrap_or_default();
@@ -301,11 +301,11 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, token);
         }
-        if words.is_some() {
+        if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let request = request
-            .body(Full::new(Bytes::from(words.unwrap_or_default())))
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|e| self.unreachable(format!("the request can't be made: {e}")))?;
         let (head, incoming) = sender.send_request(request).await.map_err(broken)?.into_parts();
         let body = Limited::new(incoming, MAX_BODY).collect().await.map_err(|e| {
@@ -318,14 +318,14 @@ impl Client {
         Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
     }
 
-    /// What is behind an answer that is no success.
+    /// The error for an answer without success.
     fn problem(&self, answer: &Answer) -> ClientError {
         let Answer { status, headers, body } = answer;
         let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         let is_problem = kind.is_some_and(|kind| kind.starts_with(b"application/problem+json"));
         let detail = text_of(body, "detail").or_else(|| text_of(body, "title")).filter(|_| is_problem);
         let Some(detail) = detail else {
-            return self.foreign(format!("{status}, and not a word why"));
+            return self.foreign(format!("{status} without a reason"));
         };
         let wait = headers.get(header::RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse::<u32>().ok());
         let advice = match *status {
@@ -351,7 +351,7 @@ fn has_member(body: &[u8], member: &str) -> bool {
     serde_json::from_slice::<serde_json::Value>(body).is_ok_and(|document| document.get(member).is_some())
 }
 
-/// One text of a document, on one line and no longer than can be read.
+/// One text of a document, on one line, and cut if it is long.
 fn text_of(body: &[u8], member: &str) -> Option<String> {
     let document: serde_json::Value = serde_json::from_slice(body).ok()?;
     let text = document.get(member)?.as_str()?;
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_answer_is_waited_for_15_s_and_a_word_may_have_been_heard() {
+    async fn an_answer_is_waited_for_15_s_and_a_command_without_one_may_have_been_carried_out() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let service = Service { url: Some(url.clone()), token_file: None };
@@ -388,8 +388,11 @@ mod tests {
         let error = client.get(&Endpoint::at(&["decisions"])).await.unwrap_err();
         assert_eq!(error.to_string(), format!("{url}: no whole answer within 15s"));
         assert_eq!(start.elapsed().as_secs(), 15);
-        let told = client.tell::<()>(Method::PUT, &Endpoint::at(&["enforcement"]), Some(&())).await;
-        let error = told.err().unwrap().to_string();
-        assert_eq!(error, format!("{url}: no whole answer within 15s; it may have been done all the same"));
+        let outcome = client.send::<()>(Method::PUT, &Endpoint::at(&["enforcement"]), Some(&())).await;
+        let error = outcome.err().unwrap().to_string();
+        assert_eq!(
+            error,
+            format!("{url}: no whole answer within 15s; the command may have been carried out all the same")
+        );
     }
 }

@@ -1,34 +1,12 @@
 //! `decisions`: the log, for people.
 
 use jiff::Timestamp;
-use procscan_core::names::App;
-use serde::Deserialize;
 
 use super::CommandError;
 use super::client::{Client, Endpoint};
 use super::printed::{self, Table};
+use crate::api::types::{Decision, DecisionPage};
 use crate::args;
-
-#[derive(Deserialize)]
-struct Log {
-    decisions: Vec<LogEntry>,
-    #[serde(default)]
-    more: u64,
-}
-
-#[derive(Deserialize)]
-struct LogEntry {
-    at: Timestamp,
-    /// `None` where an operator has declared something for more than one App.
-    app: Option<App>,
-    exemption: Option<String>,
-    decision: String,
-    actor: String,
-    #[serde(default)]
-    reason: String,
-    #[serde(default)]
-    dry_run: bool,
-}
 
 pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), CommandError> {
     let since = args.since.map(|since| since.before(Timestamp::now())).transpose();
@@ -45,24 +23,24 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
     if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
-    let log: Log = client.read(&body)?;
-    if log.decisions.is_empty() {
+    let DecisionPage { decisions, more } = client.read(&body)?;
+    if decisions.is_empty() {
         printed::note("There are no such decisions.");
         return Ok(());
     }
     let mut table = Table::new(["TIME", "APP", "DECISION", "ACTOR", "REASON"]);
-    for LogEntry { at, app, exemption, decision, actor, reason, dry_run } in &log.decisions {
+    for Decision { at, app, exemption, decision, actor, reason, dry_run, .. } in &decisions {
         let of = match (app, exemption) {
             (Some(app), _) => app.to_string(),
             (None, Some(exemption)) => format!("(exemption {exemption})"),
             (None, None) => "(all)".to_owned(),
         };
-        let decision = format!("{decision}{}", if *dry_run { " (dry-run)" } else { "" });
+        let decision = format!("{}{}", decision.as_str(), if *dry_run { " (dry-run)" } else { "" });
         table.push([&printed::time(*at), &of, &decision, actor, reason]);
     }
     printed::print(&table.to_string())?;
-    if log.more > 0 {
-        printed::note(format_args!("There are {} more; --limit shows up to 1000.", log.more));
+    if more > 0 {
+        printed::note(format_args!("There are {more} more; --limit shows up to 1000."));
     }
     Ok(())
 }

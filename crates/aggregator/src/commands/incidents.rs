@@ -1,95 +1,56 @@
-//! `incidents`: what is kept of each App, for people; and which of them somebody means.
+//! `incidents`: the list of incidents, and the incident that an operator means.
 
-use std::fmt;
-
-use jiff::Timestamp;
 use procscan_core::names::{App, AppParts};
-use procscan_core::state::IncidentState;
-use serde::Deserialize;
+use procscan_core::decision::DecisionKind;
 
 use super::CommandError;
 use super::client::{Client, Endpoint};
 use super::printed::{self, Table, escaped};
+use crate::api::types::{CommandResult, Incident, IncidentPage, IncidentState};
 use crate::args;
 
 /// How many incidents an error lists.
 const CANDIDATES: usize = 10;
 
-#[derive(Deserialize)]
-struct List {
-    incidents: Vec<Incident>,
-}
-
-/// What people are shown of an incident.
-#[derive(Deserialize)]
-pub(super) struct Incident {
-    name: String,
-    app: App,
-    state: String,
-    opened: Timestamp,
-    since: Option<Timestamp>,
-    #[serde(default)]
-    reason: String,
-    /// What an act has changed, in the answer to one.
-    act: Option<Act>,
-}
-
-/// What an operator's act has changed.
-#[derive(Deserialize)]
-struct Act {
-    decision: String,
-    /// The state before.
-    was: Option<String>,
-    /// The end of a release.
-    until: Option<Timestamp>,
-}
-
 /// `NAME (NAMESPACE/TYPE/APP): STATE, REASON`.
-impl fmt::Display for Incident {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, app, state, reason, .. } = self;
-        write!(f, "{} ({app}): {}", escaped(name), escaped(state))?;
-        if reason.is_empty() { Ok(()) } else { write!(f, ", {}", escaped(reason)) }
-    }
+fn line(Incident { name, app, state, reason, .. }: &Incident) -> String {
+    let line = format!("{} ({app}): {}", escaped(name), state.name());
+    if reason.is_empty() { line } else { format!("{line}, {}", escaped(reason)) }
 }
 
-impl Incident {
-    /// What an act has changed, as a line for the operator.
-    pub(super) fn outcome(&self) -> String {
-        let Self { name, app, state, act, .. } = self;
-        let Some(Act { decision, was, until }) = act else { return self.to_string() };
-        let was = was.as_deref().unwrap_or_default();
-        let is_blocked = matches!(&**state, "Blocked" | "ReleaseHeld");
-        let until = until.map(|until| format!(" until {}", printed::time(until))).unwrap_or_default();
-        let what = match (&**decision, was) {
-            ("released", _) if is_blocked => format!("but it is still blocked: {}", escaped(&self.reason)),
-            ("released", "Blocked" | "ReleaseHeld") => {
-                "it was blocked, and the gateway opens to it again".to_owned()
-            }
-            ("released", "Held") => "a brake held its block; it is not blocked".to_owned(),
-            ("released", "Grace") => "its tenant was warned; it is not blocked".to_owned(),
-            ("released", _) => "it was not blocked, and is not blocked for these accusations".to_owned(),
-            ("approved", "ReleaseHeld") if !is_blocked => {
-                "a brake held its release; the gateway opens to it again".to_owned()
-            }
-            ("approved", "Held") if is_blocked => {
-                "a brake held its block; the gateway closes to it".to_owned()
-            }
-            _ => return self.to_string(),
-        };
-        format!("{decision}: {app}{until}; {what} (incident {})", escaped(name))
-    }
+/// What an operator command has changed, as a line for the operator.
+pub(super) fn outcome(CommandResult { incident, command }: &CommandResult) -> String {
+    let Incident { name, app, state, reason, .. } = incident;
+    let is_closed = |state| matches!(state, IncidentState::Blocked | IncidentState::ReleaseHeld);
+    let is_blocked = is_closed(*state);
+    let what = match (command.decision(), command.was) {
+        (Some(DecisionKind::Released), _) if is_blocked => {
+            format!("but it is still blocked: {}", escaped(reason))
+        }
+        (Some(DecisionKind::Released), was) => match was {
+            Some(was) if is_closed(was) => "it was blocked, and the gateway opens to it again",
+            Some(IncidentState::Held) => "a brake held its block; it is not blocked",
+            Some(IncidentState::Grace) => "its tenant was warned; it is not blocked",
+            _ => "it was not blocked, and is not blocked for these accusations",
+        }
+        .to_owned(),
+        (Some(DecisionKind::Approved), Some(IncidentState::ReleaseHeld)) if !is_blocked => {
+            "a brake held its release; the gateway opens to it again".to_owned()
+        }
+        (Some(DecisionKind::Approved), Some(IncidentState::Held)) if is_blocked => {
+            "a brake held its block; the gateway closes to it".to_owned()
+        }
+        _ => return line(incident),
+    };
+    let until = command.until.map(|until| format!(" until {}", printed::time(until))).unwrap_or_default();
+    format!("{}: {app}{until}; {what} (incident {})", escaped(command.decision.as_str()), escaped(name))
+}
 
-    fn is_open(&self) -> bool {
-        self.state != format!("{:?}", IncidentState::Ended)
-    }
-
-    /// Whether `said` is its App as `NAMESPACE/APP` or `NAMESPACE/TYPE/APP`, as it is or as it is shown.
-    fn is_of(&self, said: &str) -> bool {
-        let AppParts { namespace, kind, name } = &*self.app;
-        let forms = [format!("{namespace}/{name}"), format!("{namespace}/{kind}/{name}")];
-        forms.iter().any(|form| said == form || said == escaped(form))
-    }
+/// Whether `given` is the App as `NAMESPACE/APP` or `NAMESPACE/TYPE/APP`, unchanged or as the commands print it.
+fn is_of(app: &App, given: &str) -> bool {
+    let AppParts { namespace, kind, name } = &**app;
+    let forms = [format!("{namespace}/{name}"), format!("{namespace}/{kind}/{name}")];
+    forms.iter().any(|form| given == form || given == escaped(form))
 }
 
 pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), CommandError> {
@@ -102,7 +63,7 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
     if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
-    let List { incidents } = client.read(&body)?;
+    let IncidentPage { incidents, .. } = client.read(&body)?;
     if incidents.is_empty() {
         printed::note("There are no such incidents.");
         return Ok(());
@@ -110,21 +71,22 @@ pub(super) async fn incidents(args: args::operators::Incidents) -> Result<(), Co
     let mut table = Table::new(["NAME", "TENANT", "TYPE", "APP", "STATE", "SINCE", "REASON"]);
     for Incident { name, app, state, opened, since, reason, .. } in &incidents {
         let since = printed::time(since.unwrap_or(*opened));
-        table.push([name, &app.namespace, &app.kind, &app.name, state, &since, reason]);
+        table.push([name, &app.namespace, &app.kind, &app.name, state.name(), &since, reason]);
     }
     Ok(printed::print(&table.to_string())?)
 }
 
-/// The name of the open incident that is `said` by its name or by its App.
-pub(super) async fn name_of(client: &Client, said: &str) -> Result<String, CommandError> {
-    // No name has a slash, and no App goes without.
-    let Some((namespace, _)) = said.split_once('/') else { return Ok(said.to_owned()) };
+/// The name of the open incident that `given` names, by its name or by its App.
+pub(super) async fn name_of(client: &Client, given: &str) -> Result<String, CommandError> {
+    // Names have no slash, and Apps have one.
+    let Some((namespace, _)) = given.split_once('/') else { return Ok(given.to_owned()) };
     let endpoint = Endpoint::at(&["incidents"]).with("namespace", Some(namespace));
     let body = client.list(&endpoint, "incidents", None).await?;
-    let List { incidents } = client.read(&body)?;
-    let open: Vec<Incident> = incidents.into_iter().filter(Incident::is_open).collect();
-    let meant: Vec<&Incident> = open.iter().filter(|incident| incident.is_of(said)).collect();
-    let shown = escaped(said);
+    let IncidentPage { incidents, .. } = client.read(&body)?;
+    let is_open = |incident: &Incident| incident.state != IncidentState::Ended;
+    let open: Vec<Incident> = incidents.into_iter().filter(is_open).collect();
+    let meant: Vec<&Incident> = open.iter().filter(|incident| is_of(&incident.app, given)).collect();
+    let shown = escaped(given);
     match meant[..] {
         [incident] => Ok(incident.name.clone()),
         [] if open.is_empty() => Err(anyhow::anyhow!(
@@ -137,14 +99,14 @@ pub(super) async fn name_of(client: &Client, said: &str) -> Result<String, Comma
             let open = candidates(&open.iter().collect::<Vec<_>>());
             Err(anyhow::anyhow!("there is no open incident of {shown}; open in its namespace: {open}").into())
         }
-        _ => Err(anyhow::anyhow!("{shown} may be any of these, say which: {}", candidates(&meant)).into()),
+        _ => Err(anyhow::anyhow!("{shown} may be any of these: {}; give the name of one", candidates(&meant)).into()),
     }
 }
 
 fn candidates(incidents: &[&Incident]) -> String {
     let shown = incidents.iter().take(CANDIDATES);
     let mut texts: Vec<String> = shown
-        .map(|Incident { name, app, state, .. }| format!("{} ({app}, {})", escaped(name), escaped(state)))
+        .map(|Incident { name, app, state, .. }| format!("{} ({app}, {})", escaped(name), state.name()))
         .collect();
     if let Some(more) = incidents.len().checked_sub(CANDIDATES).filter(|more| *more > 0) {
         texts.push(format!("and {more} more"));

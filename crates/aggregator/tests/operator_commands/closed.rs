@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::played::{Api, command, incident, incidents, said};
+use crate::fake_api::{Api, carried_out, command, incident, incidents, reply};
 
 /// How long a command may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -27,20 +27,24 @@ fn full() -> Stdio {
 
 /// An operators' API and an API server in one.
 fn api() -> Api {
-    let one = incident("i-1", ("app", "web"), "Held");
+    let one = incident("i-1", ("app", "web"), "held");
     let nothing =
         json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []});
     let missing = json!({"kind": "Status", "status": "Failure", "message": "not found", "reason": "NotFound", "code": 404});
     Api::new(vec![
-        said("GET /api/v1/incidents", 200, incidents(std::slice::from_ref(&one))),
-        said("POST /api/v1/incidents", 200, &one),
-        said("GET /api/v1/decisions", 200, json!({"decisions": [], "more": 0})),
-        said("GET /api/v1/exemptions", 200, json!({"exemptions": [{"name": "a"}], "withheld": []})),
-        said("POST /api/v1/exemptions", 200, json!({"name": "a", "exemption": {"reason": "x"}})),
-        said("GET /api/v1/enforcement", 200, json!({"mode": "enforce"})),
-        said("PUT /api/v1/enforcement", 200, json!({"mode": "paused"})),
-        said("GET /apis/coordination.k8s.io", 404, missing),
-        said("GET /api", 200, nothing),
+        reply("GET /api/v1/incidents", 200, incidents(std::slice::from_ref(&one))),
+        reply("POST /api/v1/incidents", 200, carried_out(one, "approved")),
+        reply("GET /api/v1/decisions", 200, json!({"decisions": [], "more": 0})),
+        reply("GET /api/v1/exemptions", 200, json!({"exemptions": [{"name": "a"}], "withheld": []})),
+        reply("POST /api/v1/exemptions", 200, json!({"name": "a", "exemption": {"reason": "x"}})),
+        reply("GET /api/v1/enforcement", 200, json!({"mode": "enforce", "operators": null})),
+        reply(
+            "PUT /api/v1/enforcement",
+            200,
+            json!({"mode": "paused", "in_force": "paused", "reason": null, "by": "alice"}),
+        ),
+        reply("GET /apis/coordination.k8s.io", 404, missing),
+        reply("GET /api", 200, nothing),
     ])
 }
 

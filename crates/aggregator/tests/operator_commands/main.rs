@@ -1,8 +1,8 @@
-//! The operators' commands against an API that is played: what is asked, what is printed, and how refusals are told.
+//! The commands of operators against a fake API: their requests, their output, and their errors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-mod acting;
 mod closed;
-mod played;
+mod commands;
+mod fake_api;
 mod reading;
 mod trouble;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use procscan_core::decision::DecisionKind;
 use serde_json::{Value, json};
 
-use crate::played::{Api, Ran, command, incident, incidents, said};
+use crate::fake_api::{Api, Ran, carried_out, command, incident, incidents, reply};
 
 fn decisions() -> Value {
     let entry = |at: &str, (kind, name): (&str, &str), decision: &str, actor: &str, reason: &str| {
@@ -91,20 +91,20 @@ fn it_is_said_that_there_are_more_decisions() {
 
 #[test]
 fn incidents_are_a_table_json_or_yaml() {
-    let mut young = incident("ns-a-lab-2", ("devbox", "lab"), "Watched");
+    let mut young = incident("ns-a-lab-2", ("devbox", "lab"), "watched");
     young.as_object_mut().unwrap().remove("since");
-    let list = incidents(&[incident("ns-a-web-1", ("app", "web"), "ReleaseHeld"), young]);
+    let list = incidents(&[incident("ns-a-web-1", ("app", "web"), "release_held"), young]);
     let api = Api::only(200, &list);
     assert_eq!(
         api.run(&["incidents"]).done(),
-        "NAME         TENANT   TYPE     APP   STATE         SINCE                  REASON
-ns-a-web-1   ns-a     app      web   ReleaseHeld   2026-01-02T10:30:00Z   process `xmrig` in Pod web-0
-ns-a-lab-2   ns-a     devbox   lab   Watched       2026-01-02T10:00:00Z   process `xmrig` in Pod web-0\n"
+        "NAME         TENANT   TYPE     APP   STATE          SINCE                  REASON
+ns-a-web-1   ns-a     app      web   release_held   2026-01-02T10:30:00Z   process `xmrig` in Pod web-0
+ns-a-lab-2   ns-a     devbox   lab   watched        2026-01-02T10:00:00Z   process `xmrig` in Pod web-0\n"
     );
     assert_eq!(api.asked().what, "GET /api/v1/incidents");
     let json = api.run(&["incidents", "-n", "ns-a", "--app", "web", "--state", "releaseheld", "-o", "json"]);
     assert_eq!(json.done(), format!("{list}\n"));
-    assert_eq!(api.asked().what, "GET /api/v1/incidents?namespace=ns-a&name=web&state=ReleaseHeld");
+    assert_eq!(api.asked().what, "GET /api/v1/incidents?namespace=ns-a&name=web&state=release_held");
     let yaml = api.run(&["incidents", "-o", "yaml"]).done();
     assert_eq!(serde_saphyr::from_str::<Value>(&yaml).unwrap(), list);
 
@@ -114,7 +114,7 @@ ns-a-lab-2   ns-a     devbox   lab   Watched       2026-01-02T10:00:00Z   proces
 
 #[test]
 fn lists_are_read_page_by_page_and_shown_as_one() {
-    let all: Vec<Value> = (0..5).map(|n| incident(&format!("i-{n}"), ("app", "web"), "Held")).collect();
+    let all: Vec<Value> = (0..5).map(|n| incident(&format!("i-{n}"), ("app", "web"), "held")).collect();
     let page = |part: &[Value], next: Option<&str>| {
         let mut page = json!({"incidents": part, "total": 5});
         if let Some(next) = next {
@@ -123,10 +123,10 @@ fn lists_are_read_page_by_page_and_shown_as_one() {
         page
     };
     let api = Api::new(vec![
-        said("GET /api/v1/incidents?namespace=ns-a&cursor=c2", 200, page(&all[4..], None)),
-        said("GET /api/v1/incidents?namespace=ns-a&cursor=c1", 200, page(&all[2..4], Some("c2"))),
-        said("GET /api/v1/incidents?namespace=ns-a", 200, page(&all[..2], Some("c1"))),
-        said("POST /api/v1/incidents/", 200, &all[4]),
+        reply("GET /api/v1/incidents?namespace=ns-a&cursor=c2", 200, page(&all[4..], None)),
+        reply("GET /api/v1/incidents?namespace=ns-a&cursor=c1", 200, page(&all[2..4], Some("c2"))),
+        reply("GET /api/v1/incidents?namespace=ns-a", 200, page(&all[..2], Some("c1"))),
+        reply("POST /api/v1/incidents/", 200, carried_out(all[4].clone(), "released")),
     ]);
     let table = api.run(&["incidents", "-n", "ns-a"]).done();
     assert_eq!(table.lines().filter(|line| line.starts_with("i-")).count(), 5, "{table}");
@@ -142,8 +142,8 @@ fn lists_are_read_page_by_page_and_shown_as_one() {
     (first["more"], first["next"]) = (6.into(), "c1".into());
     rest["next"] = "c2".into();
     let api = Api::new(vec![
-        said("GET /api/v1/decisions?limit=2&cursor=c1", 200, &rest),
-        said("GET /api/v1/decisions?limit=4", 200, &first),
+        reply("GET /api/v1/decisions?limit=2&cursor=c1", 200, &rest),
+        reply("GET /api/v1/decisions?limit=4", 200, &first),
     ]);
     let Ran { code, out, err } = api.run(&["decisions", "--limit", "4"]);
     assert_eq!((code, &*err), (0, "There are 4 more; --limit shows up to 1000.\n"));
@@ -175,12 +175,12 @@ fn what_tenants_choose_tells_the_terminal_nothing() {
     let matches = json!({"exact": hostile});
     let everything = json!({
         "decisions": [{"at": "2026-01-02T10:30:00Z", "app": app, "decision": hostile, "actor": hostile, "reason": hostile}],
-        "incidents": [{"name": hostile, "app": app, "state": hostile, "opened": "2026-01-02T10:30:00Z", "reason": hostile}],
+        "incidents": [{"name": hostile, "app": app, "state": "held", "opened": "2026-01-02T10:30:00Z", "reason": hostile}],
         "exemptions": [{"name": hostile, "process": matches, "reason": hostile, "by": hostile, "error": hostile}],
         "withheld": [],
-        "name": hostile, "app": app, "state": hostile, "opened": "2026-01-02T10:30:00Z", "reason": hostile,
-        "exemption": {"process": matches, "reason": hostile},
-        "mode": hostile, "operators": hostile, "by": hostile, "detail": hostile,
+        "name": hostile, "app": app, "state": "held", "opened": "2026-01-02T10:30:00Z", "reason": hostile,
+        "exemption": {"process": matches, "reason": hostile}, "command": {"decision": hostile},
+        "mode": "paused", "operators": "paused", "in_force": "paused", "by": hostile, "detail": hostile,
     });
     let is_harmless = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control());
     let is_bidi = |text: &str| text.contains('\u{202e}');
@@ -222,7 +222,7 @@ fn what_tenants_choose_tells_the_terminal_nothing() {
 
 #[test]
 fn a_closed_pipe_is_no_failure() {
-    let entry = incident("i-1", ("app", "web"), "Held");
+    let entry = incident("i-1", ("app", "web"), "held");
     let api = Api::only(200, incidents(&vec![entry; 5000]));
     let url = api.url();
     for format in ["table", "json", "yaml"] {

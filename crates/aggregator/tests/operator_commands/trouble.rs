@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::played::{Api, PROBLEM, Said, command, problem, run, said};
+use crate::fake_api::{Api, PROBLEM, Reply, command, problem, reply, run};
 
 #[test]
 fn refusals_are_told_in_one_line_with_what_to_do() {
@@ -56,64 +56,64 @@ fn refusals_are_told_in_one_line_with_what_to_do() {
 fn a_name_that_no_object_has_is_refused_before_it_becomes_part_of_a_path() {
     let api = Api::only(200, "");
     let url = api.url();
-    let allowed = "is not allowed; allowed is a Kubernetes name: a-z, 0-9, - and ., 253 characters at most";
+    let expected = "expected a Kubernetes name: a-z, 0-9, - and ., 253 characters at most";
     for name in ["..", "web?x", "web#x", "web%2F", "Web"] {
-        for act in ["approve", "release"] {
-            let error = run(&[act, name, "--url", &url], &[]).refused(2);
-            assert_eq!(error, format!("INCIDENT: {name} {allowed}"));
+        for command in ["approve", "release"] {
+            let error = run(&[command, name, "--url", &url], &[]).refused(2);
+            assert_eq!(error, format!("INCIDENT: invalid value {name}: {expected}"));
         }
     }
     let error = run(&["exempt", "--remove", "../incidents/x", "--url", &url], &[]).refused(2);
-    assert_eq!(error, format!("--remove: ../incidents/x {allowed}"));
+    assert_eq!(error, format!("--remove: invalid value ../incidents/x: {expected}"));
     assert!(api.was_left_alone());
 }
 
 #[test]
 fn whatever_is_not_the_api_is_told_from_it() {
-    let not_found = |kind, body: &str| Said { kind, body: body.into(), ..said("", 404, "") };
+    let not_found = |kind, body: &str| Reply { kind, body: body.into(), ..reply("", 404, "") };
     let ours = "is the API of procscan-aggregator there, and of this version?";
     for (answer, args, why) in [
-        (not_found("text/html", "<h1>\u{1b}"), &["decisions"][..], "404 Not Found, and not a word why; "),
+        (not_found("text/html", "<h1>\u{1b}"), &["decisions"][..], "404 Not Found without a reason; "),
+        (not_found("application/json", "{\"detail\": \"x\"}"), &["mode"], "404 Not Found without a reason; "),
+        (not_found(PROBLEM, "{"), &["decisions"], "404 Not Found without a reason; "),
         (
-            not_found("application/json", "{\"detail\": \"x\"}"),
-            &["mode"],
-            "404 Not Found, and not a word why; ",
-        ),
-        (not_found(PROBLEM, "{"), &["decisions"], "404 Not Found, and not a word why; "),
-        (
-            Said { headers: &[("location", "/")], ..said("", 302, "") },
+            Reply { headers: &[("location", "/")], ..reply("", 302, "") },
             &["pause"],
-            "302 Found, and not a word why; ",
+            "302 Found without a reason; ",
         ),
-        (said("", 200, "<html>"), &["decisions"], "the answer is not what was asked for (expected value"),
-        (said("", 200, "<html>"), &["decisions", "-o", "json"], "the answer is not what was asked for ("),
-        (said("", 200, "{} x"), &["incidents", "-o", "json"], "the answer is not what was asked for ("),
-        (said("", 200, "{\"a\": "), &["incidents", "-o", "yaml"], "the answer is not what was asked for ("),
+        (reply("", 200, "<html>"), &["decisions"], "the answer is not what was asked for (expected value"),
+        (reply("", 200, "<html>"), &["decisions", "-o", "json"], "the answer is not what was asked for ("),
+        (reply("", 200, "{} x"), &["incidents", "-o", "json"], "the answer is not what was asked for ("),
+        (reply("", 200, "{\"a\": "), &["incidents", "-o", "yaml"], "the answer is not what was asked for ("),
         (
-            Said { body: b"{\"a\": \"\xff\"}".into(), ..said("", 200, "") },
+            Reply { body: b"{\"a\": \"\xff\"}".into(), ..reply("", 200, "") },
             &["incidents", "-o", "json"],
             "the answer is not",
         ),
         (
-            said("", 200, "{\"items\": []}"),
+            reply("", 200, "{\"items\": []}"),
             &["incidents"],
             "the answer is not what was asked for (missing field",
         ),
-        (said("", 200, "{\"a\u{1b}\": 1}"), &["mode"], "the answer is not what was asked for ("),
-        (said("", 200, "[]"), &["approve", "i-1"], "the answer is not what was asked for ("),
+        (reply("", 200, "{\"a\u{1b}\": 1}"), &["mode"], "the answer is not what was asked for ("),
+        (reply("", 200, "[]"), &["approve", "i-1"], "the answer is not what was asked for ("),
         (
-            said("", 502, ""),
+            reply("", 502, ""),
             &["approve", "i-1"],
-            "502 Bad Gateway, and not a word why; it may have been done",
+            "502 Bad Gateway without a reason; the command may have been carried out",
         ),
-        (said("", 502, ""), &["mode"], "502 Bad Gateway, and not a word why; is the API"),
+        (reply("", 502, ""), &["mode"], "502 Bad Gateway without a reason; is the API"),
     ] {
         let api = Api::new(vec![answer]);
         let error = api.run(args).refused(1);
         assert!(error.starts_with(&format!("{}: {why}", api.url())), "{error}");
         assert!(error.ends_with(ours), "{error}");
         let is_done = args == ["approve", "i-1"];
-        assert_eq!(error.contains("; it may have been done all the same; "), is_done, "{error}");
+        assert_eq!(
+            error.contains("; the command may have been carried out all the same; "),
+            is_done,
+            "{error}"
+        );
         assert!(!error.contains('\u{1b}'));
     }
 }
@@ -139,7 +139,7 @@ fn a_service_that_does_not_answer_is_reported_with_what_to_do() {
         );
     }
 
-    // One that hangs up before it has answered; to who only reads that says nothing more.
+    // A service that hangs up before it has answered: only a command that changes something adds a doubt.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", deaf.local_addr().unwrap());
     let hang_up = std::thread::spawn(move || {
@@ -149,7 +149,7 @@ fn a_service_that_does_not_answer_is_reported_with_what_to_do() {
     });
     let error = run(&["pause", "--url", &url], &[]).refused(1);
     assert!(error.starts_with(&format!("{url}: the connection broke off: ")), "{error}");
-    assert!(error.ends_with("; it may have been done all the same"), "{error}");
+    assert!(error.ends_with("; the command may have been carried out all the same"), "{error}");
     let error = run(&["mode", "--url", &url], &[]).refused(1);
     assert!(error.contains(": the connection broke off: ") && !error.contains("all the same"), "{error}");
     hang_up.join().unwrap();
@@ -163,11 +163,11 @@ fn the_service_is_named_by_the_option_or_the_environment() {
     run(&["mode", "--url", &format!("{}/behind/a/proxy/", api.url())], &[("PROCSCAN_URL", "nonsense")])
         .done();
     assert_eq!(api.asked().what, "GET /behind/a/proxy/api/v1/enforcement");
-    let https = "https is not served yet; allowed is http://HOST:PORT, such as that of kubectl port-forward";
+    let https = "https is not served yet: expected http://HOST:PORT, such as that of kubectl port-forward";
     assert_eq!(run(&["mode", "--url", "https://a:1"], &[]).refused(2), format!("--url: {https}"));
     assert_eq!(run(&["mode"], &[("PROCSCAN_URL", "https://a")]).refused(2), format!("PROCSCAN_URL: {https}"));
     let error = run(&["mode", "--url", "a\u{1b}:1"], &[]).refused(2);
-    assert_eq!(error, "--url: a\\u{1b}:1 is not allowed; allowed is http://HOST:PORT");
+    assert_eq!(error, "--url: invalid value a\\u{1b}:1: expected http://HOST:PORT");
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub enum ExemptionError {
     #[error("reason: a reason that the next person understands")]
     NoReason,
     /// It would last longer than ten years, which can only be a mistake.
-    #[error("until: {0} is more than ten years ahead; allowed is up to ten years, or none for ever")]
+    #[error("until: invalid value {0}: expected a time at most ten years ahead, or none for ever")]
     TooFar(Timestamp),
 }
 

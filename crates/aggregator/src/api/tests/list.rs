@@ -1,4 +1,4 @@
-//! The seed's list in each of its forms.
+//! The list of `GET /api/violations` in each of its forms.
 
 use std::io::Read;
 use std::sync::mpsc;
@@ -93,7 +93,7 @@ async fn no_form_is_sent_again_to_who_has_it() {
         assert!(
             headers.contains_key("x-procscan-targets-fresh") && !headers.contains_key("content-encoding")
         );
-        // The other forms are taken by whoever says nothing, and this one is known.
+        // A client without the header accepts the other forms, and has this one.
         let (status, headers, _) = stage.list(&[("if-none-match", tag.to_str().unwrap())]).await;
         assert_eq!((status, &headers["etag"]), (StatusCode::NOT_MODIFIED, &tag));
 
@@ -102,7 +102,7 @@ async fn no_form_is_sent_again_to_who_has_it() {
         assert_eq!(status, StatusCode::OK);
         assert_ne!(headers["etag"], tag);
     }
-    // Who refuses a form gets the list, although it names that form's tag.
+    // A client that refuses a form gets the list, although it names the tag of that form.
     let gzip = stage.list(GZIP).await.1["etag"].clone();
     let (status, headers, _) =
         stage.list(&[("accept-encoding", "identity"), ("if-none-match", gzip.to_str().unwrap())]).await;
@@ -143,8 +143,8 @@ async fn a_small_list_stays_as_it_is_and_who_refuses_that_gets_it_compressed() {
     assert_eq!(headers["vary"], "Accept-Encoding");
     let problem = json(std::str::from_utf8(&body).unwrap());
     assert_eq!(
-        (&problem["value"], &problem["allowed"]),
-        (&json!("br, *;q=0"), &json!(["zstd", "gzip", "identity"]))
+        (&problem["parameter"], &problem["value"], &problem["expected"]),
+        (&json!("Accept-Encoding"), &json!("br, *;q=0"), &json!("one of zstd, gzip, identity"))
     );
 }
 
@@ -280,7 +280,7 @@ async fn a_long_list_is_sent_in_pieces_and_is_the_same_in_every_form() {
     let shown = json(std::str::from_utf8(&plain).unwrap());
     assert_eq!(shown["total_count"], 1200);
     assert_eq!(shown["violations"].as_array().unwrap().len(), 1200);
-    // Its members come in the seed's order.
+    // Its members come in the order of the first README.
     let rest = plain.rsplit(|byte| *byte == b']').next().unwrap();
     let rest = std::str::from_utf8(rest).unwrap();
     assert!(rest.starts_with(r#","update_time":""#) && rest.ends_with(r#"Z","total_count":1200}"#), "{rest}");

@@ -62,8 +62,8 @@ fn decided() -> Decided {
     };
     let notice = |n: usize| {
         let phase = NoticePhase::Blocked;
-        let (told, processes) = (Timestamp::UNIX_EPOCH, Box::default());
-        Arc::new(Notice { app: app(n), sent_at: told, inherited: false, phase, processes, others: None })
+        let (sent_at, processes) = (Timestamp::UNIX_EPOCH, Box::default());
+        Arc::new(Notice { app: app(n), sent_at, inherited: false, phase, processes, others: None })
     };
     // Not ordered, and one of them twice.
     let held = [(4, true), (2, false), (4, false)];
@@ -228,7 +228,7 @@ async fn beyond_the_budget_lists_are_refused_until_readers_have_theirs() {
     }
     let poll = Request::get("/api/violations").header("if-none-match", etag).body(Body::empty()).unwrap();
     assert_eq!(stage.ask(poll).await.0, StatusCode::NOT_MODIFIED);
-    // The next list is kept in pieces, because the budget is used up.
+    // The next list is stored in pieces, because the budget is used up.
     stage.answer("n1", &format!("[{RECORD},{}]", RECORD.replace("ns-a", "ns-b")));
     let gzip = Request::get("/api/violations").header("accept-encoding", "gzip").body(Body::empty()).unwrap();
     for request in [Request::get("/api/violations").body(Body::empty()).unwrap(), gzip] {

@@ -1,21 +1,19 @@
-//! Requests that are refused: each error names the place, what was given there and what is allowed.
-
-use axum::http::Method;
-use procscan_core::state::IncidentState;
+//! Requests that are refused: each error names the place, the value there and what is expected.
 
 use super::*;
 use crate::state::FileStore;
+use axum::http::Method;
 
 const TOKEN: &str = "alice-alice-alice";
 
 /// A service with a state file, and the operator `alice`.
-struct Office {
-    stage: Stage,
+pub(super) struct OperatorStage {
+    pub(super) stage: Stage,
     directory: tempfile::TempDir,
 }
 
-impl Office {
-    async fn open() -> Self {
+impl OperatorStage {
+    pub(super) async fn open() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let tokens = directory.path().join("tokens");
         std::fs::write(&tokens, format!("alice {TOKEN}\n")).unwrap();
@@ -33,7 +31,13 @@ impl Office {
         Self { stage, directory }
     }
 
-    async fn send(&self, method: Method, path: &str, kind: Option<&str>, body: &str) -> (StatusCode, Value) {
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        kind: Option<&str>,
+        body: &str,
+    ) -> (StatusCode, Value) {
         let mut request =
             Request::builder().method(method).uri(path).header("authorization", format!("Bearer {TOKEN}"));
         if let Some(kind) = kind {
@@ -49,20 +53,20 @@ impl Office {
 }
 
 /// Checks the members that every refusal has.
-fn assert_names(problem: &Value, parameter: &str, allowed: &str, context: &str) {
+fn assert_names(problem: &Value, parameter: &str, expected: &str, context: &str) {
     assert_eq!(problem["parameter"], parameter, "{context}: {problem}");
     assert!(problem["value"].is_string(), "{context}: {problem}");
-    assert!(problem["allowed"].as_str().unwrap_or_default().contains(allowed), "{context}: {problem}");
+    assert!(problem["expected"].as_str().unwrap_or_default().contains(expected), "{context}: {problem}");
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains(parameter), "{context}: {problem}");
-    for word in ["struct", "u32", "usize", "variant", "deserialize", "Deserialize", "expected"] {
+    assert!(detail.contains(parameter) && detail.contains("expected "), "{context}: {problem}");
+    for word in ["struct", "u32", "usize", "variant", "deserialize", "Deserialize", ", expected"] {
         assert!(!detail.contains(word), "{context}: {problem}");
     }
 }
 
 #[tokio::test]
 async fn a_name_that_no_object_has_is_refused() {
-    let office = Office::open().await;
+    let operator = OperatorStage::open().await;
     let json = Some("application/json");
     for name in ["..%2F..%2Fweb", "web%3FdryRun=All", "web%23", "%2E%2E", "web%2Fstatus", "Web"] {
         for (method, path) in [
@@ -70,92 +74,96 @@ async fn a_name_that_no_object_has_is_refused() {
             (Method::POST, format!("/api/v1/incidents/{name}/release")),
             (Method::DELETE, format!("/api/v1/exemptions/{name}")),
         ] {
-            let (status, problem) = office.send(method, &path, json, "{}").await;
+            let (status, problem) = operator.send(method, &path, json, "{}").await;
             assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {problem}");
             assert_names(&problem, "name", "a Kubernetes name", &path);
         }
     }
-    let (status, problem) = office.send(Method::DELETE, "/api/v1/exemptions/no-such", json, "").await;
+    let (status, problem) = operator.send(Method::DELETE, "/api/v1/exemptions/no-such", json, "").await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{problem}");
 }
 
+const RELEASE: &str = "/api/v1/incidents/web/release";
+const EXEMPT: &str = "/api/v1/exemptions";
+const ENFORCE: &str = "/api/v1/enforcement";
+const DATE: &str = "2027-01-01T00:00:00Z";
+/// Bad bodies: the endpoint, the body, the place of the mistake, and a part of what is expected there.
+const BAD_BODIES: &[(&str, &str, &str, &str)] = &[
+    (RELEASE, "", "body", "JSON"),
+    (RELEASE, "{", "body", "JSON"),
+    (RELEASE, "[]", "body", "an object"),
+    (RELEASE, r#"{"reasons": "x"}"#, "reasons", "reason, until"),
+    (RELEASE, r#"{"reason": 5}"#, "reason", "a text"),
+    (RELEASE, r#"{"until": "soon"}"#, "until", DATE),
+    (RELEASE, r#"{"until": "2020-01-01T00:00:00Z"}"#, "until", "a time to come"),
+    (RELEASE, r#"{"until": "9999-01-01T00:00:00Z"}"#, "until", "ten years"),
+    (RELEASE, r#"{"until": "2027-01-01T00:00:00Z", "until": null}"#, "until", "once"),
+    ("/api/v1/incidents/web/approve", r#"{"until": null}"#, "until", "reason"),
+    (EXEMPT, "{}", "reason", "a value"),
+    (EXEMPT, r#"{"reason": "x"}"#, "body", "namespace, app, process"),
+    (EXEMPT, r#"{"reason": " ", "app": {"exact": "a"}}"#, "reason", "not blank"),
+    (RELEASE, r#"{"reason": ""}"#, "reason", "not blank"),
+    ("/api/v1/incidents/web/approve", r#"{"reason": "\t\n"}"#, "reason", "not blank"),
+    (ENFORCE, r#"{"mode": "paused", "reason": " "}"#, "reason", "not blank"),
+    (ENFORCE, r#"{"mode": null, "reason": ""}"#, "reason", "not blank"),
+    (EXEMPT, r#"{"reason": "x", "namespace": "ns-a"}"#, "namespace", r#"{"exact": "#),
+    (EXEMPT, r#"{"reason": "x", "namespace": {"exact": "NS"}}"#, "namespace", "1 to 63"),
+    (EXEMPT, r#"{"reason": "x", "app": {"exact": ""}}"#, "app", "1 character"),
+    (EXEMPT, r#"{"reason": "x", "app": {}}"#, "app", "either"),
+    (EXEMPT, r#"{"reason": "x", "app": {"glob": "a*"}}"#, "app.glob", "exact, regex"),
+    (EXEMPT, r#"{"reason": "x", "rule": {"regex": "("}}"#, "rule.regex", "a regular expression"),
+    (EXEMPT, r#"{"reason": "x", "app": {"exact": "a"}, "confirm": -1}"#, "confirm", "whole number"),
+    (EXEMPT, r#"{"reason": "x", "app": {"exact": "a"}, "id": "A b"}"#, "id", "a host name"),
+    (EXEMPT, r#"{"reason": "x", "app": {"exact": "a"}, "until": 7}"#, "until", DATE),
+    (
+        EXEMPT,
+        r#"{"reason": "x", "app": {"exact": "a"}, "until": "2020-01-01T00:00:00Z"}"#,
+        "until",
+        "to come",
+    ),
+    (
+        EXEMPT,
+        r#"{"reason": "x", "app": {"exact": "a"}, "until": "9999-01-01T00:00:00Z"}"#,
+        "until",
+        "ten years",
+    ),
+    (ENFORCE, "{}", "mode", "a value"),
+    (ENFORCE, r#"{"mode": "Paused"}"#, "mode", "`enforce`, `dry_run`, `paused`"),
+];
+
 #[tokio::test]
-async fn every_bad_body_is_refused_with_its_place_and_what_is_allowed_there() {
-    let office = Office::open().await;
-    let (release, exempt) = ("/api/v1/incidents/web/release", "/api/v1/exemptions");
-    let enforce = "/api/v1/enforcement";
-    let date = "2027-01-01T00:00:00Z";
-    let table: &[(&str, &str, &str, &str)] = &[
-        (release, "", "body", "JSON"),
-        (release, "{", "body", "JSON"),
-        (release, "[]", "body", "an object"),
-        (release, r#"{"reasons": "x"}"#, "reasons", "reason, until"),
-        (release, r#"{"reason": 5}"#, "reason", "a text"),
-        (release, r#"{"until": "soon"}"#, "until", date),
-        (release, r#"{"until": "2020-01-01T00:00:00Z"}"#, "until", "a time to come"),
-        (release, r#"{"until": "9999-01-01T00:00:00Z"}"#, "until", "ten years"),
-        (release, r#"{"until": "2027-01-01T00:00:00Z", "until": null}"#, "until", "once"),
-        ("/api/v1/incidents/web/approve", r#"{"until": null}"#, "until", "reason"),
-        (exempt, "{}", "reason", "must be given"),
-        (exempt, r#"{"reason": "x"}"#, "body", "namespace, app, process"),
-        (exempt, r#"{"reason": " ", "app": {"exact": "a"}}"#, "reason", "not blank"),
-        (release, r#"{"reason": ""}"#, "reason", "not blank"),
-        ("/api/v1/incidents/web/approve", r#"{"reason": "\t\n"}"#, "reason", "not blank"),
-        (enforce, r#"{"mode": "paused", "reason": " "}"#, "reason", "not blank"),
-        (enforce, r#"{"mode": null, "reason": ""}"#, "reason", "not blank"),
-        (exempt, r#"{"reason": "x", "namespace": "ns-a"}"#, "namespace", r#"{"exact": "#),
-        (exempt, r#"{"reason": "x", "namespace": {"exact": "NS"}}"#, "namespace", "1 to 63"),
-        (exempt, r#"{"reason": "x", "app": {"exact": ""}}"#, "app", "1 character"),
-        (exempt, r#"{"reason": "x", "app": {}}"#, "app", "either"),
-        (exempt, r#"{"reason": "x", "app": {"glob": "a*"}}"#, "app.glob", "exact, regex"),
-        (exempt, r#"{"reason": "x", "rule": {"regex": "("}}"#, "rule.regex", "a regular expression"),
-        (exempt, r#"{"reason": "x", "app": {"exact": "a"}, "confirm": -1}"#, "confirm", "whole number"),
-        (exempt, r#"{"reason": "x", "app": {"exact": "a"}, "id": "A b"}"#, "id", "a host name"),
-        (exempt, r#"{"reason": "x", "app": {"exact": "a"}, "until": 7}"#, "until", date),
-        (
-            exempt,
-            r#"{"reason": "x", "app": {"exact": "a"}, "until": "2020-01-01T00:00:00Z"}"#,
-            "until",
-            "to come",
-        ),
-        (
-            exempt,
-            r#"{"reason": "x", "app": {"exact": "a"}, "until": "9999-01-01T00:00:00Z"}"#,
-            "until",
-            "ten years",
-        ),
-        (enforce, "{}", "mode", "must be given"),
-        (enforce, r#"{"mode": "Paused"}"#, "mode", "`enforce`, `dry-run`, `paused`"),
-    ];
-    for (path, body, parameter, allowed) in table {
-        let method = if *path == enforce { Method::PUT } else { Method::POST };
-        let (status, problem) = office.send(method, path, Some("application/json"), body).await;
+async fn every_bad_body_is_refused_with_its_place_and_what_is_expected_there() {
+    let operator = OperatorStage::open().await;
+    for (path, body, parameter, expected) in BAD_BODIES {
+        let method = if *path == ENFORCE { Method::PUT } else { Method::POST };
+        let (status, problem) = operator.send(method, path, Some("application/json"), body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}: {problem}");
-        assert_names(&problem, parameter, allowed, body);
+        assert_names(&problem, parameter, expected, body);
     }
-    let (_, problem) = office.send(Method::POST, release, Some("application/json"), r#"{"reason": 5}"#).await;
-    assert_eq!(problem["detail"], "reason: 5 is not allowed; allowed is a text");
+    let (_, problem) =
+        operator.send(Method::POST, RELEASE, Some("application/json"), r#"{"reason": 5}"#).await;
+    assert_eq!(problem["detail"], "reason: invalid value 5: expected a text");
     assert_eq!(problem["value"], "5");
 
     let kinds = [None, Some("text/plain"), Some("application/x-www-form-urlencoded")];
     for kind in kinds {
-        let (status, problem) = office.send(Method::POST, release, kind, "{}").await;
+        let (status, problem) = operator.send(Method::POST, RELEASE, kind, "{}").await;
         assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
         assert_names(&problem, "Content-Type", "application/json", &format!("{kind:?}"));
     }
     let long = format!(r#"{{"reason": "{}"}}"#, "x".repeat(70_000));
-    let (status, problem) = office.send(Method::POST, release, Some("application/json"), &long).await;
+    let (status, problem) = operator.send(Method::POST, RELEASE, Some("application/json"), &long).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_names(&problem, "body", "64 KiB", "a long one");
     // What is right is taken as before.
     let right = r#"{"id": "a", "reason": "x", "app": {"exact": "a"}, "until": null}"#;
     let kind = Some("application/json; charset=utf-8");
-    assert_eq!(office.send(Method::POST, exempt, kind, right).await.0, StatusCode::CREATED);
+    assert_eq!(operator.send(Method::POST, EXEMPT, kind, right).await.0, StatusCode::CREATED);
 }
 
 #[tokio::test]
 async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
-    let office = Office::open().await;
+    let operator = OperatorStage::open().await;
     let table: &[(&str, &str, &str)] = &[
         ("decisions?limit=0", "limit", "a whole number from 1 to 1000"),
         ("decisions?limit=1001", "limit", "a whole number from 1 to 1000"),
@@ -168,8 +176,8 @@ async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
         ("decisions?namespace=NS_A", "namespace", "1 to 63 of a-z"),
         ("decisions?actor=", "actor", "1 character"),
         ("decisions?app=web", "app", "namespace, name, decision"),
-        ("incidents?state=gone", "state", "Watched, Grace, Held"),
-        ("incidents?state=Held&state=Held", "state", "Watched, Grace, Held"),
+        ("incidents?state=gone", "state", "watched, grace, held"),
+        ("incidents?state=Held&state=Held", "state", "watched, grace, held"),
         ("incidents?namespace=", "namespace", "1 to 63 of a-z"),
         ("incidents?limit=0", "limit", "a whole number from 1 to 1000"),
         ("incidents?cursor=x", "cursor", "next"),
@@ -184,13 +192,13 @@ async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
         ("exemptions?cursor=", "cursor", "next"),
         ("enforcement?mode=paused", "mode", "no parameters"),
     ];
-    for (query, parameter, allowed) in table {
-        let (status, headers, body) = office.stage.get(&format!("/api/v1/{query}")).await;
+    for (query, parameter, expected) in table {
+        let (status, headers, body) = operator.stage.get(&format!("/api/v1/{query}")).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{query}: {body}");
         assert_eq!(headers["content-type"], "application/problem+json");
-        assert_names(&json(&body), parameter, allowed, query);
+        assert_names(&json(&body), parameter, expected, query);
     }
-    // An act is not done if a part of the request is not understood.
+    // A command is not carried out if a part of the request is not known.
     for (method, path, body) in [
         (Method::POST, "/api/v1/exemptions?dry_run=true", r#"{"reason": "x", "app": {"exact": "a"}}"#),
         (Method::POST, "/api/v1/incidents/web/release?dry_run=true", "{}"),
@@ -198,25 +206,25 @@ async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
         (Method::PUT, "/api/v1/enforcement?dry_run=true", r#"{"mode": "paused"}"#),
         (Method::DELETE, "/api/v1/exemptions/a?dry_run=true", ""),
     ] {
-        let (status, problem) = office.send(method, path, Some("application/json"), body).await;
+        let (status, problem) = operator.send(method, path, Some("application/json"), body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {problem}");
         assert_names(&problem, "dry_run", "no parameters", path);
     }
-    assert_eq!(json(&office.stage.get("/api/v1/exemptions").await.2)["exemptions"], json!([]));
+    assert_eq!(json(&operator.stage.get("/api/v1/exemptions").await.2)["exemptions"], json!([]));
     for path in ["decisions?limit=1", "decisions?limit=1000", "decisions", "nodes", "plan?", "exemptions"] {
-        assert_eq!(office.stage.get(&format!("/api/v1/{path}")).await.0, StatusCode::OK, "{path}");
+        assert_eq!(operator.stage.get(&format!("/api/v1/{path}")).await.0, StatusCode::OK, "{path}");
     }
     // Probes and the older list take whatever is asked, as before.
     for path in ["/health?x=1", "/livez?x=1", "/api/violations?x=1"] {
-        assert_eq!(office.stage.get(path).await.0, StatusCode::OK, "{path}");
+        assert_eq!(operator.stage.get(path).await.0, StatusCode::OK, "{path}");
     }
 }
 
 #[tokio::test]
-async fn the_words_for_states_and_decisions_are_those_of_the_command_line_in_any_case() {
-    let office = Office::open().await;
+async fn the_names_of_states_and_decisions_are_those_of_the_command_line_in_any_case() {
+    let operator = OperatorStage::open().await;
     let names = async |query: &str| -> Vec<String> {
-        let (status, _, body) = office.stage.get(&format!("/api/v1/incidents?state={query}")).await;
+        let (status, _, body) = operator.stage.get(&format!("/api/v1/incidents?state={query}")).await;
         assert_eq!(status, StatusCode::OK, "{query}: {body}");
         let body = json(&body);
         body["incidents"].as_array().unwrap().iter().map(|it| it["name"].to_string()).collect()
@@ -224,20 +232,21 @@ async fn the_words_for_states_and_decisions_are_those_of_the_command_line_in_any
     for query in ["Held", "held", "HELD"] {
         assert_eq!(names(query).await, ["\"web\""], "{query}");
     }
-    for word in crate::wire_names::STATES {
-        let state: IncidentState = serde_json::from_value(word.into()).unwrap();
-        let expected = usize::from(state == IncidentState::Held);
-        assert_eq!(names(&word.to_lowercase()).await.len(), expected, "{word}");
+    for name in crate::wire_names::STATES {
+        let expected = usize::from(name == "held");
+        for query in [name.to_owned(), name.to_uppercase(), name.replace('_', "")] {
+            assert_eq!(names(&query).await.len(), expected, "{query}");
+        }
     }
-    for word in ["blocked", "Release_Held", "EXEMPTED"] {
-        let (status, _, body) = office.stage.get(&format!("/api/v1/decisions?decision={word}")).await;
-        assert_eq!(status, StatusCode::OK, "{word}: {body}");
+    for name in ["blocked", "Release_Held", "EXEMPTED"] {
+        let (status, _, body) = operator.stage.get(&format!("/api/v1/decisions?decision={name}")).await;
+        assert_eq!(status, StatusCode::OK, "{name}: {body}");
     }
 }
 
 #[tokio::test]
 async fn a_long_reason_is_refused_as_the_crds_bound_it() {
-    let office = Office::open().await;
+    let operator = OperatorStage::open().await;
     let (approve, release) = ("/api/v1/incidents/web/approve", "/api/v1/incidents/web/release");
     let (exempt, enforce) = ("/api/v1/exemptions", "/api/v1/enforcement");
     for (path, method, field) in [
@@ -270,7 +279,7 @@ async fn a_long_reason_is_refused_as_the_crds_bound_it() {
                 continue;
             }
             let (status, answer) =
-                office.send(method.clone(), path, Some("application/json"), &body(&long)).await;
+                operator.send(method.clone(), path, Some("application/json"), &body(&long)).await;
             if is_taken {
                 assert!(status.is_success(), "{path} {field}: {answer}");
                 continue;
@@ -282,24 +291,25 @@ async fn a_long_reason_is_refused_as_the_crds_bound_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_done_yet_says_when_it_will_be_and_a_change_of_the_mode_says_which_one_is_in_force() {
+async fn a_pending_command_says_when_it_will_be_carried_out_and_a_change_of_the_mode_says_which_is_in_force()
+{
     for (mode, in_force, says, not) in [
         (json!("paused"), "paused", "as soon as a replica leads", "dry-run"),
-        (json!("dry-run"), "dry-run", "`mode enforce`", "a replica leads"),
+        (json!("dry_run"), "dry_run", "`mode enforce`", "a replica leads"),
         (Value::Null, "enforce", "as soon as a replica leads", "dry-run"),
     ] {
         // No replica leads.
-        let office = Office::open().await;
+        let operator = OperatorStage::open().await;
         let send = async |method, path, body: Value| {
-            office.send(method, path, Some("application/json"), &body.to_string()).await
+            operator.send(method, path, Some("application/json"), &body.to_string()).await
         };
-        let (status, told) = send(Method::PUT, "/api/v1/enforcement", json!({"mode": mode})).await;
-        assert_eq!((status, &told["mode"], &told["in_force"]), (StatusCode::OK, &mode, &json!(in_force)));
+        let (status, answer) = send(Method::PUT, "/api/v1/enforcement", json!({"mode": mode})).await;
+        assert_eq!((status, &answer["mode"], &answer["in_force"]), (StatusCode::OK, &mode, &json!(in_force)));
         let (_, shown) = send(Method::GET, "/api/v1/enforcement", Value::Null).await;
         assert_eq!(shown["mode"], in_force);
-        let (status, told) = send(Method::POST, "/api/v1/incidents/web/release", json!({})).await;
-        assert_eq!((status, &told["status"]), (StatusCode::ACCEPTED, &json!("kept")), "{told}");
-        let detail = told["detail"].as_str().unwrap();
+        let (status, answer) = send(Method::POST, "/api/v1/incidents/web/release", json!({})).await;
+        assert_eq!((status, &answer["status"]), (StatusCode::ACCEPTED, &json!("persisted")), "{answer}");
+        let detail = answer["detail"].as_str().unwrap();
         assert!(detail.contains(says) && !detail.contains(not), "{detail}");
     }
 }
@@ -311,7 +321,7 @@ fn nothing() -> Body {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_is_waited_for_only_if_its_sender_is_admitted_and_then_not_for_long() {
-    let office = Office::open().await;
+    let operator = OperatorStage::open().await;
     for (method, path) in [
         (Method::POST, "/api/v1/incidents/web/approve"),
         (Method::POST, "/api/v1/incidents/web/release"),
@@ -325,7 +335,7 @@ async fn a_body_is_waited_for_only_if_its_sender_is_admitted_and_then_not_for_lo
             if let Some(token) = token {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            let (status, headers, body) = office.stage.ask(request.body(nothing()).unwrap()).await;
+            let (status, headers, body) = operator.stage.ask(request.body(nothing()).unwrap()).await;
             (status, headers, json(&body), begun.elapsed().as_secs())
         };
         for token in [None, Some("mallory-mallory-mallory")] {
@@ -341,17 +351,17 @@ async fn a_body_is_waited_for_only_if_its_sender_is_admitted_and_then_not_for_lo
 
 #[tokio::test(start_paused = true)]
 async fn readiness_says_that_the_tokens_are_gone() {
-    let office = Office::open().await;
-    let auth = async || json(&office.stage.get("/readyz").await.2)["auth"].clone();
+    let operator = OperatorStage::open().await;
+    let auth = async || json(&operator.stage.get("/readyz").await.2)["auth"].clone();
     assert_eq!(auth().await, json!({"ok": true}));
-    std::fs::remove_file(office.directory.path().join("tokens")).unwrap();
+    std::fs::remove_file(operator.directory.path().join("tokens")).unwrap();
     tokio::time::advance(std::time::Duration::from_secs(1)).await;
-    let told = auth().await;
-    assert_eq!(told["ok"], false);
-    let error = told["error"].as_str().unwrap();
+    let auth = auth().await;
+    assert_eq!(auth["ok"], false);
+    let error = auth["error"].as_str().unwrap();
     assert!(error.starts_with("api.token_file: can't be read: ") && error.contains("no token"), "{error}");
     let body = r#"{"mode": "paused"}"#;
     let kind = Some("application/json");
-    let (status, _) = office.send(Method::PUT, "/api/v1/enforcement", kind, body).await;
+    let (status, _) = operator.send(Method::PUT, "/api/v1/enforcement", kind, body).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
 }

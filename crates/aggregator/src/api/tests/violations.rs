@@ -122,7 +122,7 @@ async fn what_cannot_be_meant_is_refused_with_what_can() {
         ("limit=1&limit=2", "limit", "2", "from 1 to 1000"),
         ("state=active&state=active", "state", "active", "active, unconfirmed or cleared"),
     ];
-    for (query, parameter, value, allowed) in table {
+    for (query, parameter, value, expected) in table {
         let (status, headers, body) = stage.get(&format!("/api/v1/violations?{query}")).await;
         assert_eq!(
             (status, &headers["content-type"]),
@@ -131,13 +131,16 @@ async fn what_cannot_be_meant_is_refused_with_what_can() {
         );
         let problem = json(&body);
         assert_eq!((&problem["parameter"], &problem["value"]), (&json!(parameter), &json!(value)), "{query}");
-        assert!(problem["allowed"].as_str().unwrap().contains(allowed), "{query}: {problem}");
+        assert!(problem["expected"].as_str().unwrap().contains(expected), "{query}: {problem}");
         assert!(problem["detail"].as_str().unwrap().contains(parameter), "{query}: {problem}");
     }
     let (_, _, body) = stage.get("/api/v1/violations?limit=0").await;
-    assert_eq!(json(&body)["detail"], r#"limit: "0" is not a whole number from 1 to 1000"#);
+    assert_eq!(json(&body)["detail"], r#"limit: invalid value "0": expected a whole number from 1 to 1000"#);
     let (_, _, body) = stage.get("/api/v1/violations?limit=1&limit=2").await;
-    assert_eq!(json(&body)["detail"], "limit is given more than once");
+    assert_eq!(
+        json(&body)["detail"],
+        "limit: given more than once: expected a whole number from 1 to 1000, once"
+    );
 }
 
 /// Whatever comes and goes: no violation that stays is missed, none is shown twice.

@@ -1,5 +1,5 @@
-//! Whom to ask, and who asks: from the arguments, else from the environment. Tokens are never on the command line, where every
-//! user of the machine sees them, and never shown.
+//! The URL and the token: from the arguments, else from the environment. A token is never an argument, because every user of
+//! the machine sees arguments, and it is never shown.
 
 use std::io;
 use std::path::Path;
@@ -13,16 +13,16 @@ use crate::args::operators::Service;
 use crate::commands::printed::escaped;
 use crate::config::token_file::is_token;
 
-/// Whom to ask if nobody says.
+/// The URL if none is given.
 const URL: &str = "http://127.0.0.1:8090";
-/// The variable that says whom to ask.
+/// The variable with the URL.
 const URL_VARIABLE: &str = "PROCSCAN_URL";
-/// The variable that proves who asks.
+/// The variable with the token.
 pub(super) const TOKEN_VARIABLE: &str = "PROCSCAN_TOKEN";
 /// The largest file of a token.
 const MAX_TOKEN: u64 = 64 << 10;
 
-/// Where an API is.
+/// The place of an API.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// Host and port.
@@ -31,7 +31,7 @@ pub(super) struct Place {
     pub(super) prefix: String,
 }
 
-/// Whom to ask.
+/// The place of the API.
 pub(super) fn place(service: &Service) -> Result<Place, ClientError> {
     let (place, url) = match &service.url {
         Some(url) => ("--url", url.clone()),
@@ -40,7 +40,7 @@ pub(super) fn place(service: &Service) -> Result<Place, ClientError> {
     parse(&url).map_err(|problem| ClientError::Usage { place: place.to_owned(), problem })
 }
 
-/// Who asks, if anybody says.
+/// The header with the token; `None` if no token is given.
 pub(super) async fn token(service: &Service) -> Result<Option<HeaderValue>, ClientError> {
     match &service.token_file {
         Some(path) => of_file(path).await.map(Some),
@@ -64,17 +64,17 @@ fn variable(name: &str) -> Result<Option<String>, ClientError> {
 }
 
 fn parse(url: &str) -> Result<Place, String> {
-    const ALLOWED: &str = "allowed is http://HOST:PORT";
+    const EXPECTED: &str = "expected http://HOST:PORT";
     let shown = escaped(url);
-    let refused = || format!("{shown} is not allowed; {ALLOWED}");
+    let refused = || format!("invalid value {shown}: {EXPECTED}");
     if url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
-        return Err(format!("https is not served yet; {ALLOWED}, such as that of kubectl port-forward"));
+        return Err(format!("https is not served yet: {EXPECTED}, such as that of kubectl port-forward"));
     }
     let parsed: Uri = url.parse().map_err(|_| refused())?;
     let authority = parsed.authority().filter(|_| parsed.scheme_str() == Some("http")).ok_or_else(refused)?;
     if authority.as_str().contains('@') {
         // Not shown: there may be a password in it.
-        return Err(format!("a user and a password are not allowed; {ALLOWED}"));
+        return Err(format!("invalid value with a user or a password, which is not shown: {EXPECTED}"));
     }
     if parsed.query().is_some() || authority.host().is_empty() {
         return Err(refused());
@@ -137,7 +137,10 @@ mod tests {
             ["", "127.0.0.1:8090", "localhost", "ftp://a:1", "http://", "http://a:99999", "http://a?b=c"]
         {
             let error = parse(bad).expect_err(bad);
-            assert!(error.ends_with("is not allowed; allowed is http://HOST:PORT"), "{error}");
+            assert!(
+                error.starts_with("invalid value ") && error.ends_with(": expected http://HOST:PORT"),
+                "{error}"
+            );
         }
         assert!(parse("HttpS://a:1").unwrap_err().starts_with("https is not served yet"));
         assert!(!parse("http://me:secret@a:1").unwrap_err().contains("secret"));

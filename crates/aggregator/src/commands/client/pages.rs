@@ -1,4 +1,4 @@
-//! Lists come in pages: asks for one after the other, and puts them together.
+//! Lists come in pages: requests one after the other and joins them.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use super::{Client, ClientError, Endpoint, MAX_BODY};
 
 impl Client {
-    /// Reads the list `name` at `endpoint` as a whole, or its first `most` entries. What comes beside the lists is that of the last
-    /// page.
+    /// Reads the list `name` at `endpoint` as a whole, or its first `most` entries. Members beside the lists are those of the
+    /// last page.
     pub(in crate::commands) async fn list(
         &self,
         endpoint: &Endpoint,
@@ -17,7 +17,7 @@ impl Client {
         most: Option<usize>,
     ) -> Result<Bytes, ClientError> {
         let mut body = self.get(&endpoint.clone().with("limit", most)).await?;
-        // If this is no page, reading its entries fails, and that error says so.
+        // If this is no page, the caller fails to parse it.
         let Ok(mut whole) = serde_json::from_slice::<Map<String, Value>>(&body) else { return Ok(body) };
         let Some(mut next) = next(&mut whole) else { return Ok(body) };
         let (mut size, mut seen) = (body.len(), BTreeSet::new());

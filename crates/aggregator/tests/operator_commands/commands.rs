@@ -1,15 +1,15 @@
-//! Acts: what is said to the API, and what has come of it.
+//! The commands that change something: their requests, and what they print of the answers.
 
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::played::{Api, Ran, incident, incidents, problem, run, said};
+use crate::fake_api::{Api, Ran, carried_out, incident, incidents, problem, reply, run};
 
 #[test]
 fn an_incident_is_approved_by_its_name() {
-    let api = Api::only(200, incident("ns-a-web-1", ("app", "web"), "Blocked"));
+    let api = Api::only(200, carried_out(incident("ns-a-web-1", ("app", "web"), "blocked"), "approved"));
     let out = api.run(&["approve", "ns-a-web-1", "--reason", "a miner"]).done();
-    assert_eq!(out, "ns-a-web-1 (ns-a/app/web): Blocked, process `xmrig` in Pod web-0\n");
+    assert_eq!(out, "ns-a-web-1 (ns-a/app/web): blocked, process `xmrig` in Pod web-0\n");
     let asked = api.asked();
     assert_eq!(asked.what, "POST /api/v1/incidents/ns-a-web-1/approve");
     assert_eq!(asked.json(), json!({"reason": "a miner"}));
@@ -22,39 +22,39 @@ fn an_incident_is_approved_by_its_name() {
 #[test]
 fn an_incident_is_found_by_its_app() {
     let list = [
-        incident("ns-a-web-3", ("app", "web"), "Held"),
-        incident("ns-a-web-2", ("app", "web"), "Ended"),
-        incident("ns-a-lab-1", ("devbox", "lab"), "Blocked"),
-        incident("ns-a-lab-2", ("app", "lab"), "Watched"),
-        incident("ns-a-odd-1", ("app", "a/b\u{1b}"), "Blocked"),
-        incident("ns-a-old-1", ("app", "old"), "Ended"),
+        incident("ns-a-web-3", ("app", "web"), "held"),
+        incident("ns-a-web-2", ("app", "web"), "ended"),
+        incident("ns-a-lab-1", ("devbox", "lab"), "blocked"),
+        incident("ns-a-lab-2", ("app", "lab"), "watched"),
+        incident("ns-a-odd-1", ("app", "a/b\u{1b}"), "blocked"),
+        incident("ns-a-old-1", ("app", "old"), "ended"),
     ];
     let api = Api::new(vec![
-        said("GET /api/v1/incidents?namespace=ns-a", 200, incidents(&list)),
-        said("GET /api/v1/incidents?namespace=ns-b", 200, incidents(&[])),
-        said("POST /api/v1/incidents/", 200, &list[0]),
+        reply("GET /api/v1/incidents?namespace=ns-a", 200, incidents(&list)),
+        reply("GET /api/v1/incidents?namespace=ns-b", 200, incidents(&[])),
+        reply("POST /api/v1/incidents/", 200, carried_out(list[0].clone(), "released")),
     ]);
-    for (said, name) in [
+    for (given, name) in [
         ("ns-a/web", "ns-a-web-3"),
         ("ns-a/app/web", "ns-a-web-3"),
         ("ns-a/devbox/lab", "ns-a-lab-1"),
         ("ns-a/a/b\u{1b}", "ns-a-odd-1"),
         ("ns-a/app/a/b\\u{1b}", "ns-a-odd-1"),
     ] {
-        api.run(&["release", said]).done();
+        api.run(&["release", given]).done();
         assert_eq!(api.asked().what, "GET /api/v1/incidents?namespace=ns-a");
-        assert_eq!(api.asked().what, format!("POST /api/v1/incidents/{name}/release"), "{said}");
+        assert_eq!(api.asked().what, format!("POST /api/v1/incidents/{name}/release"), "{given}");
     }
     assert_eq!(
         api.run(&["approve", "ns-a/lab"]).refused(1),
-        "ns-a/lab may be any of these, say which: ns-a-lab-1 (ns-a/devbox/lab, Blocked), \
-         ns-a-lab-2 (ns-a/app/lab, Watched)"
+        "ns-a/lab may be any of these: ns-a-lab-1 (ns-a/devbox/lab, blocked), \
+         ns-a-lab-2 (ns-a/app/lab, watched); give the name of one"
     );
     assert_eq!(
         api.run(&["approve", "ns-a/old"]).refused(1),
-        "there is no open incident of ns-a/old; open in its namespace: ns-a-web-3 (ns-a/app/web, Held), \
-         ns-a-lab-1 (ns-a/devbox/lab, Blocked), ns-a-lab-2 (ns-a/app/lab, Watched), \
-         ns-a-odd-1 (ns-a/app/a/b\\u{1b}, Blocked)"
+        "there is no open incident of ns-a/old; open in its namespace: ns-a-web-3 (ns-a/app/web, held), \
+         ns-a-lab-1 (ns-a/devbox/lab, blocked), ns-a-lab-2 (ns-a/app/lab, watched), \
+         ns-a-odd-1 (ns-a/app/a/b\\u{1b}, blocked)"
     );
     assert_eq!(
         api.run(&["release", "ns-b/web"]).refused(1),
@@ -67,9 +67,14 @@ fn an_incident_is_found_by_its_app() {
 
 #[test]
 fn errors_list_no_more_incidents_than_can_be_read() {
-    let list: Vec<_> = (0..12).map(|n| incident(&format!("i-{n}"), ("app", "web"), "Held")).collect();
+    let list: Vec<_> = (0..12).map(|n| incident(&format!("i-{n}"), ("app", "web"), "held")).collect();
     let error = Api::only(200, incidents(&list)).run(&["approve", "ns-a/web"]).refused(1);
-    assert!(error.contains("i-9 ") && !error.contains("i-10") && error.ends_with(", and 2 more"), "{error}");
+    assert!(
+        error.contains("i-9 ")
+            && !error.contains("i-10")
+            && error.ends_with(", and 2 more; give the name of one"),
+        "{error}"
+    );
 }
 
 /// A date that is far away, and not too far.
@@ -80,7 +85,7 @@ fn far_date() -> String {
 
 #[test]
 fn an_incident_is_released_for_some_time() {
-    let api = Api::only(200, incident("i-1", ("app", "web"), "Watched"));
+    let api = Api::only(200, carried_out(incident("i-1", ("app", "web"), "watched"), "released"));
     let before = Timestamp::now().as_second();
     api.run(&["release", "i-1", "--until", "30d", "--reason", "false"]).done();
     let asked = api.asked();
@@ -96,20 +101,24 @@ fn an_incident_is_released_for_some_time() {
     api.run(&["release", "i-1", "--until", &date]).done();
     assert_eq!(api.asked().json(), json!({"until": date}));
     let far = api.run(&["release", "i-1", "--until", "1000y"]).refused(2);
-    assert!(far.ends_with("is more than ten years ahead; allowed is up to ten years"), "{far}");
+    assert!(far.ends_with(": expected a time at most ten years ahead"), "{far}");
     let over = api.run(&["release", "i-1", "--until", "2020-01-01T00:00:00Z"]).refused(2);
-    assert_eq!(over, "--until: 2020-01-01T00:00:00Z is over; allowed is a time to come");
+    assert_eq!(over, "--until: invalid value 2020-01-01T00:00:00Z: expected a time to come");
     assert!(api.was_left_alone());
 }
 
 #[test]
-fn what_is_kept_but_not_done_yet_is_no_failure() {
-    let kept = json!({"status": "kept", "detail": "it will be done as soon as a replica leads"});
+fn a_command_that_is_persisted_and_not_carried_out_yet_is_no_failure() {
+    let pending =
+        json!({"status": "persisted", "detail": "it will be carried out as soon as a replica leads"});
     for args in [&["approve", "i-1"][..], &["release", "i-1"], &["pause"], &["mode", "enforce"]] {
-        let out = Api::only(202, &kept).run(args).done();
-        assert_eq!(out, "kept, not done yet: it will be done as soon as a replica leads\n");
+        let out = Api::only(202, &pending).run(args).done();
+        assert_eq!(
+            out,
+            "persisted, not carried out yet: it will be carried out as soon as a replica leads\n"
+        );
     }
-    assert_eq!(Api::only(202, "").run(&["approve", "i-1"]).done(), "kept, not done yet\n");
+    assert_eq!(Api::only(202, "").run(&["approve", "i-1"]).done(), "persisted, not carried out yet\n");
 }
 
 #[test]
@@ -164,18 +173,30 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
         (&["--app", "/(/", "--reason", "x"], "app.regex: unclosed group"),
         (
             &["--app", "web", "--reason", " "],
-            "--reason: an empty reason is not allowed; allowed is a text of up to",
+            "--reason: invalid value (an empty reason): expected a text of up to",
         ),
-        (&["--app", "//", "--reason", "x"], "--app: a text, or a regular expression as /REGEX/"),
-        (&["--rule", "", "--reason", "x"], "--rule: a text, or a regular expression as /REGEX/"),
-        (&["--namespace", "/^ns-", "--reason", "x"], "namespace: `/^ns-` is no namespace's name"),
-        (&["--app", "web", "--reason", "x", "--id", "A b"], "--id A b: allowed are small letters"),
-        (&["--app", "web", "--reason", "x", "--until", "2020-01-01T00:00:00Z"], "--until: 2020-01-01"),
-        (&["--app", "web", "--reason", "x", "--until", "9999-01-01T00:00:00Z"], "--until: 9999-01-01"),
         (
-            &["--app", "web", "--reason", "x", "--until", "0s"],
-            "--until: 0s: the time must lie ahead; allowed is",
+            &["--app", "//", "--reason", "x"],
+            "--app: invalid value \"//\": expected a text, or a regular expression as /REGEX/",
         ),
+        (
+            &["--rule", "", "--reason", "x"],
+            "--rule: invalid value \"\": expected a text, or a regular expression as /REGEX/",
+        ),
+        (&["--namespace", "/^ns-", "--reason", "x"], "namespace: `/^ns-` is no namespace's name"),
+        (
+            &["--app", "web", "--reason", "x", "--id", "A b"],
+            "--id: invalid value A b: expected small letters",
+        ),
+        (
+            &["--app", "web", "--reason", "x", "--until", "2020-01-01T00:00:00Z"],
+            "--until: invalid value 2020-01-01",
+        ),
+        (
+            &["--app", "web", "--reason", "x", "--until", "9999-01-01T00:00:00Z"],
+            "--until: invalid value 9999-01-01",
+        ),
+        (&["--app", "web", "--reason", "x", "--until", "0s"], "--until: invalid value 0s: expected"),
     ] {
         let args: Vec<_> = ["exempt"].iter().chain(args).copied().collect();
         let error = api.run(&args).refused(2);
@@ -207,7 +228,7 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
 }
 
 #[test]
-fn exemptions_are_listed_with_their_state_and_taken_back() {
+fn exemptions_are_listed_with_their_state_and_removed() {
     let list = json!({"exemptions": [
         {"name": "a", "namespace": {"exact": "ns-a"}, "rule": {"regex": "^x"}, "reason": "a course", "by": "alice",
          "until": "2026-02-01T00:00:00Z", "state": "over", "error": "it was over at 2026-02-01T00:00:00Z"},
@@ -215,8 +236,8 @@ fn exemptions_are_listed_with_their_state_and_taken_back() {
         {"name": "c", "namespace": "ns-c", "reason": 7, "state": "unreadable", "error": "bad; nothing new is blocked"},
     ], "withheld": []});
     let api = Api::new(vec![
-        said("GET /api/v1/exemptions", 200, &list),
-        said("DELETE /api/v1/exemptions/a.b", 204, ""),
+        reply("GET /api/v1/exemptions", 200, &list),
+        reply("DELETE /api/v1/exemptions/a.b", 204, ""),
         problem("DELETE /api/v1/exemptions/none", 404, "there is no exemption none"),
     ]);
     assert_eq!(
@@ -230,7 +251,7 @@ c      namespace=ns-c             unreadable   for ever                       (b
     assert_eq!(api.asked().what, "GET /api/v1/exemptions");
     assert_eq!(api.run(&["exempt", "--list", "-o", "json"]).done(), format!("{list}\n"));
     api.asked();
-    assert_eq!(api.run(&["exempt", "--remove", "a.b"]).done(), "a.b is taken back\n");
+    assert_eq!(api.run(&["exempt", "--remove", "a.b"]).done(), "a.b is removed\n");
     let asked = api.asked();
     assert_eq!((&*asked.what, &*asked.body), ("DELETE /api/v1/exemptions/a.b", ""));
     assert_eq!(
@@ -290,10 +311,10 @@ enforcement.exemptions[0]                   withheld                   enforceme
 }
 
 #[test]
-fn a_reason_that_is_blank_or_too_long_is_bad_usage_for_every_act() {
+fn a_reason_that_is_blank_or_too_long_is_bad_usage_for_every_command() {
     let api = Api::new(Vec::new());
     let long = "\u{e9}".repeat(1025);
-    for act in [
+    for command in [
         &["approve", "i-1"][..],
         &["release", "i-1"],
         &["exempt", "--app", "web"],
@@ -304,12 +325,12 @@ fn a_reason_that_is_blank_or_too_long_is_bad_usage_for_every_act() {
         for (reason, what) in
             [("", "an empty reason"), (" \t", "an empty reason"), (&long, "a reason of 1025 characters")]
         {
-            let args: Vec<_> = act.iter().copied().chain(["--reason", reason]).collect();
+            let args: Vec<_> = command.iter().copied().chain(["--reason", reason]).collect();
             let error = api.run(&args).refused(2);
-            let said = format!(
-                "--reason: {what} is not allowed; allowed is a text of up to 1024 characters that is not blank"
+            let expected = format!(
+                "--reason: invalid value ({what}): expected a text of up to 1024 characters that is not blank"
             );
-            assert_eq!(error, said, "{act:?}");
+            assert_eq!(error, expected, "{command:?}");
         }
     }
     assert!(api.was_left_alone());
@@ -318,12 +339,16 @@ fn a_reason_that_is_blank_or_too_long_is_bad_usage_for_every_act() {
 #[test]
 fn the_mode_is_shown_and_changed() {
     let api = Api::new(vec![
-        said(
+        reply(
             "GET ",
             200,
             json!({"mode": "paused", "operators": "paused", "reason": "a bad rule", "by": "alice"}),
         ),
-        said("PUT ", 200, json!({"mode": "paused", "reason": "a bad rule", "by": "alice"})),
+        reply(
+            "PUT ",
+            200,
+            json!({"mode": "paused", "in_force": "paused", "reason": "a bad rule", "by": "alice"}),
+        ),
     ]);
     assert_eq!(api.run(&["mode"]).done(), "paused, as alice says: a bad rule\n");
     let asked = api.asked();
@@ -331,19 +356,19 @@ fn the_mode_is_shown_and_changed() {
     for (args, body) in [
         (&["pause", "--reason", "a bad rule"][..], json!({"mode": "paused", "reason": "a bad rule"})),
         (&["pause"], json!({"mode": "paused"})),
-        (&["mode", "dry-run"], json!({"mode": "dry-run"})),
+        (&["mode", "dry-run"], json!({"mode": "dry_run"})),
         (&["mode", "enforce", "--reason", "x"], json!({"mode": "enforce", "reason": "x"})),
     ] {
         assert_eq!(api.run(args).done(), "paused, as alice says: a bad rule\n");
         let asked = api.asked();
         assert_eq!((&*asked.what, asked.json()), ("PUT /api/v1/enforcement", body));
     }
-    let api = Api::only(200, json!({"mode": null, "in_force": "dry-run", "reason": null, "by": "alice"}));
+    let api = Api::only(200, json!({"mode": null, "in_force": "dry_run", "reason": null, "by": "alice"}));
     assert_eq!(
         api.run(&["resume"]).done(),
         "back to dry-run, the mode of the configuration, as alice says\n"
     );
     assert_eq!(api.asked().json(), json!({"mode": null}));
-    let api = Api::only(200, json!({"mode": "dry-run", "operators": null}));
+    let api = Api::only(200, json!({"mode": "dry_run", "operators": null}));
     assert_eq!(api.run(&["mode"]).done(), "dry-run, as the configuration says\n");
 }

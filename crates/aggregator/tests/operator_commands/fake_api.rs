@@ -1,4 +1,4 @@
-//! The API as it is played, the program, and what both say.
+//! A fake API with fixed replies, and the program.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -9,7 +9,6 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::IntoResponse;
-use procscan_core::state::IncidentStatus;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -36,8 +35,8 @@ impl Asked {
     }
 }
 
-/// What is answered to requests whose method and path begin so.
-pub(crate) struct Said {
+/// The reply to requests whose method and path begin with `to`.
+pub(crate) struct Reply {
     pub(crate) to: &'static str,
     pub(crate) status: u16,
     pub(crate) kind: &'static str,
@@ -45,17 +44,17 @@ pub(crate) struct Said {
     pub(crate) body: Vec<u8>,
 }
 
-pub(crate) fn said(to: &'static str, status: u16, body: impl Display) -> Said {
+pub(crate) fn reply(to: &'static str, status: u16, body: impl Display) -> Reply {
     let kind = if status < 400 { JSON } else { PROBLEM };
-    Said { to, status, kind, headers: &[], body: body.to_string().into_bytes() }
+    Reply { to, status, kind, headers: &[], body: body.to_string().into_bytes() }
 }
 
-pub(crate) fn problem(to: &'static str, status: u16, detail: &str) -> Said {
+pub(crate) fn problem(to: &'static str, status: u16, detail: &str) -> Reply {
     let title = StatusCode::from_u16(status).unwrap().canonical_reason();
-    said(to, status, json!({"type": "about:blank", "title": title, "status": status, "detail": detail}))
+    reply(to, status, json!({"type": "about:blank", "title": title, "status": status, "detail": detail}))
 }
 
-/// Plays the API on loopback.
+/// The fake API, on loopback.
 pub(crate) struct Api {
     pub(crate) address: SocketAddr,
     pub(crate) asked: Receiver<Asked>,
@@ -63,7 +62,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn new(answers: Vec<Said>) -> Self {
+    pub(crate) fn new(answers: Vec<Reply>) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (send, asked) = sync_channel(64);
@@ -75,7 +74,7 @@ impl Api {
                 let body = String::from_utf8(body.to_vec()).unwrap();
                 send.try_send(Asked { what: what.clone(), headers, body }).unwrap();
                 let answer = answers.iter().find(|answer| what.starts_with(answer.to));
-                let answer = answer.unwrap_or_else(|| panic!("nobody expects {what}"));
+                let answer = answer.unwrap_or_else(|| panic!("unexpected request: {what}"));
                 if answer.status == 0 {
                     std::future::pending::<()>().await;
                 }
@@ -95,7 +94,7 @@ impl Api {
 
     /// The same answer to everything.
     pub(crate) fn only(status: u16, body: impl Display) -> Self {
-        Self::new(vec![said("", status, body)])
+        Self::new(vec![reply("", status, body)])
     }
 
     pub(crate) fn url(&self) -> String {
@@ -127,7 +126,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// What it has printed, if it has done what it should without a word about it.
+    /// The output of a command that has succeeded without a note on standard error.
     pub(crate) fn done(self) -> String {
         assert_eq!((self.code, &*self.err), (0, ""), "{}", self.out);
         self.out
@@ -158,13 +157,16 @@ pub(crate) fn run(args: &[&str], environment: &[(&str, &str)]) -> Ran {
 }
 
 pub(crate) fn incident(name: &str, (kind, app): (&str, &str), state: &str) -> Value {
-    let status = json!({
+    json!({
+        "name": name, "app": {"namespace": "ns-a", "type": kind, "name": app},
         "state": state, "opened": "2026-01-02T10:00:00Z", "since": "2026-01-02T10:30:00.123456Z",
         "reason": "process `xmrig` in Pod web-0",
-    });
-    let _: IncidentStatus = serde_json::from_value(status.clone()).unwrap();
-    let mut incident = json!({"name": name, "app": {"namespace": "ns-a", "type": kind, "name": app}});
-    incident.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
+    })
+}
+
+/// The answer to a command that was carried out and has made `decision`.
+pub(crate) fn carried_out(mut incident: Value, decision: &str) -> Value {
+    incident["command"] = json!({"decision": decision});
     incident
 }
 

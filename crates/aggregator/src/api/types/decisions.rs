@@ -1,0 +1,78 @@
+//! `GET /api/v1/decisions`.
+
+use jiff::Timestamp;
+use procscan_core::names::{App, Text};
+use procscan_core::policy;
+use procscan_core::state::Declaration;
+use procscan_core::state::incident::{self, LoggedKind};
+use serde::{Deserialize, Serialize};
+
+use super::is_false;
+
+/// A page of the log of decisions.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DecisionPage {
+    /// The decisions, the latest first.
+    pub(crate) decisions: Vec<Decision>,
+    /// How many decisions follow this page.
+    #[serde(default)]
+    pub(crate) more: u64,
+}
+
+/// An entry of the log of decisions.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Decision {
+    pub(crate) at: Timestamp,
+    /// `None` if an operator has declared something for more than one App.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) app: Option<App>,
+    pub(crate) decision: LoggedKind,
+    pub(crate) actor: Text,
+    #[serde(default)]
+    pub(crate) reason: Text,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) dry_run: bool,
+    /// The incident that it is persisted with. Only the leader knows decisions that belong to no incident.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) incident: Option<String>,
+    /// The mode that was declared, if one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<Text>,
+    /// The name of the exemption that was made or removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exemption: Option<Text>,
+}
+
+impl Decision {
+    /// A decision of a persisted incident.
+    pub(crate) fn of_incident(incident: String, app: App, decision: incident::Decision) -> Self {
+        let incident::Decision { at, decision, actor, reason } = decision;
+        let (app, incident) = (Some(app), Some(incident));
+        Self { at, app, decision, actor, reason, dry_run: false, incident, mode: None, exemption: None }
+    }
+
+    /// A declaration for more than one App.
+    pub(crate) fn of_declaration(declaration: Declaration) -> Self {
+        let Declaration { at, decision, mode, exemption, actor, reason } = declaration;
+        let decision = LoggedKind::Other(decision.as_str().into());
+        // The log has the names of modes as the configuration writes them.
+        let mode = mode.map(|mode| mode.replace('-', "_").into());
+        Self { at, app: None, decision, actor, reason, dry_run: false, incident: None, mode, exemption }
+    }
+}
+
+impl From<policy::Decision> for Decision {
+    fn from(decision: policy::Decision) -> Self {
+        Self {
+            at: decision.at,
+            app: Some(decision.app),
+            decision: decision.kind.into(),
+            actor: decision.actor.name(),
+            reason: decision.reason,
+            dry_run: decision.dry_run,
+            incident: None,
+            mode: None,
+            exemption: None,
+        }
+    }
+}

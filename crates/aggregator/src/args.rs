@@ -8,9 +8,16 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-/// From a miner on any node to a closed gateway and a told tenant, within one round, and never a wrong block.
+/// The arguments of the program.
 #[derive(Debug, Parser)]
-#[command(name = "procscan-aggregator", version, arg_required_else_help = true)]
+#[command(
+    name = "procscan-aggregator",
+    version,
+    arg_required_else_help = true,
+    // An attribute keeps the full stop, which a comment loses.
+    about = "Collects forbidden-process reports from ProcScan agents, blocks the offending apps at the Higress gateway, and \
+             notifies their tenants."
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -23,7 +30,9 @@ pub(crate) enum Command {
   procscan-aggregator run --config config.yaml
   PROCSCAN_LOGGER__LEVEL=debug procscan-aggregator run")]
     Run(ConfigFile),
-    /// See it work on this machine: the reference agent on /proc, the whole aggregator, objects in a directory.
+    /// Run the service on this machine as a demonstration.
+    ///
+    /// The reference agent reads /proc, and the service writes its objects to a directory.
     #[command(after_help = "Examples:
   procscan-aggregator demo
   procscan-aggregator demo --nodes 50 --fault hang --fault endless
@@ -32,25 +41,33 @@ pub(crate) enum Command {
 Then, in another terminal:
   cp \"$(command -v sleep)\" xmrig && ./xmrig 300")]
     Demo(Demo),
-    /// Say whether a configuration is valid: exit code 0 if it is, 2 if not.
+    /// Check a configuration.
+    ///
+    /// The exit code is 0 if the configuration is valid, and 2 if not.
     #[command(after_help = "Example:
   procscan-aggregator check-config --config config.yaml")]
     CheckConfig(ConfigFile),
-    /// Ask every agent once and say what would change, and why: exit code 0 if nothing would, 3 if something would.
+    /// Ask every agent once, and print what would change and why.
+    ///
+    /// The exit code is 0 if nothing would change, and 3 otherwise.
     #[command(after_help = "Example:
   procscan-aggregator plan --config config.yaml
 
-Nothing is written. Only what one round shows counts, so nothing is released.")]
+Nothing is written. Only one round counts, so no App would be released.")]
     Plan(ConfigFile),
-    /// Replay recorded incidents under a configuration, and say which blocks would differ and why: exit code 0 if none would, 3 if
-    /// some would.
+    /// Replay the persisted incidents under a configuration, and print which blocks would differ and why.
+    ///
+    /// The exit code is 0 if no block would differ, and 3 otherwise.
     #[command(after_help = "Example:
   procscan-aggregator simulate --config new.yaml --since 24h
 
-Exemptions, protected namespaces, grace and brakes are judged anew, and the Exemptions that are kept count too. One that the service would withhold
-until it is confirmed has no effect. Nothing is written, and a running service is not disturbed.")]
+Exemptions, protected namespaces, grace and brakes are judged anew. The persisted Exemptions count, too. An exemption that the service
+would withhold until it is confirmed has no effect. The command reads the Incidents of the cluster, or a copy of the state file. So it
+writes nothing, and it does not disturb a running service.")]
     Simulate(Simulate),
-    /// Emergency stop: open the gateway to everybody and suspend the WasmPlugins, whether the service runs or not.
+    /// Open the gateway to all Apps in an emergency.
+    ///
+    /// The command opens and suspends the WasmPlugins. The service need not run.
     #[command(
         name = "unblock-all",
         after_help = "Example:
@@ -60,21 +77,23 @@ The service leaves a suspended WasmPlugin alone. To let it block again:
   kubectl annotate wasmplugins -n higress-system procscan-violations procscan-aggregator/suspend-"
     )]
     UnblockAll(ConfigFile),
-    /// Remove the service's objects from the cluster: the Notifications, then the WasmPlugins, and the Lease last. Stop
-    /// the service first: nothing is removed while a replica leads.
+    /// Remove the objects of the service from the cluster.
+    ///
+    /// The command removes the Notifications, then the WasmPlugins, and the Lease last. Stop the service before, because nothing is
+    /// removed while a replica leads.
     #[command(after_help = "Examples:
   procscan-aggregator uninstall --dry-run
   kubectl delete --cascade=foreground -f deploy/manifests/deployment.yaml && procscan-aggregator uninstall
 
-Removing a WasmPlugin makes the gateway drain its connections once.")]
+The gateway drains its connections once when a WasmPlugin is removed.")]
     Uninstall(Uninstall),
-    /// Print the definitions (CRDs) of our own kinds: Incident, Exemption, Enforcement.
+    /// Print the definitions (CRDs) of the kinds Incident, Exemption and Enforcement.
     #[command(after_help = "Example:
   procscan-aggregator crds | kubectl apply -f -
 
-They are in deploy/manifests/rbac.yaml too.")]
+The file deploy/manifests/rbac.yaml has them, too.")]
     Crds,
-    /// Run the reference node agent, on this machine's /proc or as a simulated fleet.
+    /// Run the reference node agent on the /proc of this machine, or a simulated fleet of agents.
     #[command(after_help = "Examples:
   procscan-aggregator agent --bind 0.0.0.0:9090
   procscan-aggregator agent --rules rules.yaml --host-namespace ns-demo
@@ -95,7 +114,7 @@ pub(crate) struct ConfigFile {
 pub(crate) struct Simulate {
     #[command(flatten)]
     pub(crate) file: ConfigFile,
-    /// How far to go back.
+    /// How far back the replay begins.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub(crate) since: Duration,
 }
@@ -104,27 +123,29 @@ pub(crate) struct Simulate {
 pub(crate) struct Uninstall {
     #[command(flatten)]
     pub(crate) file: ConfigFile,
-    /// Say what would be removed, and remove nothing.
+    /// Print what would be removed, and remove nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// How many simulated nodes there are beside this machine.
+    /// The number of simulated nodes beside this machine.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=65_000))]
     pub(crate) nodes: u32,
     /// The port of the HTTP API, on 127.0.0.1.
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     pub(crate) port: u16,
-    /// The directory that objects are written to. The state is beside it, in DIR-state. What an earlier demo has left in the two is
-    /// removed first. Files of other programs, and objects or a state that no demo has made, are never removed.
+    /// The directory that objects are written to. The state is beside it, in DIR-state. The objects and the state of an
+    /// earlier demo are removed first. Files of other programs, and objects or a state that no demo has made, are never
+    /// removed.
     #[arg(long, value_name = "DIR", default_value = "procscan-demo")]
     pub(crate) dir: PathBuf,
-    /// Go on from the objects and the state of the earlier demo: what it has blocked stays blocked.
+    /// Go on from the objects and the state of the earlier demo. Its blocks stay.
     #[arg(long)]
     pub(crate) keep: bool,
-    /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. A wrong one lists all.
+    /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. The error for an unknown fault lists
+    /// all faults.
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Vec<String>,
     /// The rules of the agent on this machine, in the upstream format.
@@ -138,39 +159,40 @@ pub(crate) struct Agent {
     /// root where /proc has hidepid) and the names of its Pods; otherwise it answers 503 with the reason.
     #[arg(long, value_name = "ADDRESS", default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090))]
     pub(crate) bind: SocketAddr,
-    /// How often processes, or simulated processes, are looked at.
+    /// The time between two scans of the processes, or of the simulated processes.
     #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = duration)]
     pub(crate) scan_interval: Duration,
     /// The rules: a configuration file of the agents in the field, or the manifest that holds it.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
-    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. For
-    /// machines that are no nodes of a cluster: the agent does not check then whether it sees everything.
+    /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. This is for
+    /// machines that are no nodes of a cluster, because the agent does not check then whether it sees all processes.
     #[arg(long, value_name = "NAMESPACE")]
     pub(crate) host_namespace: Option<String>,
     /// The proc file system.
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     pub(crate) proc: PathBuf,
-    /// The kubelet's directory of Pods' logs, by which Pods are known.
+    /// The kubelet's directory of Pods' logs. The agent takes the names of Pods from it.
     #[arg(long, value_name = "DIR", default_value = "/var/log/pods")]
     pub(crate) pods: PathBuf,
     /// The kubelet's directory of links to containers' logs. It is needed where the control groups of containers do not
     /// name their Pods.
     #[arg(long, value_name = "DIR", default_value = "/var/log/containers")]
     pub(crate) containers: PathBuf,
-    /// Play so many nodes instead, each with a loopback address of its own from 127.64.0.1 on, at the port of --bind.
+    /// Simulate so many nodes instead, each with its own loopback address from 127.64.0.1 on, at the port of --bind.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_000))]
     pub(crate) simulate: Option<u32>,
     /// The address of the first simulated node.
     #[arg(long, value_name = "ADDRESS", default_value_t = Ipv4Addr::new(127, 64, 0, 1), requires = "simulate")]
     pub(crate) base: Ipv4Addr,
-    /// How many offenders each simulated node has.
+    /// The number of offenders on each simulated node.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "simulate")]
     pub(crate) offenders: usize,
-    /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. A wrong one lists all.
+    /// Give the last simulated nodes a fault, as `BEHAVIOUR[:COUNT]`; may be repeated. The error for an unknown fault lists
+    /// all faults.
     #[arg(long, value_name = "FAULT", requires = "simulate")]
     pub(crate) fault: Vec<String>,
-    /// Play a scenario on the simulated nodes.
+    /// Play a script on the simulated nodes.
     #[arg(long, value_name = "FILE", requires = "simulate")]
     pub(crate) script: Option<PathBuf>,
     /// Write the simulated nodes to a file that `discovery.mode: file` reads.
@@ -181,6 +203,6 @@ pub(crate) struct Agent {
 fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("allowed is a duration with its unit, such as 60s or 5m".to_owned()),
+        _ => Err("expected a duration with its unit, such as 60s or 5m".to_owned()),
     }
 }

@@ -1,5 +1,5 @@
-//! ProcScan Aggregator: from a miner on any node to a closed gateway and a told tenant, within one round, and never a wrong
-//! block.
+//! ProcScan Aggregator: collects forbidden-process reports from ProcScan agents, blocks the offending apps at the Higress
+//! gateway, and notifies their tenants.
 //!
 //! Data flows in one direction:
 //!

@@ -163,6 +163,10 @@ fn bad_usage_is_exit_code_2_and_help_has_examples() {
         assert_eq!(code, Some(2), "{args:?}: {stderr}");
         assert!(stderr.starts_with("error: "), "{stderr}");
     }
+    let help = Command::new(PROGRAM).arg("--help").output().unwrap();
+    let begins = "Collects forbidden-process reports from ProcScan agents, blocks the offending apps at the Higress gateway, \
+                  and notifies their tenants.\n";
+    assert!(String::from_utf8(help.stdout).unwrap().starts_with(begins));
     for command in ["run", "demo", "check-config", "agent"] {
         let help = Command::new(PROGRAM).args([command, "--help"]).output().unwrap();
         assert!(help.status.success());

@@ -61,8 +61,8 @@ fn place(entry: &DecisionEntry) -> Place {
     // The same in every replica of this version.
     let mut hasher = DefaultHasher::new();
     (&entry.reason, &entry.mode, &entry.exemption).hash(&mut hasher);
-    let (app, decision, actor) = (entry.app.clone(), entry.decision.clone(), entry.actor.clone());
-    Reverse((entry.at, app, decision, entry.dry_run, actor, hasher.finish()))
+    let (app, kind, actor) = (entry.app.clone(), entry.kind.clone(), entry.actor.clone());
+    Reverse((entry.at, app, kind, entry.dry_run, actor, hasher.finish()))
 }
 
 /// The latest first.
@@ -189,7 +189,7 @@ impl Latest {
     }
 
     fn fingerprint(&self, entry: &DecisionEntry) -> u64 {
-        self.hasher.hash_one((entry.at, &entry.app, entry.decision.as_str()))
+        self.hasher.hash_one((entry.at, &entry.app, entry.kind.as_str()))
     }
 
     fn add(&mut self, entry: DecisionEntry) {
@@ -268,7 +268,7 @@ impl Filter {
             None => self.namespace.is_none() && self.name.is_none(),
         };
         is_wanted
-            && self.decision.is_none_or(|wanted| entry.decision.as_str() == wanted)
+            && self.decision.is_none_or(|wanted| entry.kind.as_str() == wanted)
             && self.actor.as_ref().is_none_or(|wanted| **wanted == *entry.actor)
             && self.since.is_none_or(|since| entry.at >= since)
             && self.until.is_none_or(|until| entry.at < until)

@@ -52,7 +52,7 @@ fn length_without_claim(record: &Record) -> usize {
     RECORD_OVERHEAD + texts.map(str::len).iter().sum::<usize>()
 }
 
-/// A list in pieces of about [`PIECE`] bytes.
+/// A list in pieces of about [`PIECE_BYTES`] bytes.
 #[derive(Debug)]
 pub(super) struct Pieces {
     /// The length of the whole list, in bytes.

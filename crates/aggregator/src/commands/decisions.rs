@@ -29,13 +29,13 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
         return Ok(());
     }
     let mut table = Table::new(["TIME", "APP", "DECISION", "ACTOR", "REASON"]);
-    for Decision { at, app, exemption, decision, actor, reason, dry_run, .. } in &decisions {
+    for Decision { at, app, exemption, kind, actor, reason, dry_run, .. } in &decisions {
         let of = match (app, exemption) {
             (Some(app), _) => app.to_string(),
             (None, Some(exemption)) => format!("(exemption {exemption})"),
             (None, None) => "(all)".to_owned(),
         };
-        let decision = format!("{}{}", decision.as_str(), if *dry_run { " (dry-run)" } else { "" });
+        let decision = format!("{}{}", kind.as_str(), if *dry_run { " (dry-run)" } else { "" });
         table.push([&printed::time(*at), &of, &decision, actor, reason]);
     }
     printed::print(&table.to_string())?;

@@ -173,11 +173,11 @@ fn evidence(by: ClearedBy) -> EvidenceStatus {
 }
 
 fn texts() -> Vec<Text> {
-    vec!["Text".into()]
+    vec![text()]
 }
 
-fn text() -> Option<Text> {
-    Some("Text".into())
+fn text() -> Text {
+    "Text".into()
 }
 
 fn grace() -> Grace {
@@ -212,7 +212,7 @@ fn add_parts(status: &mut IncidentStatus, n: usize) {
         doubted: Some(DoubtedClock { time: at(1), since: at(1) }),
         latest_over: some,
     });
-    status.brake = Some(HeldBy { since: at(1), brake, of: text() });
+    status.brake = Some(HeldBy { since: at(1), brake, of: Some(text()) });
     status.evidence = cleared.map(evidence).into();
     status.inherited = Some(vec![PodProcess { pod: "web-0".into(), process: "XMRig".into() }]);
     status.cleared = Some(cleared[n % cleared.len()]);
@@ -221,11 +221,16 @@ fn add_parts(status: &mut IncidentStatus, n: usize) {
         at: at(1),
         passed: false,
         accusers: vec![Accuser { node: "n1".into(), rule: "^X".into() }],
-        held: vec![Scope { brake, of: text() }],
+        held: vec![Scope { brake, of: Some(text()) }],
     });
     status.release_due = Some(ReleaseDue { at: at(1), passed: true, proven: true });
-    let release =
-        StickyRelease { process: text(), rule: text(), until: at(9), until_by_clock: some, by: "a".into() };
+    let release = StickyRelease {
+        process: Some(text()),
+        rule: Some(text()),
+        until: at(9),
+        until_by_clock: some,
+        by: "a".into(),
+    };
     status.releases = vec![release];
 }
 
@@ -259,7 +264,7 @@ fn incident(n: usize, state: IncidentState) -> Incident {
             otherwise: Some(texts()),
             left_open: texts(),
             once_closed: texts(),
-            nothing_closed: text(),
+            nothing_closed: Some(text()),
         },
         origins: texts(),
         formerly: vec![app.clone()],
@@ -352,7 +357,7 @@ async fn answers() -> Vec<(String, Value)> {
     let part = json!({"regex": "^X"});
     let date = "2999-01-01T00:00:00Z";
     let exempt = json!({"id": "all", "namespace": part, "app": all, "process": all, "rule": part, "reason": "Why",
-        "confirm": 9, "until": (Timestamp::now() + std::time::Duration::from_secs(3600))});
+        "confirm": 9, "until": (Timestamp::now() + std::time::Duration::from_hours(1))});
     for (method, path, body) in [
         (Method::POST, "exemptions", exempt),
         (Method::PUT, "enforcement", json!({"mode": "dry_run", "reason": "Why"})),

@@ -26,7 +26,8 @@ pub(crate) struct Decision {
     /// `None` if an operator has declared something for more than one App.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) app: Option<App>,
-    pub(crate) decision: LoggedKind,
+    #[serde(rename = "decision")]
+    pub(crate) kind: LoggedKind,
     pub(crate) actor: Text,
     #[serde(default)]
     pub(crate) reason: Text,
@@ -46,18 +47,18 @@ pub(crate) struct Decision {
 impl Decision {
     /// A decision of a persisted incident.
     pub(crate) fn of_incident(incident: String, app: App, decision: incident::Decision) -> Self {
-        let incident::Decision { at, decision, actor, reason } = decision;
+        let incident::Decision { at, decision: kind, actor, reason } = decision;
         let (app, incident) = (Some(app), Some(incident));
-        Self { at, app, decision, actor, reason, dry_run: false, incident, mode: None, exemption: None }
+        Self { at, app, kind, actor, reason, dry_run: false, incident, mode: None, exemption: None }
     }
 
     /// A declaration for more than one App.
     pub(crate) fn of_declaration(declaration: Declaration) -> Self {
         let Declaration { at, decision, mode, exemption, actor, reason } = declaration;
-        let decision = LoggedKind::Other(decision.as_str().into());
+        let kind = LoggedKind::Other(decision.as_str().into());
         // The log has the names of modes as the configuration writes them.
         let mode = mode.map(|mode| mode.replace('-', "_").into());
-        Self { at, app: None, decision, actor, reason, dry_run: false, incident: None, mode, exemption }
+        Self { at, app: None, kind, actor, reason, dry_run: false, incident: None, mode, exemption }
     }
 }
 
@@ -66,7 +67,7 @@ impl From<policy::Decision> for Decision {
         Self {
             at: decision.at,
             app: Some(decision.app),
-            decision: decision.kind.into(),
+            kind: decision.kind.into(),
             actor: decision.actor.name(),
             reason: decision.reason,
             dry_run: decision.dry_run,

@@ -7,7 +7,6 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use procscan_core::decision::Mode;
 use procscan_core::names::Text;
 use procscan_core::policy::Withheld;
 use procscan_core::state::EnforcementSpec;

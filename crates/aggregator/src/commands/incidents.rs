@@ -1,7 +1,7 @@
 //! `incidents`: the list of incidents, and the incident that an operator means.
 
-use procscan_core::names::{App, AppParts};
 use procscan_core::decision::DecisionKind;
+use procscan_core::names::{App, AppParts};
 
 use super::CommandError;
 use super::client::{Client, Endpoint};

@@ -2,7 +2,7 @@
 
 use hyper::{Method, StatusCode};
 use jiff::Timestamp;
-use procscan_core::policy;
+use procscan_core::decision;
 use serde::Serialize;
 
 use super::CommandError;
@@ -114,7 +114,7 @@ async fn enforce(
 
 /// The name of a mode on the command line.
 fn name(mode: Mode) -> &'static str {
-    mode_name(policy::Mode::from(mode))
+    mode_name(decision::Mode::from(mode))
 }
 
 /// Which operator has declared a mode, and why.

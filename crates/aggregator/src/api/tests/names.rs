@@ -194,7 +194,7 @@ fn grace() -> Grace {
 }
 
 /// The log of an incident, with each kind of decision.
-fn log() -> Vec<incident::Decision> {
+fn log() -> Vec<incident::IncidentDecision> {
     let decision = |kind| json!({"at": at(4), "decision": kind, "actor": "policy", "reason": "Why"});
     let of_incidents = &crate::wire_names::DECISIONS[..11];
     of_incidents.iter().map(|kind| serde_json::from_value(decision(kind)).unwrap()).collect()

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use procscan_core::names::{App, Text};
-use procscan_core::policy;
+use procscan_core::decision;
 use procscan_core::state::Declaration;
 use procscan_core::state::incident::{self, LoggedKind};
 use serde::{Deserialize, Serialize};
@@ -46,8 +46,8 @@ pub(crate) struct Decision {
 
 impl Decision {
     /// A decision of a persisted incident.
-    pub(crate) fn of_incident(incident: String, app: App, decision: incident::Decision) -> Self {
-        let incident::Decision { at, decision: kind, actor, reason } = decision;
+    pub(crate) fn of_incident(incident: String, app: App, decision: incident::IncidentDecision) -> Self {
+        let incident::IncidentDecision { at, decision: kind, actor, reason } = decision;
         let (app, incident) = (Some(app), Some(incident));
         Self { at, app, kind, actor, reason, dry_run: false, incident, mode: None, exemption: None }
     }
@@ -62,8 +62,8 @@ impl Decision {
     }
 }
 
-impl From<policy::Decision> for Decision {
-    fn from(decision: policy::Decision) -> Self {
+impl From<decision::Decision> for Decision {
+    fn from(decision: decision::Decision) -> Self {
         Self {
             at: decision.at,
             app: Some(decision.app),

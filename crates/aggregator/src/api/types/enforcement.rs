@@ -1,6 +1,6 @@
 //! `GET` and `PUT /api/v1/enforcement`.
 
-use procscan_core::policy;
+use procscan_core::decision;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
@@ -26,17 +26,17 @@ impl<'de> Deserialize<'de> for Mode {
     }
 }
 
-impl From<policy::Mode> for Mode {
-    fn from(mode: policy::Mode) -> Self {
+impl From<decision::Mode> for Mode {
+    fn from(mode: decision::Mode) -> Self {
         match mode {
-            policy::Mode::Enforce => Self::Enforce,
-            policy::Mode::DryRun => Self::DryRun,
-            policy::Mode::Paused => Self::Paused,
+            decision::Mode::Enforce => Self::Enforce,
+            decision::Mode::DryRun => Self::DryRun,
+            decision::Mode::Paused => Self::Paused,
         }
     }
 }
 
-impl From<Mode> for policy::Mode {
+impl From<Mode> for decision::Mode {
     fn from(mode: Mode) -> Self {
         match mode {
             Mode::Enforce => Self::Enforce,

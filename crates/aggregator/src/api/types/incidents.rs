@@ -3,8 +3,8 @@
 mod parts;
 
 use jiff::Timestamp;
-use procscan_core::names::{App, Text};
 use procscan_core::decision::DecisionKind;
+use procscan_core::names::{App, Text};
 use procscan_core::state;
 use procscan_core::state::incident::{self, LoggedKind};
 use serde::{Deserialize, Serialize};

@@ -299,7 +299,7 @@ impl From<incident::StickyRelease> for StickyRelease {
     }
 }
 
-/// An entry of the incident's own log: see [`incident::Decision`].
+/// An entry of the incident's own log: see [`incident::IncidentDecision`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LoggedDecision {
     at: Timestamp,
@@ -308,8 +308,8 @@ pub(super) struct LoggedDecision {
     reason: Text,
 }
 
-impl From<incident::Decision> for LoggedDecision {
-    fn from(incident::Decision { at, decision, actor, reason }: incident::Decision) -> Self {
+impl From<incident::IncidentDecision> for LoggedDecision {
+    fn from(incident::IncidentDecision { at, decision, actor, reason }: incident::IncidentDecision) -> Self {
         Self { at, decision, actor, reason }
     }
 }

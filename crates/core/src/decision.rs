@@ -1,4 +1,4 @@
-//! What was decided, by whom and why: the entries of the log.
+//! Decisions: the entries of the log, each with its actor and its reason.
 
 use std::fmt;
 
@@ -26,15 +26,15 @@ pub enum Mode {
 pub struct Decision {
     /// When, by our own wall clock.
     pub at: Timestamp,
-    /// Of which App.
+    /// The App.
     pub app: App,
-    /// What.
+    /// What was decided.
     pub kind: DecisionKind,
-    /// By whom.
+    /// The actor: the rules or an operator.
     pub actor: Actor,
     /// Why, for people. Tenants' texts in it are escaped.
     pub reason: Text,
-    /// Whether it was made in dry-run, and so had no effect.
+    /// Whether the decision was made in dry-run and had no effect.
     pub dry_run: bool,
 }
 
@@ -42,9 +42,9 @@ pub struct Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DecisionKind {
-    /// Blocked already when nothing was kept of it: by an earlier version, or before what was kept was lost.
+    /// A block that no persisted incident explains: an earlier version made it, or the incident was lost.
     Inherited,
-    /// The tenant is told first; the block follows after the grace.
+    /// The tenant is warned. The block follows after the grace.
     Warned,
     /// Blocked.
     Blocked,
@@ -56,13 +56,13 @@ pub enum DecisionKind {
     ReleaseHeld,
     /// An operator approved what a brake held.
     Approved,
-    /// Not enforced, because an exemption or a release covers it, or the namespace is not to be touched.
+    /// Not enforced, because an exemption or a release covers it, or the namespace may not be blocked.
     Exempted,
-    /// Not believed: a node accused a Pod that does not run on it.
+    /// Not believed, because a node accused a Pod that does not run on it.
     Disputed,
     /// The incident is over without a block.
     Closed,
-    /// An operator's act that had no effect, and why.
+    /// An operator's command that had no effect, and why.
     Refused,
 }
 
@@ -85,17 +85,17 @@ impl DecisionKind {
     }
 }
 
-/// Who decided.
+/// The actor of a decision.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Actor {
     /// The rules.
     Policy,
-    /// A person, by the name that they are authenticated with.
+    /// An operator, by the authenticated name.
     Operator(Text),
 }
 
-/// How the rules are called where actors have names.
+/// The name of the rules in the log.
 const POLICY: &str = "policy";
 
 impl Actor {

@@ -1,19 +1,20 @@
-//! Trees that are as full as can be.
+//! Rebuilds trees that have grown, so that their nodes are full.
 //!
-//! A tree that has grown is half empty: each node that is full becomes two. Where a tree has an entry for each App or record, that is as
-//! much again as what is in it, and a tree that is made at once has only full nodes.
+//! A tree that has grown is half empty, because each node that is full becomes two. If a tree has an entry for each
+//! App or record, the empty half takes as much memory as the entries. A tree that is made at once has only full
+//! nodes.
 
 use std::collections::BTreeMap;
 
-/// By which part a tree has to grow before it is made anew: so it is seldom, however it grows.
+/// A tree is rebuilt when it has grown by one in so many entries, so that rebuilds are rare.
 const MIN_GROWTH_SHARE: usize = 8;
 
-/// How many entries a tree had when it was last made anew, or has had since if that is less.
+/// How many entries a tree had when it was last rebuilt, or has had since if that is less.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Dense(usize);
 
 impl Dense {
-    /// Makes `tree` anew if it has grown.
+    /// Rebuilds `tree` if it has grown.
     pub(crate) fn fill<K: Ord, V>(&mut self, tree: &mut BTreeMap<K, V>) {
         if tree.len() <= self.0 + self.0 / MIN_GROWTH_SHARE {
             self.0 = self.0.min(tree.len());
@@ -29,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_is_made_anew_only_when_it_has_grown_and_has_the_same_entries() {
+    fn a_tree_is_rebuilt_only_when_it_has_grown_and_has_the_same_entries() {
         let (mut dense, mut tree, mut times) = (Dense::default(), BTreeMap::new(), 0);
         for n in 0..10_000 {
             tree.insert(n, n.to_string());

@@ -1,4 +1,4 @@
-//! What operators have declared not to be enforced: which accusations an exemption covers.
+//! Exemptions: accusations that operators have declared not to be enforced.
 
 use std::collections::BTreeSet;
 
@@ -18,10 +18,10 @@ pub fn is_too_far(until: Timestamp, now: Timestamp) -> bool {
     until.duration_since(now) > MAX_AHEAD
 }
 
-/// Accusations that are shown but not enforced. All given parts must match.
+/// Accusations that are shown but not enforced. An accusation is covered if all given parts match.
 #[derive(Clone, Debug)]
 pub struct Exemption {
-    /// Where it is declared, for people: `Exemption NAME`, or its place in the configuration.
+    /// Where the exemption is declared, for people: `Exemption NAME`, or its place in the configuration.
     pub place: String,
     /// The tenant's namespace.
     pub namespace: Option<Pattern>,
@@ -29,13 +29,14 @@ pub struct Exemption {
     pub app: Option<Pattern>,
     /// The process name.
     pub process: Option<Pattern>,
-    /// The regular expression that matched. An accusation without one, by a keyword, is covered by `process` only.
+    /// The regular expression that matched. An accusation by a keyword has none, so only `process` can cover it.
     pub rule: Option<Pattern>,
     /// Why, for people.
     pub reason: String,
     /// Until when, by our own wall clock; forever if absent.
     pub until: Option<Timestamp>,
-    /// The number of tenants with blocked Apps that an operator allows it to open; needed beyond `brake.max_releases`.
+    /// The number of tenants with blocked Apps that an operator allows the exemption to open; needed beyond
+    /// `brake.max_releases`.
     pub confirm: Option<usize>,
 }
 
@@ -44,23 +45,23 @@ impl Exemption {
         [&self.namespace, &self.app, &self.process, &self.rule].map(Option::as_ref)
     }
 
-    /// Whether no part is given, so that it covers nothing.
+    /// Whether no part is given, so that the exemption covers nothing.
     pub fn is_empty(&self) -> bool {
         self.parts().iter().all(Option::is_none)
     }
 
-    /// Whether its namespace and App parts match `app`; it does not look at `until`. An exemption without parts may
-    /// cover anything.
+    /// Whether its namespace and App parts match `app`, whatever its `until`. An exemption without parts may cover
+    /// any App.
     pub fn may_cover(&self, app: &App) -> bool {
         let parts = [(&self.namespace, &app.namespace), (&self.app, &app.name)];
         parts.iter().all(|(pattern, text)| pattern.as_ref().is_none_or(|pattern| pattern.matches(text)))
     }
 
-    /// Whether it covers `record` as an accusation of `app`; it does not look at `until`. An exemption without parts
-    /// covers nothing.
+    /// Whether it covers `record` as an accusation of `app`, whatever its `until`. An exemption without parts covers
+    /// nothing.
     ///
-    /// A record without a regular expression, by a keyword, is not covered by an exemption with a `rule`: a tenant could give its process
-    /// the text of the rule as a name.
+    /// An exemption with a `rule` does not cover a record without a regular expression, by a keyword. Otherwise a
+    /// tenant could give its process the text of the rule as a name.
     pub fn covers(&self, app: &App, record: &Record) -> bool {
         self.covers_accusation(
             app,
@@ -69,7 +70,7 @@ impl Exemption {
         )
     }
 
-    /// Whether it covers all accusations of `app`, whatever their process and rule; it does not look at `until`.
+    /// Whether it covers all accusations of `app`, whatever their process and rule and its `until`.
     pub(crate) fn covers_app(&self, app: &App) -> bool {
         self.process.is_none() && self.rule.is_none() && self.covers_accusation(app, "", None)
     }
@@ -84,24 +85,26 @@ impl Exemption {
     /// How many tenants have blocks in `plan` that it would open.
     pub fn opens(&self, plan: &Plan) -> usize {
         let is_opened = |block: &&Block| {
-            let of_grounds = block.grounds.iter().map(|accepted| {
-                (&accepted.key.process, Some(&*accepted.rule).filter(|_| !accepted.by_keyword))
+            let of_accusations = block.grounds.iter().map(|accusation| {
+                (&accusation.key.process, Some(&*accusation.rule).filter(|_| !accusation.by_keyword))
             });
             let left = block.left.iter().map(|key| (&key.process, None));
-            of_grounds.chain(left).all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
+            of_accusations
+                .chain(left)
+                .all(|(process, rule)| self.covers_accusation(&block.app, process, rule))
         };
         let opened = plan.blocks.iter().map(|block| &**block).filter(is_opened);
         opened.map(|block| &block.app.namespace).collect::<BTreeSet<&Text>>().len()
     }
 
-    /// How many tenants it may open at once.
-    /// `max_releases` is the number that brakes let through (`brake.max_releases`).
+    /// How many tenants it may open at once. `max_releases` is the number that brakes let through
+    /// (`brake.max_releases`).
     pub fn may_open(&self, max_releases: usize) -> usize {
-        // At least one, as many as a release by an operator opens.
+        // At least one, because a release by an operator opens one.
         max_releases.max(1).max(self.confirm.unwrap_or(0))
     }
 
-    /// All that decides its effect: a changed exemption counts as another one.
+    /// All fields that decide its effect. A changed exemption counts as another one.
     pub(crate) fn identity(&self) -> String {
         let Self { place, until, confirm, .. } = self;
         let parts = self.parts().map(|part| part.map(Pattern::text));
@@ -114,7 +117,7 @@ impl Exemption {
     }
 }
 
-/// A text to match: as a whole, or by a regular expression.
+/// Matches a text: as a whole, or by a regular expression.
 #[derive(Clone, Debug)]
 pub enum Pattern {
     /// The whole text, byte for byte.
@@ -132,7 +135,7 @@ impl Pattern {
         }
     }
 
-    /// Whether it is a regular expression, and its text.
+    /// Whether the pattern is a regular expression, and its text.
     fn text(&self) -> (bool, &str) {
         match self {
             Self::Exact(exact) => (false, exact),

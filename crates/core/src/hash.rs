@@ -1,4 +1,5 @@
-//! Hashes that give the same value in every version of this program: names of objects and shards depend on them.
+//! Hashes that give the same value in every version of this program, because names of objects and shards depend on
+//! them.
 
 /// FNV-1a, 64 bits, over the parts with a separator that no part can imitate.
 pub(crate) fn stable_hash(parts: &[&str]) -> u64 {

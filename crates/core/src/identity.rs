@@ -1,7 +1,9 @@
-//! Which App a Pod belongs to, and which Services expose it: by what the Pod itself says, never by what an agent says.
+//! Which App a Pod belongs to, and which Services expose it: by the Pod's own labels and owners, never by an agent's
+//! report.
 //!
-//! Shaped by how Sealos (`labring/sealos`) marks what it makes: Pods of its apps carry `app`, Pods of its devboxes
-//! `app.kubernetes.io/part-of: devbox` (older ones `devbox.sealos.io/name`); Services carry the name of what they were made for.
+//! The rules follow the marks of Sealos (`labring/sealos`). Pods of its apps carry `app`, and Pods of its devboxes
+//! `app.kubernetes.io/part-of: devbox` (older ones `devbox.sealos.io/name`). Services carry the name of the App that
+//! they were made for.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,7 @@ use crate::names::{App, Text};
 /// Labels, by name.
 pub type Labels = BTreeMap<String, String>;
 
-/// Who made a Pod: its controller.
+/// The controller that made a Pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner<'a> {
     /// Its kind, such as `ReplicaSet`.
@@ -21,7 +23,7 @@ pub struct Owner<'a> {
     pub name: &'a str,
 }
 
-/// What a Pod says of itself, as far as it names its App.
+/// The marks by which a Pod names its App.
 #[derive(Clone, Copy, Debug)]
 pub struct Marks<'a> {
     /// Its labels.
@@ -34,8 +36,8 @@ pub struct Marks<'a> {
 
 /// The App that a Pod belongs to.
 ///
-/// Never empty: a Pod without any mark is an App of its own. Pods with different marks are never joined by a guess:
-/// splitting an App only delays a block, but joining two Apps blocks an innocent one.
+/// A Pod without any mark is an App of its own. Pods with different marks are never joined by a guess. Splitting an
+/// App only delays a block, but joining two Apps blocks an innocent one.
 pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {
     let label = |name: &str| marks.label(name);
     let old_devbox = label("devbox.sealos.io/name");
@@ -49,7 +51,7 @@ pub fn app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> App {
     App::new(namespace, "app", name)
 }
 
-/// The App that earlier versions of this program assigned the Pod to, if it is another one: for them
+/// The App that earlier versions of this program assigned the Pod to, if it is another one. In those versions
 /// `app.kubernetes.io/name` came before the instance, and they guessed a controller's suffix.
 pub fn earlier_app_of(namespace: &str, pod: &str, marks: Marks<'_>) -> Option<App> {
     let now = app_of(namespace, pod, marks);
@@ -71,8 +73,8 @@ fn guessed_workload(owner: Owner<'_>) -> &str {
     cut.map_or(owner.name, |(name, _)| name)
 }
 
-/// What made the Pod, as `Kind/name`: the same for the Pods that follow it, whatever their labels. A Pod without a
-/// controller counts as its own origin.
+/// What made the Pod, as `Kind/name`. It is the same for the Pods that follow, whatever their labels. A Pod without a
+/// controller is its own origin.
 pub fn origin_of(pod: &str, marks: Marks<'_>) -> Text {
     match (marks.owner, marks.workload()) {
         (Some(owner), Some(workload)) => format!("{}/{workload}", owner.kind).into(),
@@ -80,7 +82,7 @@ pub fn origin_of(pod: &str, marks: Marks<'_>) -> Text {
     }
 }
 
-/// The longest time between the minute when a CronJob's Job was due and the creation of a Pod of it: a Job may wait,
+/// The longest time between the minute when a CronJob's Job was due and the creation of a Pod of it. A Job may wait,
 /// and its Pods may be retried.
 const LATE_JOB: SignedDuration = SignedDuration::from_hours(24);
 /// How far the CronJob controller's clock may be ahead of the API server's.
@@ -91,8 +93,8 @@ impl<'a> Marks<'a> {
         self.labels.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// The workload behind the controller, since a Deployment's ReplicaSets and a CronJob's Jobs come and go. The
-    /// suffix is cut off only where the Pod proves that Kubernetes made it: tenants choose names such as
+    /// The workload behind the controller, because a Deployment's ReplicaSets and a CronJob's Jobs come and go. The
+    /// suffix is cut off only if the Pod proves that Kubernetes made it, because tenants choose names such as
     /// `shop-payments` and `import-20260101`.
     fn workload(&self) -> Option<&'a str> {
         let owner = self.owner?;
@@ -119,7 +121,7 @@ impl<'a> Marks<'a> {
     }
 }
 
-/// A Service, as far as it says whom it exposes.
+/// A Service, with the fields that decide which Apps it exposes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Its name.
@@ -131,9 +133,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether it sends traffic to `app`, whose Pods have these `labels`.
-    /// Headless Services count too, because an Ingress can name one as its backend. Where a Service has a selector, the
-    /// selector decides, and its label is ignored: a tenant can put any label on any Service of its own.
+    /// Whether the Service sends traffic to `app`, whose Pods have these labels. Headless Services count too, because
+    /// an Ingress can name one as its backend. If a Service has a selector, only the selector decides, because a
+    /// tenant can put any label on any Service of its own.
     pub fn exposes<'a>(&self, app: &App, pods: impl IntoIterator<Item = &'a Labels>) -> bool {
         if self.selector.is_empty() {
             return self.is_made_for(app);
@@ -141,8 +143,8 @@ impl Service {
         pods.into_iter().any(|pod| self.selects(pod))
     }
 
-    /// Whether its selector matches a Pod with these labels. An empty selector matches nothing: the tenant makes the
-    /// endpoints by hand.
+    /// Whether its selector matches a Pod with these labels. An empty selector matches nothing, because the tenant
+    /// makes the endpoints by hand.
     pub fn selects(&self, pod: &Labels) -> bool {
         !self.selector.is_empty() && self.selector.iter().all(|(name, value)| pod.get(name) == Some(value))
     }
@@ -189,7 +191,7 @@ mod tests {
     const NAME: &str = "app.kubernetes.io/name";
 
     #[test]
-    fn an_app_is_named_by_the_first_mark_that_there_is() {
+    fn an_app_is_named_by_the_first_mark_of_its_pods() {
         let devbox = ("app.kubernetes.io/part-of", "devbox");
         let named = (NAME, "dev");
         let owner = Some(("StatefulSet", "y"));
@@ -250,7 +252,7 @@ mod tests {
             let name = format!("backup-{}", midnight - minutes);
             assert_eq!(of(&name), is("app", if is_cron { "backup" } else { &name }), "{minutes}");
         }
-        // Named by hand: a date, a counter, the seconds since 1970; and what no number is.
+        // Named by hand: a date, a counter, the seconds since 1970; and texts that are no numbers.
         for name in [
             "import-20260101",
             "import-20261128",
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_a_pod_stays_the_same_when_its_labels_change() {
+    fn the_origin_of_a_pod_stays_the_same_when_its_labels_change() {
         let created = "2026-11-28T00:00:00Z".parse().ok();
         let of = |pairs: &[(&str, &str)], owner: Option<(&str, &str)>| {
             let owner = owner.map(|(kind, name)| Owner { kind, name });
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_earlier_versions_took_a_pod_for_is_known_where_it_is_another_app() {
+    fn the_app_that_earlier_versions_assigned_is_known_if_it_is_another_one() {
         let of = |pairs: &[(&str, &str)], owner: Option<(&str, &str)>| {
             let owner = owner.map(|(kind, name)| Owner { kind, name });
             let marks = Marks { labels: &labels(pairs), owner, created: None };
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_says_nothing_of_a_service_that_selects_other_pods() {
+    fn the_label_of_a_service_that_selects_other_pods_is_ignored() {
         let web = App::new("ns-a", "app", "web");
         let (pod, innocent) = (labels(&[("app", "web")]), labels(&[("app", "shop")]));
         let mislabelled = Service {

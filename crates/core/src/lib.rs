@@ -9,15 +9,15 @@
 //! * [`report`]: what one agent answered in one round, decoded tolerantly and within limits.
 //! * [`ledger`]: what is known of every violation over time; presence and absence both need evidence.
 //! * [`snapshot`]: the immutable read view of the ledger, with its coverage.
-//! * [`identity`]: which App a Pod belongs to, by what the Pod itself says.
-//! * [`policy`]: decides who is blocked and who is told, with a reason for each decision.
-//! * [`plan`]: what the policy wants to be true outside.
+//! * [`identity`]: which App a Pod belongs to, by the Pod's own labels and owners.
+//! * [`policy`]: decides which Apps are blocked and which tenants are notified, with a reason for each decision.
+//! * [`plan`]: the desired blocks and notifications.
 //! * [`resources`]: the plan as Kubernetes objects.
 //! * [`shares`]: how a limited amount is shared among many.
 //! * [`size`]: sizes in bytes as operators write them.
-//! * [`state`]: what is kept of incidents, exemptions and operators' acts, so that a restart forgets nothing.
+//! * [`state`]: the persisted form of incidents, exemptions and the mode, so that a restart forgets nothing.
 //!
-//! Time is always passed in, as a [`Moment`]: whoever calls decides what time it is.
+//! Time is always passed in, as a [`Moment`]: the caller reads the clocks.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,4 +1,4 @@
-//! The names that things go by: nodes, pods, violations' keys and Apps.
+//! The names of nodes, Pods, violations and Apps.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// Shared immutable text: cloned by reference count, because the same names appear in ledger, snapshot and plan.
+/// Shared immutable text, cloned by reference count, because the same names appear in ledger, snapshot and plan.
 pub type Text = Arc<str>;
 
-/// The name of a node. Names, not addresses, identify a node: an agent's pod may be replaced and get another address.
+/// The name of a node. Names identify nodes, because an agent's Pod may be replaced and get another address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeName(pub Text);
@@ -37,9 +37,9 @@ pub struct PodRef {
     pub pod: Text,
 }
 
-/// What identifies a violation: the same triple that the agent itself uses as its key.
+/// Identifies a violation by the same triple that the agent uses as its key.
 ///
-/// Shared like a [`Text`]: ledger, snapshot, incident and plan each have it several times.
+/// Shared like a [`Text`], because ledger, snapshot, incident and plan each have it several times.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(Arc<KeyParts>);
@@ -51,7 +51,7 @@ pub struct KeyParts {
     pub namespace: Text,
     /// The Pod's name, a DNS subdomain.
     pub pod: Text,
-    /// The process name: any text, chosen by the tenant.
+    /// The process name. The tenant can choose any text.
     pub process: Text,
 }
 
@@ -72,7 +72,7 @@ impl Key {
     }
 }
 
-/// A look at a [`Key`], wherever its parts are. Ordered like keys.
+/// A view of a [`Key`], wherever its parts are. Ordered like keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub struct KeyRef<'a> {
@@ -81,9 +81,7 @@ pub struct KeyRef<'a> {
     pub process: &'a str,
 }
 
-/// The unit that gets blocked: one application of one tenant.
-///
-/// Shared like a [`Key`].
+/// The unit that is blocked: one application of one tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct App(Arc<AppParts>);
@@ -93,7 +91,7 @@ pub struct App(Arc<AppParts>);
 pub struct AppParts {
     /// The tenant's namespace.
     pub namespace: Text,
-    /// `app`, `devbox`, or whatever an agent calls it.
+    /// `app`, `devbox`, or any other text from an agent.
     #[serde(rename = "type")]
     pub kind: Text,
     /// The application's name within its namespace and kind.
@@ -107,8 +105,8 @@ impl App {
     }
 }
 
-/// Dereferences to its parts, and is ordered as they are, in that order; what is shared is found equal without a look at it: in large
-/// trees most of what is compared is of one namespace.
+/// Implements [`Deref`] to the parts, and their order. Shared parts are equal without a comparison, because most keys
+/// in large trees are of one namespace.
 macro_rules! shared {
     ($name:ident, $parts:ident: $($part:ident),+) => {
         impl Deref for $name {
@@ -152,7 +150,7 @@ fn compare(one: &Text, other: &Text) -> Ordering {
     if Arc::ptr_eq(one, other) { Ordering::Equal } else { one.cmp(other) }
 }
 
-/// `namespace/kind/name`, with everything unprintable escaped: the name may be a tenant's choice.
+/// `namespace/kind/name`, with all unprintable characters escaped, because a tenant may choose the name.
 impl fmt::Display for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -165,8 +163,8 @@ impl fmt::Display for App {
     }
 }
 
-/// What of `text` can be in an object's name: at most 40 letters, digits and hyphens, with a hyphen at the end unless there
-/// are none. Not unique: a hash has to follow.
+/// The part of `text` that can be in an object's name: at most 40 letters, digits and hyphens. It ends with a hyphen
+/// unless it is empty. It is not unique, so a hash has to follow.
 pub(crate) fn readable(text: &str) -> String {
     let valid = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let readable: String = text.chars().take(40).map(valid).collect();
@@ -235,7 +233,7 @@ mod tests {
                 let expected = one.cmp(other);
                 let key = |[a, b, c]: [&Text; 3]| Key::new(a.clone(), b.clone(), c.clone());
                 let app = |[a, b, c]: [&Text; 3]| App::new(a.clone(), b.clone(), c.clone());
-                // The same texts, but nothing of them shared.
+                // The same texts, but not shared.
                 let copy = Key::new(&**other[0], &**other[1], &**other[2]);
                 assert_eq!(key(*one).cmp(&key(*other)), expected);
                 assert_eq!(key(*one).cmp(&copy), expected);

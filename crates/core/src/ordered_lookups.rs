@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use std::collections::btree_map::{BTreeMap, Iter};
 use std::iter::Peekable;
 
-/// Looks up ascending keys. All look-ups together go through the map once, which costs less than a search for each key if there
-/// are about as many keys as entries.
+/// Looks up ascending keys. All look-ups together go through the map once. That costs less than a search for each key
+/// if there are about as many keys as entries.
 pub(crate) struct OrderedLookups<'a, K, V>(Peekable<Iter<'a, K, V>>);
 
 impl<'a, K: Ord, V> OrderedLookups<'a, K, V> {
@@ -13,8 +13,8 @@ impl<'a, K: Ord, V> OrderedLookups<'a, K, V> {
         Self(map.iter().peekable())
     }
 
-    /// The value of `key`. Keys must not descend: for a key that is less than one before, the result may be `None` although the
-    /// map has it.
+    /// The value of `key`. Keys must not descend: for a key that is less than one before, the result may be `None`
+    /// although the map has the key.
     pub(crate) fn get(&mut self, key: &K) -> Option<&'a V> {
         while let Some((known, value)) = self.0.peek() {
             match (*known).cmp(key) {

@@ -1,4 +1,4 @@
-//! What the policy wants to be true outside: who is blocked, who is told, with a reason for each.
+//! The plan: the desired blocks and notifications, with a reason for each.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,13 +15,13 @@ use crate::names::{App, Key, NodeName, Text};
 /// The desired blocks and notifications. Equal plans make equal objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// In dry-run nothing outside may be touched: the plan says what would be.
+    /// In dry-run the plan only shows what would be done. Nothing may be written to the cluster.
     pub mode: Mode,
-    /// The Apps to block, ordered. Shared with the plan before where they are the same.
+    /// The Apps to block, ordered. Unchanged ones are shared with the plan before.
     pub blocks: Vec<Arc<Block>>,
-    /// The tenants to tell, ordered by App. Shared like the blocks.
+    /// The notices for tenants, ordered by App. Shared like the blocks.
     pub notices: Vec<Arc<Notice>>,
-    /// What the administrators are told.
+    /// What administrators are notified of.
     pub summary: Summary,
 }
 
@@ -39,24 +39,24 @@ pub struct Block {
     pub app: App,
     /// Since when.
     pub since: Timestamp,
-    /// The accusations that the block still rests on; never empty when it is new.
+    /// The accusations that still support the block. Not empty when the block is new.
     pub grounds: Box<[Accusation]>,
-    /// The violations that it is for where it rests on none any more: what has cleared, or what is known from before the start.
-    /// Ordered.
+    /// The violations that the block is for, if no accusation supports it any more: tombstones, or those of an
+    /// inherited block. Ordered.
     #[serde(skip)]
     pub left: Box<[Key]>,
     /// How it is reached.
     #[serde(flatten)]
     pub exposure: Arc<Exposure>,
-    /// Why, for people, as of when it was decided.
+    /// Why, for people, as of the decision.
     pub reason: Text,
 }
 
 impl Block {
-    /// The violations that it is for, ordered, each once.
+    /// The violations that the block is for, ordered, each once.
     pub fn accused(&self) -> impl Iterator<Item = &Key> {
-        let all = || self.grounds.iter().map(|ground| &ground.key).chain(&self.left);
-        // Two nodes may accuse of the same.
+        let all = || self.grounds.iter().map(|accusation| &accusation.key).chain(&self.left);
+        // Two nodes may report the same violation.
         let before = std::iter::once(None).chain(all().map(Some));
         all().zip(before).filter(|(key, before)| Some(*key) != *before).map(|(key, _)| key)
     }
@@ -102,7 +102,7 @@ pub enum SharedServices {
 /// Some Apps of one namespace. Bounded, because a tenant can make any number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
 pub struct OtherApps {
-    /// The first [`OtherApps::MOST`] by name, ordered.
+    /// The first [`OtherApps::MAX_NAMED`] by name, ordered.
     #[serde(rename = "also_closes", skip_serializing_if = "Vec::is_empty")]
     pub named: Vec<App>,
     /// How many more there are at least.
@@ -134,13 +134,14 @@ impl OtherApps {
         Self { named: apps.into_iter().take(Self::MAX_NAMED).cloned().collect(), more }
     }
 
-    /// `None` if there are no other Apps. Boxed, because few Apps share a Service, and the rest should take no memory for this.
+    /// `None` if there are no other Apps. Boxed, because few Apps share a Service and the others should take no
+    /// memory for this.
     pub fn non_empty(self) -> Option<Box<Self>> {
         (!self.named.is_empty()).then(|| Box::new(self))
     }
 
-    /// The union. Apps that are only counted may be the same in several sets, so the largest count is taken and not the
-    /// sum.
+    /// The union. Apps that are only counted may be the same in several sets, so the largest count is taken and not
+    /// the sum.
     fn union<'a>(all: impl Iterator<Item = &'a Self> + Clone) -> Self {
         let together = Self::of(all.clone().flat_map(|others| &others.named).collect());
         let known = together.named.len() + together.more;
@@ -161,15 +162,16 @@ impl fmt::Display for OtherApps {
 }
 
 impl Exposure {
-    /// What is closed when the App is blocked: all but those Services in `shared` for which `stays_open` returns true.
+    /// What is closed when the App is blocked: all Services but those in `shared` for which `stays_open` returns
+    /// true.
     pub(crate) fn apart_from(&self, shared: &[SharedService], stays_open: impl Fn(&Text) -> bool) -> Self {
         let (open, closed): (Vec<_>, Vec<_>) = shared.iter().partition(|shared| stays_open(&shared.service));
         let is_closed = |service: &&Text| !open.iter().any(|open| open.service == **service);
         let services: Vec<Text> = self.services.iter().filter(is_closed).cloned().collect();
         Self {
             otherwise: self.otherwise.iter().filter(is_closed).cloned().collect(),
-            // The gateway closes an Ingress only for the Services that are named with it, so an Ingress too many does
-            // no harm.
+            // The gateway closes an Ingress only for the Services that are named with it, so an additional Ingress
+            // does no harm.
             ingresses: if services.is_empty() { Vec::new() } else { self.ingresses.clone() },
             services,
             others: OtherApps::union(closed.iter().map(|shared| &shared.others)).non_empty(),
@@ -202,7 +204,8 @@ impl Exposure {
             .then_some("no Ingress is known to lead to its Services, and gateway.max_service_entries is 0")
     }
 
-    /// What a reason should say beyond the Services, to be appended to it; empty if there is nothing to say.
+    /// The remarks to append to a reason: other Apps that are closed, and Services that stay open. Empty if there are
+    /// none.
     pub(crate) fn remarks(&self) -> String {
         let mut remarks = String::new();
         if let Some(others) = &self.others {
@@ -227,7 +230,7 @@ impl Exposure {
         self.nothing_closed.as_ref().map(of).unwrap_or_default()
     }
 
-    /// The reason of a block, completed by the note that nothing is closed at present, if so.
+    /// The reason of a block, with the remark that nothing is closed at present, if so.
     pub(crate) fn complete(&self, reason: &Text) -> Text {
         if self.nothing_closed.is_none() {
             return reason.clone();
@@ -235,14 +238,14 @@ impl Exposure {
         format!("{reason}{}", self.nothing_remark()).into()
     }
 
-    /// The inverse of [`Exposure::complete`]: the reason without that note.
+    /// The inverse of [`Exposure::complete`]: the reason without that remark.
     pub(crate) fn incomplete(&self, reason: &Text) -> Text {
         let remark = self.nothing_remark();
         let bare = reason.strip_suffix(&*remark).filter(|_| !remark.is_empty());
         bare.map_or_else(|| reason.clone(), Text::from)
     }
 
-    /// The union of both: what either of them closes is closed. The remarks are those of `now`.
+    /// The union of both: everything is closed that either of them closes. The remarks are those of `now`.
     pub(crate) fn and(&self, now: &Self) -> Self {
         let either = |all: fn(&Self) -> &Vec<Text>| -> Vec<Text> {
             let all: BTreeSet<&Text> = all(self).iter().chain(all(now)).collect();
@@ -260,7 +263,7 @@ impl Exposure {
         }
     }
 
-    /// Services of which nothing more is known.
+    /// Services whose routes are not known.
     pub fn plain(services: impl IntoIterator<Item = Text>) -> Self {
         let services: BTreeSet<Text> = services.into_iter().collect();
         let services: Vec<Text> = services.into_iter().collect();
@@ -268,10 +271,10 @@ impl Exposure {
     }
 }
 
-/// One violation on one node, as it counted.
+/// One accusation of a block: a violation on one node.
 ///
-/// Nothing in it changes from scan to scan, so that plans are equal while nothing happens; and the command line stays out,
-/// because it may hold secrets.
+/// Nothing in it changes from scan to scan, so that plans are equal while nothing happens. It has no command line,
+/// because a command line may hold secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Accusation {
     /// The violation.
@@ -286,14 +289,15 @@ pub struct Accusation {
     pub node: NodeName,
 }
 
-/// One tenant to tell.
+/// A notice to one tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Hash)]
 pub struct Notice {
     /// The App that it is about.
     pub app: App,
-    /// When this phase was first told: the notification's own time, so that it does not change from round to round.
+    /// When the tenant was first notified of this phase. It is the notification's own time, so that the notification
+    /// does not change from round to round.
     pub sent_at: Timestamp,
-    /// It was told before the start, so it may not be told again.
+    /// The notice was written before the start, so it may not be sent again.
     pub inherited: bool,
     /// What is happening to the App.
     pub phase: NoticePhase,
@@ -304,7 +308,7 @@ pub struct Notice {
     pub others: Option<Box<OtherApps>>,
 }
 
-/// What is happening to an App whose tenant is told.
+/// The phase of an App in a notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticePhase {
@@ -315,18 +319,18 @@ pub enum NoticePhase {
     },
     /// It is blocked.
     Blocked,
-    /// It is neither any more: there is nothing left to read.
+    /// It is neither any more.
     Recovered,
 }
 
-/// What the administrators are told: how many Apps, and since when it has been so.
+/// What administrators are notified of: how many Apps are affected, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 pub struct Summary {
     /// Blocked now.
     pub blocked: usize,
-    /// Told, and not blocked yet.
+    /// Warned, and not blocked yet.
     pub in_grace: usize,
-    /// Held back by a brake: only an approval blocks them.
+    /// Held by a brake. Only an approval blocks them.
     pub held: usize,
     /// When one of the numbers, or the set of Apps behind them, last changed.
     pub changed: Timestamp,
@@ -343,7 +347,7 @@ impl Summary {
     }
 }
 
-/// An App that a brake holds back. Not a part of the plan: nothing outside may follow from it.
+/// An App that a brake holds. Not a part of the plan, because nothing may be written for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeldApp {
     /// The App.
@@ -356,13 +360,13 @@ pub struct HeldApp {
     pub release: bool,
 }
 
-/// One node's word that is not believed. Not a part of the plan: nothing outside may follow from it.
+/// One node's accusation that is not believed. Not a part of the plan, because nothing may be written for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Dispute {
-    /// What it says.
+    /// The violation that the node reports.
     #[serde(flatten)]
     pub key: Key,
-    /// Who says it.
+    /// The accusing node.
     pub node: NodeName,
     /// Why it is not believed, for people.
     pub reason: String,
@@ -437,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_open_is_neither_closed_nor_are_its_other_apps_named() {
+    fn a_service_that_stays_open_is_not_closed_and_its_other_apps_are_not_named() {
         let texts = |names: &[&str]| names.iter().map(|name| Text::from(*name)).collect::<Vec<_>>();
         let all = Exposure {
             services: texts(&["all", "both", "own"]),

@@ -1,9 +1,9 @@
-//! How a limited amount is shared among many that want different amounts of it.
+//! Shares a limited amount among many that want different amounts of it.
 
-/// Shares `total` by max-min fairness: those that want less get what they want, and the others get equal shares of the rest.
+/// Shares `total` by max-min fairness: small wants are met in full, and the others get equal shares of the rest.
 ///
-/// Returns the most that each gets (`usize::MAX` if everything fits), and what is left over because it can't be divided further.
-/// If wants are cut, the latter is less than their number. Sorts `wants`.
+/// Returns the most that each gets (`usize::MAX` if everything fits), and the remainder that can't be divided
+/// further. If wants are cut, the remainder is less than their number. Sorts `wants`.
 #[must_use]
 pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
     wants.sort_unstable();
@@ -19,8 +19,8 @@ pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
     (usize::MAX, left)
 }
 
-/// How much of `total` each of `wants` gets by [`fair_share`], in their order. What can't be divided goes to the first of those that want
-/// more than their share.
+/// How much of `total` each of `wants` gets by [`fair_share`], in their order. The remainder goes to the first of
+/// those that want more than their share.
 #[must_use]
 pub fn fair_shares(wants: &[usize], total: usize) -> Vec<usize> {
     let (share, mut left) = fair_share(&mut wants.to_vec(), total);

@@ -1,15 +1,15 @@
-//! An ordered map and a set of few: nearly every App has one accusation by one node.
+//! An ordered map and an ordered set for few entries, because nearly every App has one accusation by one node.
 //!
-//! A `BTreeMap` makes room for eleven with the first entry, which would be most of what an incident takes. With many entries these are
-//! slower, but not by much: values are boxed, so that little is moved.
+//! A `BTreeMap` makes room for eleven entries with the first one, which would be most of an incident's memory. With
+//! many entries these types are slower, but not by much, because values are boxed and little is moved.
 
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Up to so many, a [`FewMap`] makes room for one at a time.
+/// Up to so many entries, a [`SortedVecMap`] makes room for one at a time.
 const GROW_BY_ONE_UP_TO: usize = 4;
 
-/// An ordered map that takes what its entries take.
+/// An ordered map that takes no more memory than its entries.
 #[derive(Clone)]
 pub(crate) struct SortedVecMap<K, V>(Vec<(K, Box<V>)>);
 
@@ -30,13 +30,13 @@ impl<K: Ord, V> SortedVecMap<K, V> {
         self.find_mut(|other| other.cmp(key)).map(|(_, value)| value)
     }
 
-    /// The entry whose key `place` finds equal, as the map has it; of the others it says on which side they are.
+    /// The entry for whose key `place` returns `Equal`. For other keys `place` returns on which side they are.
     pub(crate) fn find_mut(&mut self, place: impl Fn(&K) -> Ordering) -> Option<(&K, &mut V)> {
         let at = self.0.binary_search_by(|(other, _)| place(other)).ok()?;
         self.0.get_mut(at).map(|(key, value)| (&*key, &mut **value))
     }
 
-    /// The value before, if there was one.
+    /// Returns the value before, if there was one.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         match self.find(&key) {
             Ok(at) => self.0.get_mut(at).map(|(_, old)| std::mem::replace(&mut **old, value)),
@@ -93,8 +93,8 @@ impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for SortedVecMap<K, V> {
     }
 }
 
-/// An ordered set that allocates exactly what its items need. Each change reallocates, so it suits sets of few items that seldom
-/// change.
+/// An ordered set that allocates exactly what its items need. Each change reallocates, so it suits sets of few items
+/// that seldom change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SortedVecSet<T>(Box<[T]>);
 
@@ -168,9 +168,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_an_ordered_set(first in vec(0..9_u8, 0..9), acts in vec((any::<bool>(), 0..9_u8), 0..60)) {
+        fn it_is_an_ordered_set(first in vec(0..9_u8, 0..9), operations in vec((any::<bool>(), 0..9_u8), 0..60)) {
             let (mut few, mut model) = (SortedVecSet::from_iter(first.clone()), BTreeSet::from_iter(first));
-            for (is_new, item) in acts {
+            for (is_new, item) in operations {
                 if is_new {
                     few.insert(item);
                     model.insert(item);
@@ -185,10 +185,10 @@ mod tests {
         }
 
         #[test]
-        fn it_is_an_ordered_map(acts in vec((0..4_u8, 0..12_u8, any::<u8>()), 0..60)) {
+        fn it_is_an_ordered_map(operations in vec((0..4_u8, 0..12_u8, any::<u8>()), 0..60)) {
             let (mut few, mut model) = (SortedVecMap::default(), BTreeMap::new());
-            for (act, key, value) in acts {
-                match act {
+            for (operation, key, value) in operations {
+                match operation {
                     0 => prop_assert_eq!(few.insert(key, value), model.insert(key, value)),
                     1 => prop_assert_eq!(few.remove(&key), model.remove(&key)),
                     2 => {

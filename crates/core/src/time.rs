@@ -1,8 +1,8 @@
-//! A point in time, read twice.
+//! A point in time, read from two clocks.
 //!
-//! Durations that decide something (the clearing clock, brake windows, freshness) are measured on `uptime`, which never
-//! jumps; `wall` is for people and for what must mean the same thing after a restart. Keeping both in one value makes
-//! it hard to subtract the wrong ones.
+//! Durations that decide something (the clearing clock, brake windows, freshness) are measured on `uptime`, which
+//! never jumps. `wall` is for people, and for times that must mean the same after a restart. One value has both, so
+//! that it is hard to subtract the wrong ones.
 
 use std::fmt;
 use std::num::{NonZeroI64, NonZeroU64};
@@ -12,7 +12,8 @@ use jiff::Timestamp;
 
 /// A point in time on our own clocks, to the nanosecond. Never compared with an agent's clock.
 ///
-/// Ordered by the monotonic clock first. Takes 16 bytes, also as an option (see [`Span`] and [`WallTime`]).
+/// Ordered by the monotonic clock first. Takes 16 bytes, also as an option (see [`CompactDuration`] and
+/// [`CompactTimestamp`]).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {
     uptime: CompactDuration,
@@ -20,8 +21,8 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// The moment at which the monotonic clock reads `uptime`, since an arbitrary origin that may lie long before the start of the
-    /// process, and the wall clock `wall`.
+    /// The moment at which the monotonic clock reads `uptime` and the wall clock `wall`. The origin of `uptime` is
+    /// arbitrary and may lie long before the start of the process.
     pub fn new(uptime: Duration, wall: Timestamp) -> Self {
         Self { uptime: uptime.into(), wall: wall.into() }
     }
@@ -41,8 +42,8 @@ impl Moment {
         self.uptime.saturating_sub(earlier.uptime)
     }
 
-    /// The moment at which the wall clock reads `wall`, reckoned from this one: how what was kept over a restart gets back a
-    /// reading of the monotonic clock. As far from now as the wall clock says, so only as right as that.
+    /// The moment at which the wall clock reads `wall`, calculated from this one. It gives a persisted time a reading
+    /// of the monotonic clock, which is only as right as the wall clock.
     #[must_use]
     pub fn at_wall(self, wall: Timestamp) -> Moment {
         let away = wall.duration_since(self.wall());
@@ -62,16 +63,16 @@ impl fmt::Debug for Moment {
     }
 }
 
-/// How long something takes, to the nanosecond, in 8 bytes, also as an option: a [`Duration`] takes 16, and everything that is known of
-/// an App has several. More than 584 years are taken for as many.
+/// A duration to the nanosecond in 8 bytes, also as an option. A [`Duration`] takes 16, and every App has several. A
+/// duration of more than 584 years counts as 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CompactDuration(
-    /// In nanoseconds, and one more.
+    /// The nanoseconds plus one.
     NonZeroU64,
 );
 
 impl CompactDuration {
-    /// None.
+    /// No time.
     pub const ZERO: Self = Self(NonZeroU64::MIN);
 
     /// As a duration.
@@ -79,7 +80,7 @@ impl CompactDuration {
         Duration::from_nanos(self.0.get() - 1)
     }
 
-    /// By how much it is longer than `other`; zero if it is not.
+    /// By how much this is longer than `other`; zero if it is not.
     pub fn saturating_sub(self, other: CompactDuration) -> Duration {
         Duration::from_nanos(self.0.get().saturating_sub(other.0.get()))
     }
@@ -98,11 +99,11 @@ impl fmt::Debug for CompactDuration {
     }
 }
 
-/// A time by some wall clock, to the nanosecond, in 8 bytes, also as an option: a [`Timestamp`] takes 16. Before 1678 and after 2261 it is
-/// the nearest that can be told.
+/// A time by a wall clock to the nanosecond in 8 bytes, also as an option. A [`Timestamp`] takes 16. A time before
+/// 1678 or after 2261 becomes the nearest one in that range.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CompactTimestamp(
-    /// In nanoseconds since the epoch, and from there on one more: zero is no time.
+    /// The nanoseconds since the epoch, plus one from the epoch on, because zero is not allowed.
     NonZeroI64,
 );
 
@@ -110,7 +111,7 @@ impl CompactTimestamp {
     /// As a timestamp.
     pub fn get(self) -> Timestamp {
         let nanos = self.0.get();
-        // Every such number is in its range.
+        // Every such number is in the range of a timestamp.
         Timestamp::from_nanosecond((nanos - i64::from(nanos > 0)).into()).unwrap_or_default()
     }
 }
@@ -138,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_tells_what_it_was_made_of(uptime in 0..100_000_000_u64, nanos in 0..1_000_000_000_u32, wall in -9_000_000_000_i64..9_000_000_000) {
+        fn a_moment_has_the_times_that_it_was_made_of(uptime in 0..100_000_000_u64, nanos in 0..1_000_000_000_u32, wall in -9_000_000_000_i64..9_000_000_000) {
             let (uptime, wall) = (Duration::new(uptime, nanos), Timestamp::new(wall, 7).unwrap());
             let at = Moment::new(uptime, wall);
             prop_assert_eq!((at.uptime(), at.wall()), (uptime, wall));
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_told_is_the_nearest_that_can() {
+    fn a_time_out_of_range_becomes_the_nearest_one_in_range() {
         let ends = [Timestamp::MIN, Timestamp::MAX].map(|wall| Moment::new(Duration::MAX, wall));
         assert!(
             ends[0].wall().to_string().starts_with("1677-")

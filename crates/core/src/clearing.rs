@@ -1,6 +1,6 @@
 //! When evidence of a violation has cleared: the rules, and the clock of each node by which they count.
 //!
-//! The ledger keeps these clocks, and the snapshot shows them to the policy, so both use this module.
+//! The ledger runs these clocks, and the snapshot shows them to the policy, so both use this module.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::Moment;
 use crate::time::CompactDuration;
 
-/// How sure one node's evidence makes us that the process is there. Ordered from the strongest.
+/// How strong one node's evidence is. Ordered from the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Presence {
@@ -29,8 +29,8 @@ pub enum Cleared {
     ByClock,
     /// Its node has not answered for `detection.unreachable_limit`.
     Unreachable,
-    /// Its node has answered for `detection.unreachable_limit` in sum, but too many answers said nothing of it: they
-    /// listed another process instead, or left out records of its namespace.
+    /// Its node has answered for `detection.unreachable_limit` in sum, but too many answers were inconclusive about
+    /// it. They listed another process instead, or left out records of its namespace.
     Hidden,
     /// Its Pod is proven gone.
     PodGone,
@@ -48,20 +48,24 @@ impl Cleared {
     }
 }
 
-/// How many scans without it prove that it is absent.
+/// How many scans without a violation prove that it is absent.
 pub(crate) const SCANS_WITHOUT_EVIDENCE: u32 = 6;
 
-/// A reading of one violation's clearing clock on one node: how long the node has answered, and how much of that said
-/// nothing of the violation.
+/// A reading of one violation's clearing clock on one node: how long the node has answered, and how much of that time
+/// was inconclusive.
+///
+/// Answered time is inconclusive about a violation if the answers showed neither that it is there nor that it is
+/// absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The node's odometer (see [`NodeClock`]).
     pub answered: CompactDuration,
-    /// How much of the answered time said nothing of this violation.
-    pub unheard: CompactDuration,
+    /// How much of the answered time was inconclusive about this violation.
+    pub inconclusive: CompactDuration,
     /// In the reading that starts a clearing clock: how long the node had answered without fresh evidence of this
-    /// violation before this clock started, to earlier leaders or before a restart. Known only if some of those answers
-    /// said nothing of the violation. Counts only towards `unreachable_limit`.
+    /// violation before this clock started. Earlier leaders received those answers, or this process before its
+    /// restart. Known only if some of those answers were inconclusive about the violation. Counts only towards
+    /// `unreachable_limit`.
     pub before: CompactDuration,
 }
 
@@ -69,45 +73,45 @@ impl Reading {
     /// The reading at the node's first answer.
     pub const ZERO: Self = Self {
         answered: CompactDuration::ZERO,
-        unheard: CompactDuration::ZERO,
+        inconclusive: CompactDuration::ZERO,
         before: CompactDuration::ZERO,
     };
 }
 
-/// What clears a node's evidence: its odometer of answered time, and the limits.
+/// The clock that clears a node's evidence: its odometer of answered time, and the limits.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeClock {
     /// Answered time of the node, in sum.
     pub odometer: CompactDuration,
-    /// How much of the answered time said nothing of some violation: the upper bound for all of them.
-    pub unheard: CompactDuration,
+    /// How much of the answered time was inconclusive about some violation: the upper bound for all of them.
+    pub inconclusive: CompactDuration,
     /// The least answered time without fresh evidence that proves absence on this node.
     pub required: CompactDuration,
-    /// Whether the node's agent has had time for a scan since its last possible restart. Until then its answers prove no
-    /// absence.
+    /// Whether the node's agent has had time for a scan since its last possible restart. Until then its answers prove
+    /// no absence.
     pub has_scanned: bool,
     /// When the node was first asked.
     pub since: Moment,
-    /// When anything of an answer came last, whether it could be used or not; or when the node was first asked.
+    /// When the last sign of an answer came, usable or not; or when the node was first asked.
     pub last_sign: Moment,
-    /// How long to wait for a node that never returns, and for one whose answers say nothing of a violation.
+    /// How long to wait for a node that never returns, and for one whose answers are inconclusive about a violation.
     pub unreachable_limit: CompactDuration,
 }
 
 impl NodeClock {
     /// Whether evidence has cleared by `now`, and by which rule. It was last fresh at `since`, when its clock read
-    /// `mark`. `unheard` returns how much of the answered time has said nothing of it by now; it is called only if that
-    /// matters. `away` is the longest time for which it was unseen and came back (see
-    /// [`crate::snapshot::Heard::away`]).
+    /// `mark`. `inconclusive` returns how much of the answered time has been inconclusive about it by now. It is
+    /// called only if that matters. `away` is the longest time for which it was unseen and came back (see
+    /// [`crate::snapshot::EvidenceDetails::away`]).
     pub fn cleared(
         &self,
         mark: Reading,
         away: CompactDuration,
-        unheard: impl FnOnce() -> CompactDuration,
+        inconclusive: impl FnOnce() -> CompactDuration,
         since: Moment,
         now: Moment,
     ) -> Option<Cleared> {
-        let by_answers = self.cleared_by_answers(mark, away, unheard);
+        let by_answers = self.cleared_by_answers(mark, away, inconclusive);
         by_answers.or_else(|| (now.uptime() >= self.lost_at(since)).then_some(Cleared::Unreachable))
     }
 
@@ -122,15 +126,15 @@ impl NodeClock {
         &self,
         mark: Reading,
         away: CompactDuration,
-        unheard: impl FnOnce() -> CompactDuration,
+        inconclusive: impl FnOnce() -> CompactDuration,
     ) -> Option<Cleared> {
         let answered = self.odometer.saturating_sub(mark.answered);
         let required = self.required_of(away);
         if answered < required {
             return None;
         }
-        let heard = answered.saturating_sub(unheard().saturating_sub(mark.unheard));
-        if heard >= required && self.has_scanned {
+        let conclusive = answered.saturating_sub(inconclusive().saturating_sub(mark.inconclusive));
+        if conclusive >= required && self.has_scanned {
             return Some(Cleared::ByClock);
         }
         let answered = answered.saturating_add(mark.before.get());

@@ -1,6 +1,6 @@
 //! The immutable read view of the ledger, with its coverage.
 //!
-//! Whoever answers a question (API, policy, progress line) reads one of these and says how complete it is.
+//! The API, the policy and the progress line each answer from one snapshot and say how complete it is.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -20,18 +20,18 @@ use crate::time::{CompactDuration, CompactTimestamp};
 pub struct Snapshot {
     /// When it was taken.
     pub at: Moment,
-    /// When the ledger began to listen.
+    /// When the ledger began to receive reports.
     pub since: Moment,
     /// The ledger's revision; equal revisions and times mean equal snapshots.
     pub revision: u64,
-    /// What may change a decision, counted (see [`crate::ledger::Ledger::news`]).
+    /// Counts the changes that may change a decision (see [`crate::ledger::Ledger::changes`]).
     pub changes: u64,
     /// Rounds over all targets that are done.
     pub rounds: u64,
     /// Every violation, tombstones included, ordered by key.
     pub violations: Vec<Violation>,
-    /// The records of those that are active or unconfirmed, in the same order: the seed's list. The same
-    /// allocation for as long as nothing in it changes.
+    /// The records of active and unconfirmed violations, in the same order: the list that the first version served.
+    /// It is the same allocation for as long as nothing in it changes.
     pub list: Arc<[Arc<Record>]>,
     /// When `list` last changed.
     pub list_changed_at: Timestamp,
@@ -46,8 +46,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether every expected node has answered for so long that a violation which it has not listed is not there, or
-    /// has been waited for long enough: a node without an address, for `limit` since the start. Answers that may have
+    /// Whether every expected node has answered for so long that a violation which it has not listed is absent. A
+    /// node without an address has been waited for long enough after `limit` since the start. Answers that may have
     /// hidden a violation do not count. Without any target nothing is settled.
     pub fn is_settled(&self, limit: Duration) -> bool {
         let is_whole = self.coverage.expected() == self.targets.len();
@@ -60,16 +60,17 @@ impl Snapshot {
     pub(crate) fn has_settled(&self, node: &NodeName) -> bool {
         self.nodes.get(node).is_some_and(|NodeView { clock, .. }| {
             clock
-                .cleared(Reading::ZERO, CompactDuration::ZERO, || clock.unheard, clock.since, self.at)
+                .cleared(Reading::ZERO, CompactDuration::ZERO, || clock.inconclusive, clock.since, self.at)
                 .is_some()
         })
     }
 
-    /// How much of the answered time of `node` said nothing of `key`; `None` if the ledger does not know `key` there.
-    pub fn unheard(&self, key: &Key, node: &NodeName) -> Option<CompactDuration> {
+    /// How much of the answered time of `node` was inconclusive about `key`; `None` if the ledger does not know `key`
+    /// there.
+    pub fn inconclusive(&self, key: &Key, node: &NodeName) -> Option<CompactDuration> {
         let place = self.violations.binary_search_by(|violation| violation.key.cmp(key)).ok()?;
         let mut evidence = self.violations.get(place)?.evidence();
-        evidence.find(|evidence| evidence.node == *node).map(|evidence| evidence.unheard)
+        evidence.find(|evidence| evidence.node == *node).map(|evidence| evidence.inconclusive)
     }
 
     /// Whether there are targets, and all of them refused the connection when they were last asked.
@@ -95,40 +96,41 @@ pub enum State {
     Cleared,
 }
 
-/// What is known of one (namespace, pod, process).
+/// What is known of one violation.
 #[derive(Clone, Debug)]
 pub struct Violation {
     /// What identifies it.
     pub key: Key,
     /// Its state over all nodes.
     pub state: State,
-    /// The word that counts: the longest-standing of the strongest evidence.
+    /// The leading evidence: the oldest of the strongest evidence.
     pub leading: EvidenceView,
-    /// What other nodes say. Nearly always nothing.
+    /// The evidence of other nodes. Nearly always empty.
     others: Box<[EvidenceView]>,
 }
 
 impl Violation {
-    /// What all of this evidence together amounts to; nothing without any.
+    /// The violation with all of this evidence; `None` without any.
     pub fn new(key: Key, evidence: impl IntoIterator<Item = EvidenceView>) -> Option<Self> {
         let mut evidence = evidence.into_iter();
-        let (mut speaker, mut others) = (evidence.next()?, Vec::new());
+        let (mut leading, mut others) = (evidence.next()?, Vec::new());
         for mut other in evidence {
-            // Neither the order of arrival nor a second, lying node changes what people see of the first.
-            if other.rank() < speaker.rank() {
-                std::mem::swap(&mut speaker, &mut other);
+            // The leading evidence does not depend on the order of arrival. A second, lying node does not replace it
+            // by later evidence.
+            if other.rank() < leading.rank() {
+                std::mem::swap(&mut leading, &mut other);
             }
             others.push(other);
         }
-        let state = match speaker.presence {
+        let state = match leading.presence {
             Presence::Active => State::Active,
             Presence::Unconfirmed => State::Unconfirmed,
             Presence::Cleared => State::Cleared,
         };
-        Some(Self { key, state, leading: speaker, others: others.into() })
+        Some(Self { key, state, leading, others: others.into() })
     }
 
-    /// The evidence of each node, the one whose word counts first.
+    /// The evidence of each node, the leading evidence first.
     pub fn evidence(&self) -> impl Iterator<Item = &EvidenceView> + Clone {
         std::iter::once(&self.leading).chain(&self.others)
     }
@@ -138,13 +140,13 @@ impl Violation {
         &self.leading.record
     }
 
-    /// When we first saw it, in this incident.
+    /// When an agent first listed it, in this incident.
     pub fn first_seen(&self) -> Timestamp {
         let seen = self.evidence().map(|e| e.first_seen.wall());
         seen.min().unwrap_or_else(|| self.leading.first_seen.wall())
     }
 
-    /// When we last saw it listed.
+    /// When an agent last listed it.
     pub fn last_seen(&self) -> Timestamp {
         let seen = self.evidence().map(|e| e.last_seen.wall());
         seen.max().unwrap_or_else(|| self.leading.last_seen.wall())
@@ -156,25 +158,26 @@ impl Violation {
     }
 }
 
-/// What one node says of a violation.
+/// One node's evidence of a violation.
 #[derive(Clone, Debug)]
 pub struct EvidenceView {
     /// The node.
     pub node: NodeName,
-    /// What it amounts to.
+    /// How strong it is.
     pub presence: Presence,
-    /// By which rule it cleared.
+    /// By which rule it cleared, if it has.
     pub cleared: Option<Cleared>,
-    /// How much of its node's answered time said nothing of this violation, in sum.
-    pub unheard: CompactDuration,
-    /// The violation whose record hides it at present: the agent lists one of several, and listed that one last.
+    /// How much of its node's answered time was inconclusive about this violation, in sum.
+    pub inconclusive: CompactDuration,
+    /// The violation whose record hides it at present, because the agent lists one of several and listed that one
+    /// last.
     pub hidden_by: Option<Arc<Key>>,
     /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
     pub details: Arc<EvidenceDetails>,
 }
 
 impl EvidenceView {
-    /// The least counts.
+    /// The order of evidence; the least is the leading evidence.
     fn rank(&self) -> (Presence, Moment, &NodeName) {
         (self.presence, self.first_seen, &self.node)
     }
@@ -188,20 +191,21 @@ impl Deref for EvidenceView {
     }
 }
 
-/// What has been heard of a violation from one node.
+/// What one node has reported of a violation.
 #[derive(Clone, Debug)]
 pub struct EvidenceDetails {
     /// The record as this node's agent last gave it.
     pub record: Arc<Record>,
-    /// When evidence was last fresh; `None` if it never was, and then it is never a reason for anything.
+    /// When evidence was last fresh; `None` if it never was. Then it is never a reason for a decision.
     pub fresh_at: Option<Moment>,
-    /// How old the record was then at most: by the agent's own clock or, if the agent does not tell its time, the time
-    /// since it listed another record of the violation. `None` if that is not known. Only set for fresh evidence.
+    /// How old the record was at most when evidence was last fresh, by the agent's own clock. If the agent does not
+    /// send its time, this is the time since it listed another record of the violation. `None` if that is not known.
+    /// Only set for fresh evidence.
     pub age: Option<CompactDuration>,
     /// The reading of its clearing clock at that time.
     pub mark: Reading,
-    /// The longest answered time lately after which it was fresh again: for so long it may be unseen although it is
-    /// there. At most an hour; if it had cleared and came back after more than two hours, that does not count.
+    /// The longest recent answered time after which it was fresh again: for so long it may be unseen although it is
+    /// there. At most an hour. If it had cleared and came back after more than two hours, that does not count.
     pub away: CompactDuration,
     /// When this node first listed it.
     pub first_seen: Moment,
@@ -216,7 +220,7 @@ pub struct EvidenceDetails {
 /// What is known of each node.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes(
-    /// Ordered by name: nothing is ever added, so there is no need for a tree.
+    /// Ordered by name. A slice is enough, because nodes are never added.
     Box<[(NodeName, NodeView)]>,
 );
 
@@ -271,7 +275,7 @@ pub enum TargetState {
     Fresh,
     /// It has once given a whole answer.
     Stale,
-    /// It is there, but its answers can't be used. The coverage counts it as stale or as never seen.
+    /// It answers, but its answers can't be used. The coverage counts it as stale or as never seen.
     Unusable,
     /// It has never given one.
     NeverSeen,
@@ -282,19 +286,19 @@ pub enum TargetState {
 pub struct TargetView {
     /// `host:port`.
     pub address: Text,
-    /// The node it speaks for.
+    /// The node that it reports for.
     pub node: NodeName,
     /// How recently it has answered.
     pub state: TargetState,
     /// Its last whole answer.
     pub last_answer: Option<CompactTimestamp>,
-    /// Its last failure, kept for people to see even after it answered again.
+    /// Its last failure. It stays after the next answer, so that operators can see it.
     pub last_failure: Option<Arc<(Timestamp, Failure)>>,
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
-    /// It refused the connection when it was last asked: nothing listens at its address.
+    /// It refused the connection when it was last asked, so nothing listens at its address.
     pub refuses: bool,
-    /// Since when it has been there without an answer that could be used.
+    /// Since when it has given only answers that can't be used.
     pub unusable_since: Option<CompactTimestamp>,
 }
 
@@ -310,7 +314,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// All targets that should answer. The three others always add up to it.
+    /// All targets that should answer. The three counts always add up to it.
     pub fn expected(&self) -> usize {
         self.fresh + self.stale + self.never_seen
     }

@@ -1,4 +1,4 @@
-//! Taking in reports.
+//! Applies reports to the ledger.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::names::{Key, KeyRef, NodeName};
 use crate::report::{Answer, LeftOut, Outcome, RecordRef, Rejection, Rejections, Report};
 
 impl Ledger {
-    /// Takes in one report. The same report twice changes nothing. The order of reports of different nodes does not matter, as long as
-    /// there is room for all violations and their command lines.
+    /// Applies one report. The same report twice changes nothing. The order of reports of different nodes does not
+    /// matter, as long as there is room for all violations and their command lines.
     ///
-    /// A report of a target that is older than one already taken in is ignored.
+    /// A report of a target that is older than one already applied is ignored.
     pub fn absorb(&mut self, report: &Report) -> Vec<Change> {
         self.node_change = None;
         // The report of a target that was removed while it was being asked is ignored.
@@ -57,7 +57,7 @@ impl Ledger {
         }
         if is_whole {
             let nothing = LeftOut::default();
-            node.count_unheard(added, answer.map_or(&nothing, |answer| &answer.left_out));
+            node.count_inconclusive(added, answer.map_or(&nothing, |answer| &answer.left_out));
             let clock = node.clock(&self.rules);
             changes.extend(node.evidence.iter_mut().filter_map(|(key, evidence)| {
                 let why = evidence.try_clear(&clock, report.at)?;
@@ -72,7 +72,7 @@ impl Ledger {
     }
 }
 
-/// What the records of all nodes have in common.
+/// The parts of the ledger that the records of all nodes share.
 struct Common<'a> {
     rules: &'a Detection,
     violations: &'a mut BTreeMap<Key, ViolationEntry>,
@@ -82,7 +82,7 @@ struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// Takes in what `node` lists, in an answer that `is_whole` or in a part of one.
+    /// Applies the records that `node` lists, in an answer that `is_whole` or in a part of one.
     fn take_in(
         &mut self,
         name: &NodeName,
@@ -91,7 +91,7 @@ impl Common<'_> {
         is_whole: bool,
         at: Moment,
     ) -> Vec<Change> {
-        // One answer may list a key twice, in any order: the newest record counts.
+        // One answer may list a key twice, in any order. The newest record counts.
         let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
         listed.sort_by(|a, b| {
             let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
@@ -108,7 +108,7 @@ impl Common<'_> {
         let violations = &*self.violations;
         let is_gone = |key: &Key, evidence: &ViolationEvidence| {
             let gone = violations.get(key).and_then(|entry| entry.pod_gone);
-            gone.is_some() && !evidence.is_news_since(gone)
+            gone.is_some() && !evidence.has_fresh_evidence_since(gone)
         };
         let max = self.totals.limit_of(node, self.rules);
         let room = node.make_room(&listed, max, self.rules.max_keys_per_pod, &Judge { own_age, is_gone });
@@ -158,7 +158,7 @@ impl Common<'_> {
         }
         node.cmdline_bytes = cmdline_bytes;
         node.note_listed(count, recent, self.rules);
-        node.note_untold(no_room, answer.rejected.total() > 0, is_whole);
+        node.note_omissions(no_room, answer.rejected.total() > 0, is_whole);
         changes
     }
 }

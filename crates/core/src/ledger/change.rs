@@ -1,11 +1,11 @@
-//! What changes in the ledger, for logs and streams.
+//! Changes in the ledger, for logs and streams.
 
 use serde::Serialize;
 
 use crate::clearing::Cleared;
 use crate::names::{Key, NodeName, Text};
 
-/// Something that changed, for logs and streams.
+/// One change, for logs and streams.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// The violation.
@@ -22,27 +22,28 @@ pub struct Change {
 pub enum ChangeKind {
     /// Fresh evidence where there was none, or only a tombstone.
     Appeared,
-    /// Listed for the first time, but too old or of unknown age: no evidence yet.
+    /// Listed for the first time, but too old or of unknown age, so it is not evidence yet.
     Sighted,
     /// Fresh evidence has become too old, without proof of absence.
     Unconfirmed,
-    /// Absent, and by which rule.
+    /// Absent, by that rule.
     Cleared(Cleared),
 }
 
 /// What happened to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeChange {
-    /// The node is there, but none of its answers could be used for longer than `fresh_within`. What is known of it
+    /// The node answers, but none of its answers could be used for longer than `fresh_within`. What is known of it
     /// stays until an answer can be used.
     Unusable,
     /// Its answers can be used again.
     UsableAgain,
-    /// Records of its last answer were left out, because they exceed the room. Nothing clears in their namespaces.
+    /// Records of its last answer were left out, because there was no room for them. Nothing clears in their
+    /// namespaces.
     LeavesOut {
-        /// Some of the namespaces. None if there are too many to know them.
+        /// Some of the namespaces. Empty if there are too many to know them.
         namespaces: Vec<Text>,
     },
-    /// Nothing was left out of its last answer any more.
+    /// No record was left out of its last answer any more.
     LeavesNothingOut,
 }

@@ -1,4 +1,4 @@
-//! What one node's agent has said of one violation.
+//! The evidence of one violation from one node's agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,22 +16,23 @@ use crate::time::{CompactDuration, CompactTimestamp};
 
 /// How many of an agent's timestamps are remembered per violation.
 ///
-/// While an agent's pod is being replaced, two agents of one node answer in turn. With only the last timestamp, their
+/// While an agent's Pod is being replaced, two agents of one node answer in turn. With only the last timestamp, their
 /// two *old* records would look like a change each round.
 const MAX_TIMESTAMPS: usize = 4;
 
-/// For how long fresh evidence keeps a violation active: heard here, or known from before the start only.
+/// For how long fresh evidence leaves a violation active: evidence that was reported here, and evidence that is known
+/// from before the start only.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ActiveFor {
-    pub(super) heard: Duration,
+    pub(super) reported: Duration,
     pub(super) recalled: Duration,
 }
 
-/// The timestamps seen most recently, the last one last, and the latest of all. Those before 1678 and after 2261 are taken for one: they
-/// are nobody's scans.
+/// The timestamps seen most recently, the last one last, and the latest of all. Timestamps before 1678 and after 2261
+/// count as one each, because no scan has them.
 #[derive(Debug)]
 struct Timestamps(
-    /// Nothing comes before the oldest.
+    /// The empty places come first.
     [Option<CompactTimestamp>; MAX_TIMESTAMPS],
 );
 
@@ -50,7 +51,7 @@ impl Timestamps {
         self.iter().last()
     }
 
-    /// Whether it is one of them, which then has been seen last.
+    /// Whether `timestamp` is one of them. If so, it is then the one seen last.
     fn see_again(&mut self, timestamp: CompactTimestamp) -> bool {
         let place = self.0.iter().position(|known| *known == Some(timestamp));
         if let Some(rest) = place.and_then(|place| self.0.get_mut(place..)) {
@@ -59,7 +60,7 @@ impl Timestamps {
         place.is_some()
     }
 
-    /// One more, seen last.
+    /// Adds a timestamp that was seen last.
     fn push(&mut self, timestamp: CompactTimestamp) {
         self.make_room();
         if let Some(free) = self.0.first_mut() {
@@ -68,7 +69,7 @@ impl Timestamps {
         self.0.rotate_left(1);
     }
 
-    /// One more, the first to be forgotten.
+    /// Adds a timestamp that is the first to be forgotten.
     fn push_oldest(&mut self, timestamp: CompactTimestamp) {
         self.make_room();
         if let Some(free) = self.0.iter_mut().rfind(|free| free.is_none()) {
@@ -76,7 +77,8 @@ impl Timestamps {
         }
     }
 
-    /// Makes room for another: forgets the one that was not seen for longest, but never the latest one of all.
+    /// Makes room for another timestamp: forgets the one that was not seen for longest, but never the latest one of
+    /// all.
     fn make_room(&mut self) {
         if self.0.first().is_some_and(Option::is_none) {
             return;
@@ -92,29 +94,31 @@ impl Timestamps {
     }
 }
 
-/// What follows from a record that is listed again.
+/// The effect of a record that is listed again.
 pub(super) struct Listed {
     pub(super) change: Option<ChangeKind>,
-    /// The agent may have found it in its last scan.
+    /// The agent may have found the process in its last scan.
     pub(super) is_recent: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct ViolationEvidence {
     /// Shared with the snapshots that show it. Changed in place while there are none.
-    heard: Arc<EvidenceDetails>,
-    /// Kept after clearing: the tombstone by which a record that is still listed, but does not change, stays cleared.
+    details: Arc<EvidenceDetails>,
+    /// They stay after clearing, as the tombstone by which a record that is still listed but does not change stays
+    /// cleared.
     timestamps: Timestamps,
-    /// How much of its node's answered time said nothing of it.
-    unheard: CompactDuration,
+    /// How much of its node's answered time was inconclusive about it.
+    inconclusive: CompactDuration,
     aged: bool,
-    /// When it cleared, and by which rule. Boxed, because little of what is listed has cleared.
+    /// When it cleared, and by which rule. Boxed, because little of the listed evidence has cleared.
     cleared: Option<Box<(Moment, Cleared)>>,
-    /// Known, perhaps among others, from before the start or from another replica. What was seen last may have been seen after it
-    /// was kept, so another timestamp alone proves nothing yet: it must be young as well.
+    /// It is known from before the start or from another replica, perhaps beside reports to this process. The last
+    /// record may have been seen after it was persisted, so another timestamp alone proves nothing yet. The record
+    /// must be young as well.
     remembered: bool,
-    /// Its last fresh evidence was heard before the start. How often its agent scans is not learned from it, so that does not keep
-    /// it fresh for longer.
+    /// Its last fresh evidence was reported before the start. The scan interval is not learned from it, so the
+    /// interval does not extend its freshness.
     is_recalled: bool,
 }
 
@@ -124,10 +128,10 @@ impl ViolationEvidence {
         let fresh = age.is_some();
         Self {
             timestamps: Timestamps::of(record.detected_at),
-            heard: Arc::new(EvidenceDetails {
+            details: Arc::new(EvidenceDetails {
                 fresh_at: fresh.then_some(at),
                 age: age.map(CompactDuration::from),
-                // At first sight as well: where the clearing clock starts.
+                // Set at first sight as well, because the clearing clock starts there.
                 mark,
                 first_seen: at,
                 last_seen: at,
@@ -136,7 +140,7 @@ impl ViolationEvidence {
                 observations: 1,
                 record: Arc::new(record),
             }),
-            unheard: mark.unheard,
+            inconclusive: mark.inconclusive,
             aged: !fresh,
             cleared: None,
             remembered: false,
@@ -144,11 +148,12 @@ impl ViolationEvidence {
         }
     }
 
-    /// As it was known before the start. The clearing clock starts at `mark`, and the wait for a lost node `now`.
+    /// Evidence as it was known before the start. The clearing clock starts at `mark`, and the wait for a lost node
+    /// at `now`.
     pub(super) fn remembered(known: &Remembered, now: Moment, mark: Reading) -> Self {
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
         Self {
-            heard: Arc::new(EvidenceDetails {
+            details: Arc::new(EvidenceDetails {
                 record: Arc::new(known.record.clone()),
                 fresh_at: Some(past(known.fresh_at)),
                 age: None,
@@ -160,7 +165,7 @@ impl ViolationEvidence {
                 observations: known.observations,
             }),
             timestamps: Timestamps::of(known.record.detected_at),
-            unheard: mark.unheard,
+            inconclusive: mark.inconclusive,
             aged: false,
             cleared: known.cleared.map(|(at, why)| Box::new((past(at), why))),
             remembered: true,
@@ -168,7 +173,7 @@ impl ViolationEvidence {
         }
     }
 
-    /// Adds what was known elsewhere to what has been heard here.
+    /// Adds what another replica knew to what was reported here.
     pub(super) fn merge(&mut self, known: &Remembered, now: Moment) {
         let timestamp = CompactTimestamp::from(known.record.detected_at);
         let is_same = self.timestamps.last() == Some(timestamp);
@@ -176,41 +181,44 @@ impl ViolationEvidence {
             self.timestamps.push_oldest(timestamp);
         }
         let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
-        let heard = self.details_mut();
-        heard.first_seen = heard.first_seen.min(past(known.first_seen));
-        heard.observations = heard.observations.max(known.observations);
-        heard.away = heard.away.max(known.away());
-        // What the other has heard after it was kept is not known here either.
+        let details = self.details_mut();
+        details.first_seen = details.first_seen.min(past(known.first_seen));
+        details.observations = details.observations.max(known.observations);
+        details.away = details.away.max(known.away());
+        // Reports that the other replica received after the last write are not known here either.
         self.remembered = true;
         if let Some((wall, why)) = known.cleared.filter(|_| !self.is_cleared()) {
             let at = past(wall);
-            // Nothing has been heard here that was not known there when it cleared, or nothing since: whoever cleared it may have
-            // forgotten by a restart what was heard here before, but had its node's answers for the whole clearing time. A wall
-            // clock may have been set in between, so it is enough if one of the clocks says so.
+            // The clearing counts if nothing was reported here that was unknown there, or nothing since. The replica
+            // that cleared it may have forgotten earlier reports by a restart, but it had the node's answers for the
+            // whole clearing time. A wall clock may have been set in between, so it is enough if one of the clocks
+            // says so.
             let is_since = |fresh: Moment| fresh.uptime() > at.uptime() && fresh.wall() > wall;
-            if is_same || !self.heard.fresh_at.is_some_and(is_since) {
+            if is_same || !self.details.fresh_at.is_some_and(is_since) {
                 self.clear(at, why);
             }
         }
     }
 
     fn details_mut(&mut self) -> &mut EvidenceDetails {
-        Arc::make_mut(&mut self.heard)
+        Arc::make_mut(&mut self.details)
     }
 
     fn clear(&mut self, at: Moment, why: Cleared) {
         self.cleared = Some(Box::new((at, why)));
     }
 
-    /// Whether there has been fresh evidence after `gone`, or nothing was known to be gone.
-    pub(super) fn is_news_since(&self, gone: Option<Moment>) -> bool {
-        gone.is_none_or(|gone| self.heard.fresh_at.is_some_and(|fresh| fresh.uptime() > gone.uptime()))
+    /// Whether there has been fresh evidence after `gone`, or the Pod was not known to be gone.
+    pub(super) fn has_fresh_evidence_since(&self, gone: Option<Moment>) -> bool {
+        gone.is_none_or(|gone| self.details.fresh_at.is_some_and(|fresh| fresh.uptime() > gone.uptime()))
     }
 
-    /// The record is listed again. It is fresh evidence if its timestamp differs from those remembered, unless it is an earlier one
-    /// and by the agent's own clock not young: a clock may be set back, but to list what was found long ago is no news.
+    /// Applies a record that is listed again. It is fresh evidence if its timestamp differs from those remembered. An
+    /// earlier timestamp counts only if it is young by the agent's own clock, because a clock may be set back. An
+    /// earlier record that was found long ago is not fresh.
+    ///
     /// `answered` is the reading of its node's odometer. `own_age` returns the record's age by its agent's own clock,
-    /// and whether that is young; `None` if the agent does not tell its time.
+    /// and whether that is young; `None` if the agent does not send its time.
     pub(super) fn listed(
         &mut self,
         record: RecordRef<'_>,
@@ -219,10 +227,10 @@ impl ViolationEvidence {
         same_incident: Duration,
         own_age: impl Fn(Timestamp) -> Option<(Duration, bool)>,
     ) -> Listed {
-        let heard = self.details_mut();
-        let listed_before = std::mem::replace(&mut heard.last_seen, at);
-        if heard.record.differs(record) {
-            Arc::make_mut(&mut heard.record).renew(record);
+        let details = self.details_mut();
+        let listed_before = std::mem::replace(&mut details.last_seen, at);
+        if details.record.differs(record) {
+            Arc::make_mut(&mut details.record).renew(record);
         }
         let timestamp = CompactTimestamp::from(record.detected_at);
         if self.timestamps.see_again(timestamp) {
@@ -230,37 +238,37 @@ impl ViolationEvidence {
         }
         let own_age = own_age(record.detected_at);
         let is_later = self.is_later(timestamp);
-        let is_news = self.is_news(timestamp, own_age);
+        let is_fresh_evidence = self.is_fresh_evidence(timestamp, own_age);
         self.timestamps.push(timestamp);
-        // One that is earlier says nothing of what was seen last by whoever kept it.
-        self.remembered &= !is_news && !is_later;
-        if !is_news {
+        // An earlier record does not show that the last persisted one was seen again.
+        self.remembered &= !is_fresh_evidence && !is_later;
+        if !is_fresh_evidence {
             return Listed { change: None, is_recent: own_age.is_none() };
         }
 
         let was_cleared = self.is_cleared();
-        let was_active = self.heard.fresh_at.is_some() && !self.aged && !was_cleared;
+        let was_active = self.details.fresh_at.is_some() && !self.aged && !was_cleared;
         let is_new = self.cleared_at().is_some_and(|cleared_at| at.since(cleared_at) > same_incident);
         self.cleared = None;
-        let mark = Reading { answered, unheard: self.unheard, before: CompactDuration::ZERO };
-        let heard = self.details_mut();
-        let away = answered.saturating_sub(heard.mark.answered);
-        // A violation that had cleared and came back only after longer than this has ended and begun again: no agent
-        // scans so seldom.
-        if heard.fresh_at.is_some() && (!was_cleared || away <= MAX_INTERVAL * 2) {
-            let mut longest = Longest::of(heard.away.get());
+        let mark = Reading { answered, inconclusive: self.inconclusive, before: CompactDuration::ZERO };
+        let details = self.details_mut();
+        let away = answered.saturating_sub(details.mark.answered);
+        // A violation that had cleared and came back only after longer than this has ended and begun again, because
+        // no agent scans so seldom.
+        if details.fresh_at.is_some() && (!was_cleared || away <= MAX_INTERVAL * 2) {
+            let mut longest = Longest::of(details.away.get());
             longest.push(away);
-            heard.away = longest.get();
+            details.away = longest.get();
         }
         if is_new {
-            (heard.first_seen, heard.observations) = (at, 0);
+            (details.first_seen, details.observations) = (at, 0);
         }
-        heard.observations += 1;
-        heard.fresh_at = Some(at);
+        details.observations += 1;
+        details.fresh_at = Some(at);
         // The record was found after the last answer that listed an earlier one.
-        heard.age = Some(own_age.map_or_else(|| at.since(listed_before), |(age, _)| age).into());
-        heard.evidence_time = timestamp;
-        heard.mark = mark;
+        details.age = Some(own_age.map_or_else(|| at.since(listed_before), |(age, _)| age).into());
+        details.evidence_time = timestamp;
+        details.mark = mark;
         (self.aged, self.is_recalled) = (false, false);
         Listed { change: (!was_active).then_some(ChangeKind::Appeared), is_recent: true }
     }
@@ -269,8 +277,9 @@ impl ViolationEvidence {
         self.timestamps.iter().all(|known| known < timestamp)
     }
 
-    /// Whether a record with another timestamp than those remembered would be fresh evidence; see [`Evidence::listed`].
-    fn is_news(&self, timestamp: CompactTimestamp, own_age: Option<(Duration, bool)>) -> bool {
+    /// Whether a record with another timestamp than those remembered would be fresh evidence; see
+    /// [`ViolationEvidence::listed`].
+    fn is_fresh_evidence(&self, timestamp: CompactTimestamp, own_age: Option<(Duration, bool)>) -> bool {
         match own_age {
             Some((_, true)) => true,
             Some((_, false)) => self.is_later(timestamp) && !self.remembered,
@@ -278,28 +287,34 @@ impl ViolationEvidence {
         }
     }
 
-    /// Whether a record with this timestamp would be fresh evidence. `own_age` is as for [`Evidence::listed`].
-    pub(super) fn would_be_news(&self, detected_at: Timestamp, own_age: Option<(Duration, bool)>) -> bool {
+    /// Whether a record with this timestamp would be fresh evidence. `own_age` is as for
+    /// [`ViolationEvidence::listed`].
+    pub(super) fn would_be_fresh_evidence(
+        &self,
+        detected_at: Timestamp,
+        own_age: Option<(Duration, bool)>,
+    ) -> bool {
         let timestamp = CompactTimestamp::from(detected_at);
-        self.timestamps.iter().all(|known| known != timestamp) && self.is_news(timestamp, own_age)
+        self.timestamps.iter().all(|known| known != timestamp) && self.is_fresh_evidence(timestamp, own_age)
     }
 
-    /// Counts `answered` as time in which its node's answers said nothing of it.
-    pub(super) fn add_unheard(&mut self, answered: Duration) {
-        self.unheard = (self.unheard.get() + answered).into();
+    /// Counts `answered` as time in which its node's answers were inconclusive about it.
+    pub(super) fn add_inconclusive(&mut self, answered: Duration) {
+        self.inconclusive = (self.inconclusive.get() + answered).into();
     }
 
-    /// Clears if the rules say so; the rule, the first time.
+    /// Clears the evidence if the rules say so. Returns the rule when it clears.
     pub(super) fn try_clear(&mut self, clock: &NodeClock, now: Moment) -> Option<Cleared> {
         if self.is_cleared() {
             return None;
         }
-        let why = clock.cleared(self.heard.mark, self.away(), || self.unheard, self.counted_from(), now)?;
+        let why =
+            clock.cleared(self.details.mark, self.away(), || self.inconclusive, self.counted_from(), now)?;
         self.clear(now, why);
         Some(why)
     }
 
-    /// Whether this is the moment at which fresh evidence has become too old.
+    /// Notes that fresh evidence has become too old. Returns whether this happens now.
     pub(super) fn try_age(&mut self, now: Moment, active_for: ActiveFor) -> bool {
         let ages = !self.aged && !self.is_cleared() && !self.is_fresh(now, active_for);
         self.aged |= ages;
@@ -307,36 +322,37 @@ impl ViolationEvidence {
     }
 
     fn is_fresh(&self, now: Moment, active_for: ActiveFor) -> bool {
-        self.heard.fresh_at.is_some_and(|at| now.since(at) <= self.active_for(active_for))
+        self.details.fresh_at.is_some_and(|at| now.since(at) <= self.active_for(active_for))
     }
 
-    /// From when on its node's silence counts.
+    /// From when on its node's answers without it count.
     fn counted_from(&self) -> Moment {
-        self.heard.fresh_at.unwrap_or(self.heard.first_seen)
+        self.details.fresh_at.unwrap_or(self.details.first_seen)
     }
 
     fn active_for(&self, limits: ActiveFor) -> Duration {
-        if self.is_recalled { limits.recalled } else { limits.heard }
+        if self.is_recalled { limits.recalled } else { limits.reported }
     }
 
-    /// When time alone changes what it amounts to, by the monotonic clock.
-    pub(super) fn deadline(&self, clock: &NodeClock, active_for: ActiveFor, keep: Duration) -> Duration {
+    /// When time alone changes its presence, by the monotonic clock.
+    pub(super) fn deadline(&self, clock: &NodeClock, active_for: ActiveFor, lifetime: Duration) -> Duration {
         // Most limits are passed only after their last moment.
         const AFTER: Duration = Duration::from_nanos(1);
         let after = |at: Moment, limit: Duration| at.uptime().saturating_add(limit).saturating_add(AFTER);
         if let Some(at) = self.cleared_at() {
-            return after(at.max(self.heard.last_seen), keep);
+            return after(at.max(self.details.last_seen), lifetime);
         }
-        let is_clear = clock.cleared_by_answers(self.heard.mark, self.away(), || self.unheard).is_some();
+        let is_clear =
+            clock.cleared_by_answers(self.details.mark, self.away(), || self.inconclusive).is_some();
         let lost = if is_clear { Duration::ZERO } else { clock.lost_at(self.counted_from()) };
-        match self.heard.fresh_at.filter(|_| !self.aged) {
+        match self.details.fresh_at.filter(|_| !self.aged) {
             Some(at) => lost.min(after(at, self.active_for(active_for))),
             None => lost,
         }
     }
 
     pub(super) fn away(&self) -> CompactDuration {
-        self.heard.away
+        self.details.away
     }
 
     pub(super) fn is_cleared(&self) -> bool {
@@ -351,9 +367,10 @@ impl ViolationEvidence {
         self.cleared.as_deref().map(|(_, why)| *why)
     }
 
-    /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record never believed.
+    /// Whether forgetting it loses nothing that can't be judged anew: a tombstone, or a record that was never
+    /// believed.
     pub(super) fn is_expendable(&self) -> bool {
-        self.is_cleared() || self.heard.fresh_at.is_none()
+        self.is_cleared() || self.details.fresh_at.is_none()
     }
 
     /// Whether fresh evidence has become too old.
@@ -362,26 +379,28 @@ impl ViolationEvidence {
     }
 
     pub(super) fn first_seen(&self) -> Moment {
-        self.heard.first_seen
+        self.details.first_seen
     }
 
-    /// The regular expression that the last record names. If a keyword of the agent matched, it is empty, or a part of the keyword.
+    /// The regular expression that the last record names. If a keyword of the agent matched, it is empty or a part of
+    /// the keyword.
     pub(super) fn rule(&self) -> &Text {
-        &self.heard.record.regex
+        &self.details.record.regex
     }
 
     /// The command line of the last record, cut if there was no room for all of it.
     pub(super) fn cmdline(&self) -> &str {
-        &self.heard.record.cmdline
+        &self.details.record.cmdline
     }
 
     pub(super) fn last_seen(&self) -> Moment {
-        self.heard.last_seen
+        self.details.last_seen
     }
 
-    /// Whether it has been a tombstone, and unlisted, for `keep`.
-    pub(super) fn is_expired(&self, now: Moment, keep: Duration) -> bool {
-        self.cleared_at().is_some_and(|at| now.since(at) > keep) && now.since(self.heard.last_seen) > keep
+    /// Whether it has been a tombstone, and unlisted, for `lifetime`.
+    pub(super) fn is_expired(&self, now: Moment, lifetime: Duration) -> bool {
+        self.cleared_at().is_some_and(|at| now.since(at) > lifetime)
+            && now.since(self.details.last_seen) > lifetime
     }
 
     pub(super) fn view(
@@ -393,7 +412,7 @@ impl ViolationEvidence {
     ) -> EvidenceView {
         let presence = match self.cleared_by() {
             Some(_) => Presence::Cleared,
-            // Evidence that has grown old does not become young again when its node turns out to scan less often.
+            // Evidence that has grown old does not become young again when its node is found to scan less often.
             None if !self.aged && self.is_fresh(now, active_for) => Presence::Active,
             None => Presence::Unconfirmed,
         };
@@ -401,9 +420,9 @@ impl ViolationEvidence {
             node: node.clone(),
             presence,
             cleared: self.cleared_by(),
-            unheard: self.unheard,
+            inconclusive: self.inconclusive,
             hidden_by: hidden_by.filter(|_| !self.is_cleared()).cloned(),
-            details: self.heard.clone(),
+            details: self.details.clone(),
         }
     }
 }

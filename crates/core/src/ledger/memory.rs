@@ -1,4 +1,4 @@
-//! What was known before the start, or to another replica, and how it is taken over.
+//! Takes over evidence that was known before the start or to another replica.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,18 +14,17 @@ use crate::Moment;
 use crate::names::NodeName;
 
 impl Ledger {
-    /// Takes over what was known before the start, or to another replica: tombstones stay tombstones, and clearing
-    /// clocks begin anew, because our own restart is evidence of nothing. Evidence that this ledger has heard since takes
-    /// precedence.
+    /// Takes over evidence that was known before the start or to another replica. Tombstones stay tombstones, and
+    /// clearing clocks begin anew, because our own restart is evidence of nothing about a process. Evidence that was
+    /// reported to this ledger since takes precedence.
     ///
-    /// If there is not room for all, that of which evidence was fresh last has room first, and tombstones have it last. Expired ones have
-    /// none.
+    /// If there is not room for all, evidence that was fresh last has room first, and tombstones have it last.
+    /// Expired ones have none.
     pub fn remember(&mut self, remembered: impl IntoIterator<Item = Remembered>, now: Moment) {
-        // The interval beside the latest record of a node counts. The agent's own clock orders the records, because
+        // The interval of the latest record of a node counts. The agent's own clock orders the records, because
         // leaders' clocks differ.
         let mut intervals: BTreeMap<NodeName, (Timestamp, Duration)> = BTreeMap::new();
         let mut nodes = BTreeSet::new();
-        // Tombstones have room last, and what was fresh last has room first.
         let mut remembered: Vec<Remembered> = remembered.into_iter().collect();
         remembered.sort_by_key(|known| (known.cleared.is_some(), Reverse(known.fresh_at)));
         for known in remembered {

@@ -1,12 +1,12 @@
-//! What is known of every violation over time: presence and absence both need evidence.
+//! What is known of every violation over time. Presence and absence both need evidence.
 //!
-//! A record in an answer does not mean that its process runs (an agent keeps listing one that ended), and an answer
-//! without it does not mean that it ended (an agent lists one of several, or has just restarted). So the ledger
-//! believes in presence only when a record's timestamp *changes*, and in absence only after the violation's own node
-//! has answered for long enough without such a change. Silence is evidence of nothing. If an agent has never listed two
-//! violations in one answer, a fresh record of one violation is no evidence about another.
+//! A record in an answer does not prove that its process runs, because an agent may still list a process that ended.
+//! An answer without a record does not prove that the process ended, because an agent may list one of several or may
+//! have just restarted. So the ledger believes in presence only when a record's timestamp *changes*. It believes in
+//! absence only after the violation's own node has answered for long enough without such a change. If an agent has
+//! never listed two violations in one answer, a fresh record of one violation is no evidence about another.
 //!
-//! Evidence is kept per (violation, node): nodes that disagree do not overwrite each other.
+//! Evidence is stored per (violation, node), so nodes that disagree do not overwrite each other.
 
 mod absorbing;
 mod change;
@@ -43,24 +43,25 @@ use crate::report::{Record, Rejections, Target};
 use crate::sorted_vec::SortedVecSet;
 use crate::time::CompactDuration;
 
-/// Every violation, every node, every target. Owned by one task; others read its snapshots.
+/// All violations, nodes and targets. Owned by one task; others read its snapshots.
 #[derive(Debug)]
 pub struct Ledger {
     since: Moment,
     rules: Detection,
-    /// Boxed, because a tree has room for nearly twice as many as are in it.
+    /// Boxed, because a tree has room for nearly twice as many entries as it has.
     nodes: BTreeMap<NodeName, Box<Node>>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
     violations: BTreeMap<Key, ViolationEntry>,
-    /// Of `violations`.
+    /// For `violations`.
     dense: Dense,
     targets: BTreeMap<Text, TargetEntry>,
-    /// What records have in common is in memory once.
+    /// Texts that records have in common are in memory once.
     texts: Texts,
     totals: Totals,
-    /// What the last report has changed of its node as such.
+    /// The change of the node itself that the last report caused.
     node_change: Option<NodeChange>,
-    /// Agents that should exist but have no address: a DaemonSet's desired number beyond what is listed.
+    /// The number of agents that should exist but have no address: a DaemonSet's desired number beyond the listed
+    /// targets.
     unlisted: usize,
     rejected: Rejections,
     revision: u64,
@@ -71,8 +72,8 @@ pub struct Ledger {
     rounds: u64,
 }
 
-/// When time alone may change something of a node, by the monotonic clock. A node is in it at its earliest time, and perhaps at later
-/// ones that no longer count.
+/// When time alone may change a node, by the monotonic clock. A node is in it at its earliest time, and perhaps at
+/// later times that no longer count.
 type Deadlines = BinaryHeap<Reverse<(CompactDuration, NodeName)>>;
 
 #[derive(Debug, Default)]
@@ -82,7 +83,7 @@ struct ViolationEntry {
 }
 
 impl Ledger {
-    /// An empty ledger. `now` is when its (empty) list came to be.
+    /// An empty ledger. `now` is the time of its empty list.
     pub fn new(rules: Detection, now: Moment) -> Self {
         Self {
             since: now,
@@ -105,7 +106,7 @@ impl Ledger {
         }
     }
 
-    /// Replaces the rules of evidence. What has cleared stays cleared.
+    /// Replaces the rules of evidence. Evidence that has cleared stays cleared.
     pub fn set_rules(&mut self, rules: Detection) {
         self.rules = rules;
         let nodes: Vec<NodeName> = self.nodes.keys().cloned().collect();
@@ -115,9 +116,9 @@ impl Ledger {
         self.count_change();
     }
 
-    /// Which targets are expected to answer. `unlisted` are those that should exist but have no address.
+    /// Sets which targets are expected to answer. `unlisted` are those that should exist but have no address.
     ///
-    /// A target that leaves keeps its node's violations until they clear by the rules.
+    /// When a target leaves, the violations of its node stay until they clear by the rules.
     pub fn expect(&mut self, targets: impl IntoIterator<Item = Target>, unlisted: usize) {
         for entry in self.targets.values_mut() {
             entry.expected = false;
@@ -131,7 +132,7 @@ impl Ledger {
             }
         }
         let all = std::mem::take(&mut self.targets);
-        // Made anew from those that are left, because a tree that grows is half empty.
+        // Rebuilt from the targets that are left, because a tree that grows is half empty.
         self.targets = all.into_iter().filter(|(_, entry)| entry.expected).collect();
         for node in self.nodes.values_mut() {
             node.note_addresses(|address| self.targets.contains_key(address));
@@ -141,7 +142,7 @@ impl Ledger {
         self.count_change();
     }
 
-    /// A round over all targets is done. Rounds are counted for readiness and for limits per round.
+    /// Notes that a round over all targets is done. Rounds are counted for readiness and for limits per round.
     pub fn round_done(&mut self) {
         self.dense.fill(&mut self.violations);
         self.totals.count_cmdlines(&mut self.nodes);
@@ -149,13 +150,13 @@ impl Ledger {
         self.revision += 1;
     }
 
-    /// What the report that was taken in last has changed of its node as such. Says it once.
+    /// Takes the change of the node itself that the last report caused. Returns each change once.
     pub fn take_node_change(&mut self) -> Option<NodeChange> {
         self.node_change.take()
     }
 
     /// How many command lines were cut since the last call, because there was no room for the whole command line (see
-    /// [`Detection::cmdline_budget`]). One that stays cut counts once.
+    /// [`Detection::cmdline_budget`]). A command line that stays cut counts once.
     pub fn take_cut_cmdlines(&mut self) -> usize {
         std::mem::take(&mut self.totals.cut_cmdlines)
     }
@@ -165,9 +166,11 @@ impl Ledger {
         self.totals.keys >= self.rules.max_keys
     }
 
-    /// Proof that a Pod is gone: a direct GET answered 404, another UID, or a terminal phase. Never a cached absence.
+    /// Applies the proof that a Pod is gone: a direct GET answered 404, another UID, or a terminal phase. Never a
+    /// cached absence.
     ///
-    /// Clears the Pod's violations until fresh evidence comes. The App's block does not end by it (see [`crate::policy`]).
+    /// Clears the Pod's violations until fresh evidence comes. The App's block does not end by it (see
+    /// [`crate::policy`]).
     pub fn pod_gone(&mut self, pod: &PodRef, at: Moment) -> Vec<Change> {
         let mut changes = Vec::new();
         for (key, entry) in &mut self.violations {
@@ -178,8 +181,8 @@ impl Ledger {
             entry.pod_gone = Some(at);
             let nodes = entry.nodes.iter().filter(|name| {
                 let evidence = self.nodes.get(name).and_then(|node| node.evidence.get(key));
-                // What had been cleared by an earlier proof is not cleared once more.
-                evidence.is_some_and(|evidence| evidence.is_news_since(before))
+                // Evidence that an earlier proof had cleared is not cleared again.
+                evidence.is_some_and(|evidence| evidence.has_fresh_evidence_since(before))
             });
             changes.extend(nodes.map(|node| Change {
                 key: key.clone(),
@@ -193,7 +196,8 @@ impl Ledger {
         changes
     }
 
-    /// Lets time pass: evidence grows old, the wait for lost nodes ends, tombstones expire. Idempotent for one `now`.
+    /// Advances to `now`: evidence grows old, the wait for lost nodes ends, tombstones expire. Idempotent for one
+    /// `now`.
     ///
     /// Looks only at the nodes whose time has come.
     pub fn advance(&mut self, now: Moment) -> Vec<Change> {
@@ -212,11 +216,11 @@ impl Ledger {
         let mut expired = false;
         for name in due {
             let Some(node) = self.nodes.get_mut(&name) else { continue };
-            let keep = self.rules.same_incident;
-            let told = |(key, kind)| Change { key, node: name.clone(), kind };
-            changes.extend(node.grow_old(&self.rules, now).into_iter().map(told));
+            let lifetime = self.rules.same_incident;
+            let change = |(key, kind)| Change { key, node: name.clone(), kind };
+            changes.extend(node.grow_old(&self.rules, now).into_iter().map(change));
             let before = node.evidence.len();
-            let old = node.expire(now, keep);
+            let old = node.expire(now, lifetime);
             self.totals.note(before, node.evidence.len());
             for key in old {
                 forget(&mut self.violations, &key, &name);
@@ -244,20 +248,22 @@ impl Ledger {
         self.changes += 1;
     }
 
-    /// A node without evidence and without a target has nothing left to tell.
+    /// Drops nodes that have neither evidence nor a target.
     fn drop_idle_nodes(&mut self) {
         let asked: BTreeSet<&NodeName> = self.targets.values().map(|target| &target.node).collect();
         self.nodes.retain(|name, node| !node.evidence.is_empty() || asked.contains(name));
     }
 
-    /// Counts every change of anything that a snapshot shows.
+    /// Counts every change of what a snapshot shows.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Counts what may change a decision: something appeared, grew old or cleared, others are to be asked.
+    /// Counts the changes that may change a decision: evidence appeared, grew old or cleared, or other targets are to
+    /// be asked.
     ///
-    /// That evidence has been renewed is no news: it matters when something else is decided. Nor is it that a round is done.
+    /// Renewed evidence does not count, because it matters only when something else is decided. The end of a round
+    /// does not count either.
     pub fn changes(&self) -> u64 {
         self.changes
     }
@@ -268,10 +274,10 @@ impl Ledger {
     }
 }
 
-/// Notes when time alone may change something of a node, after anything else has changed it.
+/// Notes when time alone may change a node, after anything else has changed it.
 fn schedule(name: &NodeName, node: &mut Node, rules: &Detection, deadlines: &mut Deadlines) {
     let Some(at) = node.next_deadline(rules).map(CompactDuration::from) else { return };
-    // Being looked at too early costs little, and nothing has to be found and taken out of the heap for it.
+    // A deadline that is too early costs little, and then no entry of the heap has to be found and removed.
     if node.deadline.is_none_or(|noted| at < noted) {
         node.deadline = Some(at);
         deadlines.push(Reverse((at, name.clone())));

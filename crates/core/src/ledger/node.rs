@@ -19,8 +19,8 @@ use crate::snapshot::NodeView;
 use crate::sorted_vec::SortedVecMap;
 use crate::time::{CompactDuration, CompactTimestamp};
 
-/// The violation that an agent which lists one of several listed last. Until the agent must have scanned again, its
-/// answers say nothing of any other violation.
+/// The last violation listed by an agent that lists one of several. Until the agent must have scanned again, its
+/// answers are inconclusive about any other violation.
 #[derive(Debug)]
 struct Hiding {
     key: Arc<Key>,
@@ -28,11 +28,11 @@ struct Hiding {
     until: CompactDuration,
 }
 
-/// Since when a node that is there gives only answers that can't be used.
+/// Since when a node gives only answers that can't be used.
 #[derive(Clone, Copy, Debug)]
 struct Unusable {
     since: Moment,
-    is_told: bool,
+    is_noted: bool,
 }
 
 #[derive(Debug)]
@@ -40,30 +40,31 @@ struct Unusable {
 pub(super) struct Node {
     /// Answered time, in sum. Clearing clocks are differences of its readings.
     pub(super) odometer: CompactDuration,
-    /// How much of it said nothing of one violation or another: no evidence has missed more. What is forgotten and listed once more
-    /// begins with it.
-    pub(super) unheard: CompactDuration,
+    /// How much of it was inconclusive about one violation or another: the upper bound for all evidence. A violation
+    /// that is forgotten and listed once more begins with it.
+    pub(super) inconclusive: CompactDuration,
     /// One of its answers has listed two violations, so a violation that its answers lack is absent. Until then, the
     /// agent is assumed to list one of several, and not in turn.
     lists_several: bool,
     hiding: Option<Hiding>,
     /// Answered time since the agent may have restarted. A restarted agent answers `[]` until its first scan, so its
-    /// first scan interval of answers says nothing.
+    /// answers in the first scan interval prove nothing.
     settled: CompactDuration,
     since: Moment,
     last_answer: Option<Moment>,
-    /// When anything of an answer came last, whether it could be used or not.
+    /// When the last sign of an answer came, usable or not.
     last_sign: Moment,
     unusable: Option<Box<Unusable>>,
-    /// The address of its last sign of life, unless that address has been silent since.
+    /// The address of its last sign of life, unless that address has not answered since.
     answers_at: Option<Text>,
     listed_something: bool,
-    /// The namespaces of records for which there was no room here: of the last whole answer, and of parts of answers since.
+    /// The namespaces of records for which there was no room here: in the last whole answer, and in parts of answers
+    /// since.
     no_room: Option<Box<LeftOut>>,
-    /// It is told that records are left out of its answers.
+    /// The change that records are left out of its answers has been returned.
     leaves_out: bool,
-    /// The last whole answer, or a part of an answer since, had a record that could not be used, and the agent may list one
-    /// of several: so it says nothing of any violation.
+    /// The last whole answer, or a part of an answer since, had an unusable record, and the agent may list one of
+    /// several. So its answers are inconclusive about all violations.
     is_unclear: bool,
     /// The last steps between the newest timestamps of its answers.
     steps: Steps,
@@ -74,7 +75,7 @@ pub(super) struct Node {
     /// The bytes of its long command lines, counted as in [`super::totals`].
     pub(super) cmdline_bytes: usize,
     pub(super) rejected: Rejections,
-    /// When it is looked at next because time has passed, by the monotonic clock.
+    /// When the node has to be looked at because time has passed, by the monotonic clock.
     pub(super) deadline: Option<CompactDuration>,
 }
 
@@ -82,7 +83,7 @@ impl Node {
     pub(super) fn new(now: Moment) -> Self {
         Self {
             odometer: CompactDuration::ZERO,
-            unheard: CompactDuration::ZERO,
+            inconclusive: CompactDuration::ZERO,
             lists_several: false,
             hiding: None,
             settled: CompactDuration::ZERO,
@@ -107,10 +108,10 @@ impl Node {
 
     /// The reading for a violation of which nothing is known yet.
     pub(super) fn reading(&self) -> Reading {
-        Reading { answered: self.odometer, unheard: self.unheard, before: CompactDuration::ZERO }
+        Reading { answered: self.odometer, inconclusive: self.inconclusive, before: CompactDuration::ZERO }
     }
 
-    /// Notes whether a report is a sign of life, and whether it can be used. Returns a change when its answers could
+    /// Notes whether a report is a sign of life, and whether it can be used. Returns a change when the answers could
     /// not be used for longer than `patience`, and when they can be used again.
     pub(super) fn note_sign(&mut self, report: &Report, patience: Duration) -> Option<NodeChange> {
         let address = &report.target.address;
@@ -124,15 +125,15 @@ impl Node {
             self.answers_at = Some(address.clone());
         }
         if reason.is_none() {
-            let ended = self.unusable.take().filter(|unusable| unusable.is_told);
+            let ended = self.unusable.take().filter(|unusable| unusable.is_noted);
             return ended.map(|_| NodeChange::UsableAgain);
         }
         let unusable =
-            self.unusable.get_or_insert_with(|| Box::new(Unusable { since: report.at, is_told: false }));
-        if unusable.is_told || report.at.since(unusable.since) <= patience {
+            self.unusable.get_or_insert_with(|| Box::new(Unusable { since: report.at, is_noted: false }));
+        if unusable.is_noted || report.at.since(unusable.since) <= patience {
             return None;
         }
-        unusable.is_told = true;
+        unusable.is_noted = true;
         Some(NodeChange::Unusable)
     }
 
@@ -141,7 +142,7 @@ impl Node {
         if !answers_elsewhere {
             self.answers_at = None;
         }
-        // Nothing listens at this address, so the agent is down and will have restarted when it answers again; unless
+        // Nothing listens at this address, so the agent is down and will have restarted when it answers again, unless
         // it listens at another address.
         if is_refused && !answers_elsewhere {
             self.settled = CompactDuration::ZERO;
@@ -153,16 +154,16 @@ impl Node {
         self.answers_at.take_if(|address| !is_asked(address));
     }
 
-    /// A whole answer. It vouches for the time since the last one, but for no more than `gap`: the time in between that
-    /// was not answered counts for nothing, however the failure showed. Returns what it adds to the odometer.
+    /// Notes a whole answer. It counts for the time since the last one, but for `gap` at most. Time that was not
+    /// answered counts for nothing, however the failure showed. Returns what the answer adds to the odometer.
     ///
-    /// `is_empty` is whether it lists nothing; `None` if it is the same list as before.
+    /// `is_empty` is whether it lists no record; `None` if it is the same list as before.
     pub(super) fn answered(&mut self, at: Moment, is_empty: Option<bool>, gap: Duration) -> Duration {
         let credit = self.last_answer.map_or(Duration::ZERO, |last| at.since(last)).min(gap);
         self.last_answer = self.last_answer.max(Some(at));
         let is_empty = is_empty.unwrap_or(!self.listed_something);
         if is_empty && self.listed_something {
-            // The upstream agent never takes a record off its list, so this is how its restart looks.
+            // The upstream agent never removes a record from its list, so its restart looks like this.
             self.settled = CompactDuration::ZERO;
         }
         self.listed_something = !is_empty;
@@ -176,9 +177,9 @@ impl Node {
 
     /// Notes that an answer lists `count` violations, and that the agent may have found `recent` in its last scan.
     ///
-    /// An agent that lists one of several says nothing of the others for as long as that may have been its last scan:
-    /// for two of the longest steps between its scans, because steps differ, and for the delay of its answers. The
-    /// hiding ends at the latest when the listed violation itself clears.
+    /// An agent that lists one of several hides the others for as long as that may have been its last scan. That is
+    /// two of the longest steps between its scans, because steps differ, and the delay of its answers. The hiding
+    /// ends at the latest when the listed violation itself clears.
     pub(super) fn note_listed(&mut self, count: usize, recent: Option<Key>, rules: &Detection) {
         self.lists_several |= count > 1;
         if self.lists_several {
@@ -197,12 +198,12 @@ impl Node {
         }
     }
 
-    /// Notes what an answer does not say: there was no room for records of some namespaces, or a record that can't be
-    /// used may have been listed instead of another.
+    /// Notes the omissions of an answer. There was no room for records of some namespaces, or a record that can't be
+    /// used may have replaced another one.
     ///
-    /// A part of an answer adds to what the last whole one does not say, because the agent may repeat that one with
+    /// A part of an answer adds to the omissions of the last whole one, because the agent may repeat that one with
     /// [`Outcome::Unchanged`].
-    pub(super) fn note_untold(&mut self, mut no_room: LeftOut, mut is_unclear: bool, is_whole: bool) {
+    pub(super) fn note_omissions(&mut self, mut no_room: LeftOut, mut is_unclear: bool, is_whole: bool) {
         if !is_whole {
             no_room.add(self.no_room.as_deref().unwrap_or(&LeftOut::default()));
             is_unclear |= self.is_unclear;
@@ -211,8 +212,8 @@ impl Node {
         self.is_unclear = is_unclear && !self.lists_several;
     }
 
-    /// Notes whether records were left out of its last answer, there or here. Returns a change when that begins, and when an answer
-    /// that `is_whole` shows that it has ended.
+    /// Notes whether records were left out of its last answer, by the agent or here. Returns a change when that
+    /// begins, and when an answer that `is_whole` shows that it has ended.
     pub(super) fn note_left_out(&mut self, left_out: &LeftOut, is_whole: bool) -> Option<NodeChange> {
         /// How many namespaces are named.
         const NAMED: usize = 5;
@@ -234,9 +235,9 @@ impl Node {
         !self.lists_several
     }
 
-    /// Counts `added`, which the last answer has added to the odometer, as unheard for each violation of which the
-    /// answer says nothing.
-    pub(super) fn count_unheard(&mut self, added: Duration, left_out: &LeftOut) {
+    /// Counts `added`, which the last answer has added to the odometer, as inconclusive for each violation that the
+    /// answer may have hidden or left out.
+    pub(super) fn count_inconclusive(&mut self, added: Duration, left_out: &LeftOut) {
         let before = self.odometer.get().saturating_sub(added);
         let hidden = self
             .hiding
@@ -248,16 +249,16 @@ impl Node {
             return;
         }
         let most = if is_whole { hidden } else { added };
-        self.unheard = (self.unheard.get() + most).into();
+        self.inconclusive = (self.inconclusive.get() + most).into();
         let hider = self.hiding.as_ref().map(|hiding| &*hiding.key);
         for (key, evidence) in self.evidence.iter_mut() {
-            let is_untold = self.is_unclear
+            let may_be_omitted = self.is_unclear
                 || left_out.concerns(&key.namespace)
                 || no_room.is_some_and(|no_room| no_room.concerns(&key.namespace));
-            if is_untold {
-                evidence.add_unheard(added);
+            if may_be_omitted {
+                evidence.add_inconclusive(added);
             } else if hider != Some(key) {
-                evidence.add_unheard(hidden);
+                evidence.add_inconclusive(hidden);
             }
         }
         self.hiding.take_if(|hiding| hiding.until <= self.odometer);
@@ -269,11 +270,11 @@ impl Node {
         hider.filter(|hider| ***hider != *key)
     }
 
-    /// Learns from the newest timestamp of an answer: the scan interval is the median of the last steps between
-    /// different ones.
+    /// Learns from the newest timestamp of an answer. The scan interval is the median of the last steps between
+    /// different timestamps.
     ///
-    /// Steps between the records of one answer do not count: they belong to one scan, and would make the interval, and
-    /// with it the caution of the clearing clock, too small.
+    /// Steps between the records of one answer do not count, because they belong to one scan. They would make the
+    /// interval too small, and with it the clearing time.
     pub(super) fn learn_interval(&mut self, newest: Option<Timestamp>) {
         let Some(newest) = newest.map(CompactTimestamp::from) else { return };
         if let Some(latest) = self.latest
@@ -286,7 +287,8 @@ impl Node {
         self.latest = Some(newest);
     }
 
-    /// Takes over what was learned before the start or by another replica, unless steps have been seen here.
+    /// Takes over the interval that was learned before the start or by another replica, unless steps have been seen
+    /// here.
     pub(super) fn remember_interval(&mut self, interval: Duration) {
         if self.steps.usual().is_none() {
             self.steps.push(interval);
@@ -300,8 +302,8 @@ impl Node {
     }
 
     pub(super) fn active_for(&self, rules: &Detection) -> ActiveFor {
-        let heard = rules.max_age.max(self.interval().saturating_mul(3));
-        ActiveFor { heard, recalled: rules.max_age }
+        let reported = rules.max_age.max(self.interval().saturating_mul(3));
+        ActiveFor { reported, recalled: rules.max_age }
     }
 
     /// The least answered time without fresh evidence that proves absence.
@@ -310,8 +312,8 @@ impl Node {
         rules.clear_after.max(scans.unwrap_or(first_scan(rules)))
     }
 
-    /// Whether its agent has had time for a scan since its last possible restart. With a learned interval this needs no
-    /// check of its own: the odometer counts an agent that may have restarted only after one interval.
+    /// Whether its agent has had time for a scan since its last possible restart. With a learned interval this needs
+    /// no check of its own, because the odometer counts an agent that may have restarted only after one interval.
     fn has_scanned(&self, rules: &Detection) -> bool {
         self.steps.usual().is_some() || self.settled.get() >= first_scan(rules)
     }
@@ -319,7 +321,7 @@ impl Node {
     pub(super) fn clock(&self, rules: &Detection) -> NodeClock {
         NodeClock {
             odometer: self.odometer,
-            unheard: self.unheard,
+            inconclusive: self.inconclusive,
             required: self.required(rules).into(),
             has_scanned: self.has_scanned(rules),
             since: self.since,
@@ -328,7 +330,7 @@ impl Node {
         }
     }
 
-    /// Lets its evidence clear and grow old, as far as it is time.
+    /// Clears evidence and lets it grow old, as far as it is time.
     pub(super) fn grow_old(&mut self, rules: &Detection, now: Moment) -> Vec<(Key, ChangeKind)> {
         let (clock, active_for) = (self.clock(rules), self.active_for(rules));
         let mut changes = Vec::new();
@@ -342,21 +344,22 @@ impl Node {
         changes
     }
 
-    /// When time alone may change something, by the monotonic clock; never later than it does.
+    /// When time alone may change the node, by the monotonic clock. Never later than the change.
     pub(super) fn next_deadline(&self, rules: &Detection) -> Option<Duration> {
         let (clock, active_for) = (self.clock(rules), self.active_for(rules));
-        let keep = rules.same_incident;
-        self.evidence.values().map(|evidence| evidence.deadline(&clock, active_for, keep)).min()
+        let lifetime = rules.same_incident;
+        self.evidence.values().map(|evidence| evidence.deadline(&clock, active_for, lifetime)).min()
     }
 
-    /// What is known of a violation, with its key as it is held here.
+    /// The evidence of a violation, with its key as it is stored here.
     pub(super) fn evidence_of(&mut self, key: KeyRef<'_>) -> Option<(&Key, &mut ViolationEvidence)> {
         self.evidence.find_mut(|known| known.view().cmp(&key))
     }
 
-    /// Makes room for `n` more violations by forgetting what can be judged anew, the longest unlisted first.
+    /// Makes room for `n` more violations by forgetting evidence that can be judged anew, the longest unlisted first.
     ///
-    /// What `listed` says is in the answer at hand stays: a tombstone must meet the record that it is for.
+    /// Evidence of violations that are `listed` in the answer at hand stays, because a tombstone must meet its
+    /// record.
     pub(super) fn evict(&mut self, n: usize, listed: impl Fn(&Key) -> bool) -> Vec<Key> {
         if n == 0 {
             return Vec::new();
@@ -376,12 +379,12 @@ impl Node {
         keys
     }
 
-    /// Drops tombstones that have lain unlisted for `keep`.
-    pub(super) fn expire(&mut self, now: Moment, keep: Duration) -> Vec<Key> {
+    /// Drops tombstones that have been unlisted for `lifetime`.
+    pub(super) fn expire(&mut self, now: Moment, lifetime: Duration) -> Vec<Key> {
         let keys: Vec<Key> = self
             .evidence
             .iter()
-            .filter(|(_, evidence)| evidence.is_expired(now, keep))
+            .filter(|(_, evidence)| evidence.is_expired(now, lifetime))
             .map(|(key, _)| key.clone())
             .collect();
         for key in &keys {
@@ -412,7 +415,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_that_can_not_be_told_is_no_step_when_it_comes_again() {
+    fn a_time_out_of_range_is_no_step_when_it_comes_again() {
         let mut node = Node::new(Moment::new(Duration::ZERO, Timestamp::UNIX_EPOCH));
         for _ in 0..3 {
             node.learn_interval(Some(Timestamp::MAX));

@@ -1,23 +1,29 @@
-//! Which violations of a node there is room for, when there are more than one node may have here.
+//! Decides which violations of a node have room, when there are more than one node may have here.
 //!
-//! A tenant can run any number of processes with any names, and any number of Pods. So what there is room for is decided class by
-//! class: first one violation of each rule in each Pod, if its evidence is fresh; then one of each other Pod, if its evidence has grown old
-//! or can't be judged yet; then further ones with fresh evidence; then further old ones; and last what can be judged anew. Rules count
-//! separately, because an exemption may cover what one rule finds, and that must not hide what another rule finds. In each class
-//! namespaces share fairly what room is left, and the Pods of a namespace take turns.
+//! A tenant can run any number of processes with any names, and any number of Pods. So room is given class by class:
 //!
-//! So where namespaces have more than there is room for, the rules of one Pod can take the place of another namespace's Pod, within the
+//! 1. one violation of each rule in each Pod, if its evidence is fresh;
+//! 2. one of each other Pod, if its evidence has grown old or can't be judged yet;
+//! 3. further ones with fresh evidence;
+//! 4. further old ones;
+//! 5. violations that can be judged anew.
+//!
+//! Rules count separately, because an exemption may cover the hits of one rule and must not hide the hits of another.
+//! In each class namespaces share fairly what room is left, and the Pods of a namespace take turns. So if there is
+//! not enough room, the rules of one Pod can take the place of another namespace's Pod. That happens only within the
 //! fair share of each namespace.
 //!
-//! Within the share of a namespace, what was seen first stays. So new names do not push out the first live violation of a Pod. A new
-//! namespace pushes out what others have beyond their fair share, but never the last live violation of another.
+//! Within the share of a namespace, violations that were seen first stay. So new names do not push out the first live
+//! violation of a Pod. A new namespace pushes out what others have beyond their fair share, but never the last live
+//! violation of another.
 //!
-//! What can be judged anew makes room first, because a later answer that lists it is judged like a first one: tombstones, records that
-//! were never believed, and violations of a Pod that is gone, unless the node lists them with a young record. A Pod also has a limit of
-//! its own, because further names under one rule say nothing new of its App.
+//! Violations that can be judged anew make room first, because a later answer that lists them is judged like a first
+//! one. They are tombstones, records that were never believed, and violations of a Pod that is gone, unless the node
+//! lists them with a young record. A Pod also has a limit of its own, because further names under one rule add
+//! nothing about its App.
 //!
-//! A violation that made room for others is no longer known. The App's block does not end by that: the policy then waits for
-//! `unreachable_limit`, as for a node whose answers say nothing of it.
+//! A violation that made room for others is no longer known, but the App's block does not end by that. The policy
+//! then waits for `unreachable_limit`, as for a node whose answers are inconclusive about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,31 +37,34 @@ use crate::names::{Key, KeyRef, Text};
 use crate::report::RecordRef;
 use crate::shares::fair_shares;
 
-/// What there is room for.
+/// The outcome of making room on a node.
 #[derive(Default)]
 pub(super) struct NodeQuota {
-    /// The violations that made room for others. They are no longer the node's.
+    /// The violations that made room for others. The node no longer has them.
     pub(super) evicted: Vec<Key>,
-    /// Those for which there is no room, known before or not.
+    /// The violations for which there is no room, known before or not.
     pub(super) refused: BTreeSet<Key>,
 }
 
-/// How a record and a violation are judged: from that follows which ones have room first.
+/// How a record and a violation are judged. The judgement decides which ones have room first.
 pub(super) struct Judge<A, G> {
-    /// The age of a record by its agent's own clock, and whether that is young; `None` if the agent does not tell its time.
+    /// The age of a record by its agent's own clock, and whether that is young; `None` if the agent does not send its
+    /// time.
     pub(super) own_age: A,
-    /// Whether the Pod of a violation is proven gone, and nothing fresh has come of it since.
+    /// Whether the Pod of a violation is proven gone, without fresh evidence since.
     pub(super) is_gone: G,
 }
 
-/// How much would be lost. Ordered from what has room first.
+/// The worth of a violation. Ordered from the one that has room first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
     /// Fresh evidence that has not grown old, or a listed record that is young.
     Live,
-    /// Evidence that has grown old, or a listed record whose age is not known: it may be of a process that runs.
+    /// Evidence that has grown old, or a listed record whose age is not known, because it may be of a process that
+    /// runs.
     Aged,
-    /// What can be judged anew: a tombstone, an old record never believed, a violation of a Pod that is gone.
+    /// A violation that can be judged anew: a tombstone, an old record that was never believed, a violation of a Pod
+    /// that is gone.
     Expendable,
 }
 
@@ -128,12 +137,14 @@ impl Node {
         let find = |key: &Key| listed.binary_search_by(|record| record.key.cmp(&key.view()));
         let judge_known = |key: &Key, evidence: &ViolationEvidence| {
             let record = find(key).ok().and_then(|place| listed.get(place));
-            // The rule that this answer names. With an earlier rule, the same answer taken in twice would change something.
+            // The rule that this answer names. With an earlier rule, the same answer applied twice would change
+            // something.
             let rule = record.map_or_else(|| evidence.rule().clone(), |record| record.regex.into());
             let age = record.map(|record| (judge.own_age)(record.detected_at));
             let is_fresh = record.zip(age).is_some_and(|(record, age)| {
-                // Forgotten, a young record would be believed anew, even if its tombstone is here.
-                age.is_some_and(|(_, is_young)| is_young) || evidence.would_be_news(record.detected_at, age)
+                // If it were forgotten, its young record would be believed anew, even if its tombstone is here.
+                age.is_some_and(|(_, is_young)| is_young)
+                    || evidence.would_be_fresh_evidence(record.detected_at, age)
             });
             if is_fresh {
                 return (Worth::Live, rule);
@@ -145,7 +156,7 @@ impl Node {
             } else {
                 Worth::Live
             };
-            // Forgotten, it would be worth as much as any listed record whose age is not known.
+            // If it were forgotten, it would be worth as much as any listed record whose age is not known.
             (if age == Some(None) { alone.min(Worth::Aged) } else { alone }, rule)
         };
         let mut room = NodeQuota::default();
@@ -204,8 +215,8 @@ impl Node {
         });
         let mut left = max;
         for of_class in candidates.chunk_by(|a, b| a.class() == b.class()) {
-            // What can't be divided goes to the namespaces that come first in this order. Of live violations the known ones come before
-            // the new ones, so no new namespace takes their last place.
+            // The remainder goes to the namespaces that come first in this order. Of live violations the known ones
+            // come before the new ones, so no new namespace takes their last place.
             let mut places: BTreeMap<&Text, usize> = BTreeMap::new();
             let mut wants: Vec<usize> = Vec::new();
             for candidate in of_class {

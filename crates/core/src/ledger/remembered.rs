@@ -30,8 +30,8 @@ pub struct Remembered {
     /// The learned scan interval of the node's agent; longer if the violation itself was unseen for longer and came
     /// back.
     pub scan_interval: Option<Duration>,
-    /// How long its node had answered without fresh evidence of it, if some of these answers said nothing of it;
-    /// otherwise zero.
+    /// How long its node had answered without fresh evidence of it, if some of these answers were inconclusive about
+    /// it; otherwise zero.
     pub hidden_for: Duration,
 }
 

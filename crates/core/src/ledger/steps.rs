@@ -1,18 +1,18 @@
-//! How often an agent scans, learned from the times of its records.
+//! Learns how often an agent scans, from the times of its records.
 
 use std::time::Duration;
 
 use crate::time::CompactDuration;
 
-/// The longest scan interval that is believed: otherwise an agent could keep its violations for ever.
+/// The longest scan interval that is believed. Otherwise an agent could prevent that its violations clear.
 pub(super) const MAX_INTERVAL: Duration = Duration::from_hours(1);
 /// From how many steps the scan interval is learned: after so many scans a changed interval is known.
 const REMEMBERED_STEPS: u8 = 8;
-/// From how many steps on the median counts: of fewer, one long pause could pass for the interval.
+/// From how many steps on the median counts. Of fewer steps, one long pause could pass for the interval.
 const MIN_STEPS: usize = 4;
 
-/// The last steps in microseconds, to save memory: there are many nodes. Rounded up, because too long an interval only
-/// delays the release.
+/// The last steps in microseconds, to save memory, because there are many nodes. Rounded up, because too long an
+/// interval only delays the release.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
     /// The next step replaces the oldest.
@@ -41,10 +41,10 @@ impl Steps {
         }
     }
 
-    /// The median, the larger of two, from [`ENOUGH`] steps on; before that the shortest.
+    /// The median, the larger of two, from [`MIN_STEPS`] steps on. Before that, the shortest step.
     ///
-    /// Short steps say little about how often an agent scans: it may have restarted, or a round has come between two
-    /// results of one scan, which a tenant can cause in each scan. Even then half of the steps are true ones.
+    /// Short steps do not show how often an agent scans: it may have restarted, or a round came between two results
+    /// of one scan. A tenant can cause the latter in each scan. Even then half of the steps are true ones.
     pub(super) fn usual(&self) -> Option<Duration> {
         (self.count > 0).then(|| Duration::from_micros(self.usual.into()))
     }
@@ -55,8 +55,8 @@ const REMEMBERED_LONGEST: u32 = 8;
 
 /// The longest of the last steps, [`MAX_INTERVAL`] at most.
 ///
-/// Steps are forgotten by time and not by number, because a tenant can cause any number of short steps, but they take
-/// only the time that they last.
+/// Steps are forgotten by time and not by number. A tenant can cause any number of short steps, but they take only
+/// the time that they last.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Longest(CompactDuration);
 
@@ -108,7 +108,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes in between, in how many parts ever.
+        /// Any number of steps may come in between.
         #[test]
         fn the_longest_is_known_for_as_long_as_it_lasts_many_times(
             long in 1..3600_u64, parts in proptest::collection::vec(1..500_u64, 0..60)

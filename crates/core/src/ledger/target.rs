@@ -1,4 +1,4 @@
-//! What is known of one target: its last answer and its last failure.
+//! One target: its last answer and its last failure.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(super) struct TargetEntry {
     /// Few targets have one.
     pub(super) last_failure: Option<Arc<(Timestamp, Failure)>>,
     pub(super) consecutive_failures: u32,
-    /// Since when it has been there without an answer that could be used.
+    /// Since when it has given only answers that can't be used.
     pub(super) unusable_since: Option<Moment>,
 }
 
@@ -36,7 +36,7 @@ impl TargetEntry {
         }
     }
 
-    /// Takes a report. Returns whether it is the same as the one before; `None` if it does not count.
+    /// Applies a report. Returns whether it is the same as the one before; `None` if it does not count.
     pub(super) fn note(&mut self, report: &Report) -> Option<bool> {
         let is_late = self.last_report.is_some_and(|last| report.at.uptime() < last.uptime());
         if self.node != report.target.node || is_late {
@@ -61,7 +61,7 @@ impl TargetEntry {
         Some(repeated)
     }
 
-    /// Whether it refused the connection when it was last asked: nothing listens at its address.
+    /// Whether it refused the connection when it was last asked, so that nothing listens at its address.
     pub(super) fn refuses(&self) -> bool {
         let is_refusal = |last: &Arc<(Timestamp, Failure)>| last.1.reason == FailureReason::Refused;
         self.consecutive_failures > 0 && self.last_failure.as_ref().is_some_and(is_refusal)

@@ -1,4 +1,4 @@
-//! Texts that many records have in common: tenants' names, rules, kinds.
+//! Stores texts that many records have in common once: tenants' names, rules, kinds.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 use crate::names::{Key, KeyRef, Text};
 use crate::report::{Claim, Record, RecordRef};
 
-/// How many texts are held before it is looked for the first time which of them are still in use.
+/// How many texts are held before the first search for texts that are no longer used.
 const MIN_SWEEP_TEXTS: usize = 1024;
 
-/// Holds each text once. At most twice as many as are in use, or [`MANY`].
+/// Holds each text once. At most twice as many texts as are in use, or [`MIN_SWEEP_TEXTS`].
 #[derive(Debug)]
 pub(super) struct Texts {
     known: HashSet<Text>,
-    /// With so many it is time to let go of those that nobody else holds.
+    /// With so many texts, those that no record uses are dropped.
     full: usize,
 }
 
@@ -24,7 +24,8 @@ impl Default for Texts {
 }
 
 impl Texts {
-    /// The record to be kept, with what others have too as they have it. A Pod, a command line and a time are nearly always its own.
+    /// The record to store, with shared texts for those that other records have too. A Pod, a command line and a time
+    /// are nearly always its own.
     pub(super) fn record(&mut self, seen: RecordRef<'_>) -> Record {
         let KeyRef { namespace, pod, process } = seen.key;
         let pod = Text::from(pod);
@@ -33,7 +34,7 @@ impl Texts {
             regex: self.one(seen.regex),
             status: self.one(seen.status),
             kind: self.one(seen.kind),
-            // The upstream agent gives the Pod's.
+            // The upstream agent gives the Pod's name.
             name: if *seen.name == *pod { pod.clone() } else { seen.name.into() },
         };
         Record {
@@ -69,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_records_have_in_common_is_held_once() {
+    fn texts_that_records_have_in_common_are_held_once() {
         let mut texts = Texts::default();
         let (a, b) = (texts.record(record("ns-a").view()), texts.record(record("ns-a").view()));
         assert_eq!(a, record("ns-a"));
@@ -77,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_any_more_is_let_go() {
+    fn texts_that_no_record_uses_are_dropped() {
         let mut texts = Texts::default();
-        let kept = texts.record(record("ns-kept").view());
+        let used = texts.record(record("ns-used").view());
         for n in 0..10 * MIN_SWEEP_TEXTS {
             texts.record(record(&format!("ns-{n}")).view());
         }
         assert!(texts.known.len() <= MIN_SWEEP_TEXTS, "{}", texts.known.len());
-        assert!(Arc::ptr_eq(&kept.key.namespace, &texts.record(record("ns-kept").view()).key.namespace));
+        assert!(Arc::ptr_eq(&used.key.namespace, &texts.record(record("ns-used").view()).key.namespace));
     }
 }

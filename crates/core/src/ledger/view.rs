@@ -1,4 +1,4 @@
-//! The ledger as others read it.
+//! Makes snapshots of the ledger.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::names::Key;
 use crate::snapshot::{Coverage, Snapshot, State, TargetState, TargetView, Violation};
 
 impl Ledger {
-    /// How much of the cluster is known as of `now`.
+    /// How many targets gave a fresh, stale or no answer, as of `now`.
     pub fn coverage(&self, now: Moment) -> Coverage {
         let mut coverage = Coverage { never_seen: self.unlisted, ..Coverage::default() };
         for target in self.targets.values() {
@@ -32,9 +32,9 @@ impl Ledger {
         !self.targets.is_empty() && self.targets.values().all(TargetEntry::refuses)
     }
 
-    /// The read view as of `now`. Takes `&mut self` because it notes when the list last changed.
+    /// The snapshot as of `now`. Takes `&mut self` because it notes when the list last changed.
     pub fn snapshot(&mut self, now: Moment) -> Snapshot {
-        // `collect` would not know how many there are, and make room for nearly twice as many.
+        // `collect` does not know the number of violations, and would make room for nearly twice as many.
         let mut violations: Vec<Violation> = Vec::with_capacity(self.violations.len());
         violations.extend(self.violations.iter().filter_map(|(key, entry)| self.view(key, entry, now)));
         let shown = || violations.iter().filter(|v| v.state != State::Cleared).map(Violation::record);

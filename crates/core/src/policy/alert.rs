@@ -1,28 +1,28 @@
-//! What an operator should look at now.
+//! Conditions that an operator should look at now.
 
 use super::brake::Brake;
 
-/// Something that an operator should look at now. Raised once, not once per App.
+/// A condition that an operator should look at now. It is raised once, not once per App.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alert {
-    /// A brake holds what the rules would have done.
+    /// A brake holds blocks or releases that the rules would have made.
     Brake {
-        /// Which one.
+        /// Which brake.
         brake: Brake,
-        /// What it holds and what to do, for people.
+        /// What the brake holds and what the operator can do, for people.
         message: String,
     },
-    /// An exemption is withheld, because it would open too many tenants at once.
+    /// An exemption has no effect, because it would open too many tenants at once.
     Exemption {
-        /// The exemption, the number of tenants, and what to do.
+        /// The exemption, the number of tenants, and what the operator can do.
         message: String,
     },
     /// The wall clock says that a date has passed, but too little monotonic time has been measured.
     Clock {
-        /// What follows from it.
+        /// What follows from the doubt, for people.
         message: String,
     },
-    /// More tenants are to be told than one round may.
+    /// More tenants are to be notified than one round allows.
     Notices {
         /// How many wait for the next round.
         waiting: usize,

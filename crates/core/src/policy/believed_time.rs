@@ -1,21 +1,21 @@
 //! The wall time that is believed.
 //!
-//! Wall clocks of leaders differ and jump, and the time between two leaders can't be measured. So the believed time goes
-//! on with the measured time only. A wall clock that is ahead of it is doubted: its time is believed when leaders have
-//! measured a day since. A wall clock that is behind is believed at once, which only delays the end of a date. What is
-//! believed and what is doubted is persisted, so that the next leader doubts what the one before doubted.
+//! Wall clocks of leaders differ and jump, and the time between two leaders can't be measured. So the believed time
+//! advances by measured time only. A wall clock that is ahead of it is doubted: its time is believed once leaders
+//! have measured a day since. A wall clock that is behind is believed at once, because that only delays the end of a
+//! date. The believed and the doubted time are persisted, so that the next leader continues with both.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::Moment;
-use crate::state::incident as kept;
+use crate::state::incident as document;
 
 /// How far the monotonic clock may lag behind a correct wall clock.
 pub(super) const TOLERANCE: Duration = Duration::from_secs(5);
-/// The longest that a date stays in doubt after it has passed, since the time between two leaders can't be measured.
-/// Also how long a release is remembered after its date.
+/// The longest time that a date stays in doubt after it has passed, because the time between two leaders can't be
+/// measured. Also how long a release is remembered after its date.
 pub(super) const MAX_DOUBT: Duration = Duration::from_hours(24);
 
 /// The believed time; see the module.
@@ -31,7 +31,7 @@ pub(super) struct BelievedTime {
 struct DoubtedTime {
     /// Its time when the doubt began.
     since: Timestamp,
-    /// Its time as of the last update. It goes on with the measured time only, like the believed one.
+    /// Its time as of the last update. It advances by measured time only, like the believed one.
     at: Moment,
 }
 
@@ -52,19 +52,19 @@ impl BelievedTime {
         Self { at: now, doubted: None }
     }
 
-    /// Goes on with what is persisted.
-    pub(super) fn restored(kept: &kept::WallClock, now: Moment) -> Self {
-        let doubted = kept
+    /// Continues from the persisted state.
+    pub(super) fn restored(persisted: &document::WallClock, now: Moment) -> Self {
+        let doubted = persisted
             .doubted
             .map(|doubted| DoubtedTime { since: doubted.since, at: Moment::new(now.uptime(), doubted.time) });
-        Self { at: Moment::new(now.uptime(), kept.believed), doubted }
+        Self { at: Moment::new(now.uptime(), persisted.believed), doubted }
     }
 
     /// In the form that is persisted, as of the last update.
-    pub(super) fn persisted(&self) -> kept::WallClock {
+    pub(super) fn persisted(&self) -> document::WallClock {
         let doubted =
-            self.doubted.map(|DoubtedTime { since, at }| kept::DoubtedClock { time: at.wall(), since });
-        kept::WallClock { believed: self.at.wall(), doubted, latest_over: None }
+            self.doubted.map(|DoubtedTime { since, at }| document::DoubtedClock { time: at.wall(), since });
+        document::WallClock { believed: self.at.wall(), doubted, latest_over: None }
     }
 
     /// Takes a reading of the clocks.
@@ -80,7 +80,7 @@ impl BelievedTime {
             return;
         }
         let is_ahead = distance(self.at.wall(), wall) > TOLERANCE;
-        // Another clock, further behind than the doubted one, is doubted from now on.
+        // Another clock that is behind the doubted one is doubted from now on.
         let known = doubted.filter(|it| distance(wall, it.at.wall()) <= TOLERANCE);
         self.doubted = is_ahead.then(|| known.unwrap_or_else(|| DoubtedTime::new(now)));
     }

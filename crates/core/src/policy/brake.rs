@@ -1,7 +1,8 @@
-//! Brakes: how much may happen at once before an operator has to look. [`super::window`] does the counting.
+//! Brakes: how many blocks and releases may happen at once before an operator has to look. [`super::window`] counts
+//! them.
 //!
-//! A bad rule or a lying node accuses many Apps in a short time. Brakes count tenants, because a tenant makes as many Apps as it
-//! likes: one tenant's Apps take one place, and do not hold another tenant's.
+//! A bad rule or a lying node accuses many Apps in a short time. Brakes count tenants, because a tenant can make any
+//! number of Apps. One tenant's Apps take one place and do not hold another tenant's.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -20,18 +21,17 @@ pub struct BrakeRules {
     pub window: Duration,
     /// Tenants with new blocks.
     pub max_new_tenants: usize,
-    /// Tenants with new blocks that rest on one node's word.
+    /// Tenants with new blocks on the reports of one node.
     pub max_tenants_per_node: usize,
-    /// New blocks that rest on one node's word.
+    /// New blocks on the reports of one node.
     pub max_apps_per_node: usize,
-    /// Tenants with new blocks that rest on one rule.
+    /// Tenants with new blocks on hits of one rule.
     pub max_tenants_per_rule: usize,
     /// New blocks of one tenant.
     pub max_apps_per_tenant: usize,
-    /// Tenants that are released by the rules: neither by an operator nor because the cluster proves that the App is
-    /// gone.
+    /// Tenants that the rules release. Releases by operators and releases of Apps that are proven gone do not count.
     pub max_releases: usize,
-    /// Tenants that are released because the cluster proves that their Apps or namespaces are gone.
+    /// Tenants that are released because their Apps or namespaces are proven gone.
     pub max_gone_tenants: usize,
 }
 
@@ -51,8 +51,8 @@ impl Default for BrakeRules {
 }
 
 impl BrakeRules {
-    /// How many of one node's places for Apps are reserved for further tenants while so many `tenants` have places.
-    pub(super) fn kept_per_node(&self, tenants: usize) -> usize {
+    /// How many of one node's places for Apps are reserved for further tenants while `tenants` tenants have places.
+    pub(super) fn reserved_per_node(&self, tenants: usize) -> usize {
         self.max_tenants_per_node.saturating_sub(tenants).min(self.max_apps_per_node / 2)
     }
 }
@@ -65,21 +65,21 @@ pub enum Brake {
     NewTenants,
     /// Too many new blocks within one tenant's namespace.
     Tenant(Text),
-    /// Too many tenants or Apps blocked on one node's word.
+    /// Too many tenants or Apps blocked on the reports of one node.
     Node(NodeName),
     /// One rule hits too many tenants; an empty text stands for all keyword hits.
     Rule(Text),
-    /// Counts nothing: a Service of the App exposes other Apps too, and an operator has to decide whether they are
-    /// closed with it (`enforcement.shared_services: hold`).
+    /// Counts nothing. A Service of the App exposes other Apps too, and an operator decides whether they are closed
+    /// with it (`enforcement.shared_services: hold`).
     SharedService(Text),
     /// Too many releases.
     Releases,
-    /// Too many tenants' Apps are gone at once: the API server may have lost its objects.
+    /// Too many tenants' Apps are gone at once. The API server may have lost its objects.
     Gone,
 }
 
 impl Brake {
-    /// Why it holds, for people.
+    /// Why the brake holds, for people.
     pub(super) fn reason(&self, rules: &BrakeRules) -> String {
         let window = human(rules.window);
         match self {
@@ -94,10 +94,10 @@ impl Brake {
             ),
             Self::Node(node) => format!(
                 "Apps of more than {} tenants, more than {} Apps, or more than {} Apps of one tenant were to be blocked within \
-                 {window} on the word of node {} (brake.max_tenants_per_node, brake.max_apps_per_node)",
+                 {window} on reports of node {} (brake.max_tenants_per_node, brake.max_apps_per_node)",
                 rules.max_tenants_per_node,
                 rules.max_apps_per_node,
-                rules.max_apps_per_node.saturating_sub(rules.kept_per_node(1)),
+                rules.max_apps_per_node.saturating_sub(rules.reserved_per_node(1)),
                 node.0.escape_debug()
             ),
             Self::Rule(rule) if rule.is_empty() => format!(
@@ -124,15 +124,17 @@ impl Brake {
     }
 }
 
-/// How many different rules are compiled in one evaluation, and how much memory one of them may take: a lying node can make up any number
-/// of rules. Records beyond these limits count as keyword hits. A rule is cut to 512 bytes when it is decoded, and takes less memory than
-/// this unless it repeats a part of itself by a number, or has many Unicode classes.
+/// How many different rules are compiled in one evaluation, and how much memory one of them may take. The limits
+/// exist because a lying node can make up any number of rules. Records beyond these limits count as keyword hits. A
+/// rule is cut to 512 bytes when it is decoded. It takes less memory than the limit unless it repeats a part by a
+/// number, or has many Unicode classes.
 const MAX_COMPILED: usize = 64;
 const MAX_COMPILED_SIZE: usize = 32 << 10;
 /// The most memory that one rule's cache for matching may take.
 const MAX_CACHE: usize = 256 << 10;
-/// How many pairs of a rule and a process's name are matched in one evaluation. A match can take most of a millisecond, so in sum they take
-/// a part of a second. Beyond this limit a record counts under its rule if the rule has matched another name.
+/// How many pairs of a rule and a process's name are matched in one evaluation. A match can take most of a
+/// millisecond, so all of them take a part of a second. Beyond this limit a record counts under its rule if the rule
+/// has matched another name.
 const MAX_MATCHED: usize = 256;
 
 /// Finds the rule that a record counts under. Lives for one evaluation.
@@ -149,8 +151,8 @@ pub(super) struct RuleNames {
 impl RuleNames {
     /// The rule of `record`: its regular expression, or an empty text for a keyword hit.
     ///
-    /// The agent takes `regex` out of its own message, and takes a wrong part of it where a keyword contains `'`. So a
-    /// rule counts only if it compiles and matches the process's name, as the agent's own rules do.
+    /// The agent takes `regex` out of its own message, and takes a wrong part of it where a keyword contains `'`. So
+    /// a rule counts only if it compiles and matches the process's name, as the agent's own rules do.
     pub(super) fn of(&mut self, record: &Record) -> Text {
         if !record.regex.is_empty() && self.matches(&record.regex, &record.key.process) {
             return record.regex.clone();

@@ -1,4 +1,4 @@
-//! What the cluster itself says of an accusation. Gathered elsewhere and passed in.
+//! The cluster facts: what the API server says of accused Pods, their Apps and namespaces. The caller gathers them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use crate::report::Record;
 use crate::snapshot::EvidenceView;
 use crate::time::CompactDuration;
 
-/// How much older than its Pod a record may seem: agents and API servers round times to seconds, and clocks drift. A
-/// true record that seems older than that is believed with the next scan.
+/// How much older than its Pod a record may seem, because agents and API servers round times to seconds, and clocks
+/// drift. A true record that seems older than that is believed with the next scan.
 pub const AGE_TOLERANCE: Duration = Duration::from_secs(3);
 
-/// What is known of the accused Pods, Apps and namespaces. What is missing is unknown, never absent.
+/// What is known of the accused Pods, Apps and namespaces. A missing entry is unknown, never absent.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterFacts {
-    /// The epoch of the questions that they answer ([`super::Questions::epoch`]): every look-up was sent in that epoch
-    /// or later.
+    /// The epoch of the lookup requests that they answer ([`super::LookupRequests::epoch`]). Every look-up was sent
+    /// in that epoch or later.
     pub epoch: u64,
     /// The accused Pods.
     pub pods: BTreeMap<PodRef, PodFact>,
-    /// When Pods were last read directly, for those of `pods` whose fact is newer than that because the watches have
-    /// reported no change since.
+    /// When Pods were last read directly, for those of `pods` whose fact is newer than that read. Their facts are
+    /// newer because the watches have reported no change since.
     pub carried: BTreeMap<PodRef, Moment>,
     /// The Apps that they belong to.
     pub apps: BTreeMap<App, AppFact>,
@@ -36,38 +36,38 @@ pub struct ClusterFacts {
 /// What is known of a Pod, and since when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFact {
-    /// When the cluster was asked, before it answered: evidence that came later can't be judged by it.
+    /// When the look-up was sent. Evidence that came later can't be judged by its answer.
     pub asked: Moment,
-    /// What it said.
+    /// The answer.
     pub state: PodState,
 }
 
 /// What the cluster says of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodState {
-    /// It exists, and has not ended.
+    /// The Pod exists and has not ended.
     Present {
         /// `metadata.uid`: Pods that follow one another can have the same name.
         uid: Text,
-        /// When it was created, by our clock: the time of the look-up minus the Pod's age by the API server's own
-        /// clock. `None` if that is not known; then no new accusation of it is believed.
+        /// When the Pod was created, by our clock: the time of the look-up minus the Pod's age by the API server's
+        /// own clock. `None` if that is not known. Then no new accusation of the Pod is believed.
         created: Option<Moment>,
         /// `spec.nodeName`.
         node: NodeName,
-        /// `status.hostIPs`: how static targets are recognised, which have no node names.
+        /// `status.hostIPs`. Static targets have no node names, so they are recognised by these addresses.
         host_ips: Vec<Text>,
         /// The App that it belongs to, by its own labels and owners.
         app: App,
         /// What links it with earlier names of its App.
         lineage: Lineage,
     },
-    /// Proven gone: a direct look-up found none, or it has ended.
+    /// Proven gone: a direct look-up found no such Pod, or the Pod has ended.
     Gone,
-    /// Could not be read, and why.
+    /// The Pod could not be read, and why.
     Unreadable(String),
 }
 
-/// What links a Pod with earlier names of its App, so that what operators have said of those names counts.
+/// What links a Pod with earlier names of its App, so that operators' commands for those names apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
     /// What made the Pod, as `Kind/name` (see [`crate::identity::origin_of`]); `None` if that is not known.
@@ -79,25 +79,25 @@ pub struct Lineage {
 /// What is known of an App.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppFact {
-    /// It is proven that no Pod of it remains, nor any of the Pods that were accused as its own.
+    /// It is proven that no Pod of the App remains, nor any of the Pods that were accused as its own.
     pub gone: bool,
-    /// How it is reached; `None` if that is not known at the moment.
+    /// How the App is reached; `None` if that is not known at the moment.
     pub exposure: Option<Exposure>,
     /// Those of its Services that expose other Apps of the namespace too, ordered.
     pub shared: Vec<SharedService>,
-    /// The Services of its namespace, as `service.namespace.svc`, that select no running Pod, ordered. The tenant may
-    /// have removed the selector, and route their traffic to any Pod by endpoints of its own.
+    /// The Services of its namespace that select no running Pod, as `service.namespace.svc`, ordered. The tenant may
+    /// have removed the selector, and may route their traffic to any Pod by endpoints of its own.
     pub selecting_none: Arc<[Text]>,
 }
 
 /// Whether an accusation may count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may, against this Pod and its App.
+    /// It may count, against this Pod and its App.
     Accepted(AcceptedPod),
-    /// It may not: the accused Pod does not run on the accusing node, or is younger than the record.
+    /// It may not count: the accused Pod does not run on the accusing node, or is younger than the record.
     Disputed(String),
-    /// Not known: no new block may follow from it, and no release.
+    /// Not known: neither a new block nor a release may follow from it.
     Unverified(String),
 }
 
@@ -106,7 +106,7 @@ pub enum Verdict {
 pub struct AcceptedPod {
     /// The App that it belongs to.
     pub app: App,
-    /// Its UID; `None` without a cluster to ask.
+    /// Its UID; `None` without a cluster.
     pub uid: Option<Text>,
     /// When it was created; `None` if that is not known.
     pub created: Option<Moment>,
@@ -128,9 +128,9 @@ impl ClusterFacts {
         self.carried.get(pod).copied().or_else(|| Some(self.pods.get(pod)?.asked))
     }
 
-    /// Judges what `evidence`, fresh at `fresh_at`, says of its Pod. `accepted` is the App that this evidence was accepted
-    /// against before, with the UID of the Pod if that is known; `None` if it was not accepted before. Without `verify` that
-    /// App is returned again.
+    /// Judges `evidence`, fresh at `fresh_at`, by what is known of its Pod. `accepted` is the App that this evidence
+    /// was accepted against before, with the UID of the Pod if that is known. It is `None` if the evidence was not
+    /// accepted before. Without `verify` that App is returned again.
     pub(super) fn judge(
         &self,
         evidence: &EvidenceView,
@@ -173,7 +173,7 @@ impl ClusterFacts {
         self.apps.get(app).is_some_and(|fact| fact.gone)
     }
 
-    /// Whether nothing is known of the Pods of `namespace`: the last look at it failed, or there was no look yet.
+    /// Whether nothing is known of the Pods of `namespace`: the last look-up failed, or there was none yet.
     pub(super) fn is_unreadable(&self, namespace: &Text) -> bool {
         let first = PodRef { namespace: namespace.clone(), pod: Text::from("") };
         let pods = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == *namespace);
@@ -190,8 +190,8 @@ impl ClusterFacts {
     }
 }
 
-/// Why a record of that `age` at `fresh_at` can't be assigned to the Pod that was `created` then: it may be about an
-/// earlier Pod of the same name.
+/// Why a record of that `age` at `fresh_at` can't be assigned to the Pod that was `created` then. The record may be
+/// about an earlier Pod of the same name.
 fn doubt(age: Option<CompactDuration>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
     let Some(created) = created else {
         return Some(Verdict::Unverified("the age of the Pod is not known".to_owned()));
@@ -205,7 +205,7 @@ fn doubt(age: Option<CompactDuration>, fresh_at: Moment, created: Option<Moment>
         .then(|| Verdict::Disputed(format!("the record is {} older than the Pod", human(older_by))))
 }
 
-/// The App that a record names. Wrong in practice (an agent can't know better), so only used where no Pod can be asked.
+/// The App that a record names. It is used only where no Pod can be looked up, because an agent can't know the App.
 pub(super) fn claimed_app(record: &Record) -> App {
     let or = |text: &Text, fallback: &Text| {
         if text.is_empty() { fallback.clone() } else { text.clone() }

@@ -1,9 +1,9 @@
 //! A clock that runs only while a replica leads, and continues where the leader before left it.
 //!
-//! Replicas' wall clocks differ and jump, so the time between two of their readings is not known. What must not end
-//! early (the brakes' window, a grace, an incident's end) is measured by this clock: it adds up the time that leaders
-//! have measured monotonically, and counts the time between two leaders as zero. Its readings look like dates because
-//! it starts with one.
+//! Replicas' wall clocks differ and jump, so the time between two of their readings is not known. This clock measures
+//! the times that must not end early: the brakes' window, a grace and an incident's end. It adds up the time that
+//! leaders have measured monotonically, and counts the time between two leaders as zero. Its readings look like dates
+//! because it starts with one.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ impl LeaderClock {
         reading.unwrap_or(base.wall()).into()
     }
 
-    /// The reading after as much more time as the wall clock says is left until `date`.
+    /// The reading once as much more time has been measured as the wall clock shows until `date`.
     pub(super) fn at_date(&mut self, date: Timestamp, now: Moment) -> CompactTimestamp {
         let left = date.duration_since(now.wall());
         let reading = self.read(now);

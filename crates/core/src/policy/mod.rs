@@ -1,17 +1,17 @@
-//! Decides who is blocked and who is told. Blocking an innocent tenant is worse than blocking a guilty one late.
+//! Decides which Apps are blocked and which tenants are notified. A wrong block is worse than a late one.
 //!
-//! [`Book::evaluate`] is a pure function of a snapshot, the rules ([`Policy`]), what is known of Pods and Apps ([`Facts`])
-//! and the book of open incidents; its outcome is a [`Plan`] and the [`Decision`]s that explain every difference to the one
-//! before.
+//! [`Incidents::evaluate`] is a pure function of a snapshot, the rules ([`Policy`]), the cluster facts
+//! ([`ClusterFacts`]) and the incidents. It returns a [`Plan`] and the decisions that explain each difference to the
+//! plan before.
 //!
 //! An accusation becomes a block only if all of this holds:
 //!
-//! 1. its evidence is fresh (see [`crate::ledger`]) and no older than [`Policy::max_age`], and the accused Pod runs on
-//!    the accusing node and is older than the record;
-//! 2. its namespace is a tenant's, not protected and not terminating;
-//! 3. no exemption and no operator's release covers it;
-//! 4. the tenant's grace is over;
-//! 5. no brake holds it. A held App is blocked by an operator's approval only, never by time.
+//! 1. Its evidence is fresh (see [`crate::ledger`]) and no older than [`Policy::max_age`]. The accused Pod runs on
+//!    the accusing node and is older than the record.
+//! 2. Its namespace is a tenant's, not protected and not terminating.
+//! 3. No exemption and no operator's release covers it.
+//! 4. The tenant's grace is over.
+//! 5. No brake holds it. A held App is blocked by an operator's approval only, never by time.
 
 mod alert;
 mod believed_time;
@@ -67,23 +67,23 @@ pub struct Policy {
     pub shared_services: SharedServices,
     /// Whether the gateway closes Services to which no Ingress leads (`gateway.max_service_entries` is not 0).
     pub has_plain_list: bool,
-    /// How long a tenant is told before the block.
+    /// How much time a tenant has between the warning and the block.
     pub grace: Duration,
     /// How much may happen at once.
     pub brake: BrakeRules,
-    /// What is not enforced.
+    /// Accusations that are not enforced.
     pub exemptions: Vec<Exemption>,
-    /// Exemptions that can't be read completely, with the parts that can be read: nothing new is blocked that they may
-    /// cover.
+    /// Exemptions that can't be read completely, with their readable parts. An App that one of them may cover is not
+    /// newly blocked.
     pub unread_exemptions: Vec<Exemption>,
     /// Offending again within this time continues the same incident.
     pub same_incident: Duration,
-    /// The greatest age of evidence that may lead to a new block: the record's age by its agent's own clock when it was
-    /// heard, plus the time since by ours.
+    /// The greatest age of evidence that may lead to a new block. It is the record's age by its agent's own clock
+    /// when the agent reported it, plus the time since by our clock.
     pub max_age: Duration,
     /// How long to wait for a node that never returns.
     pub unreachable_limit: Duration,
-    /// How many tenants are newly told per round.
+    /// How many tenants are newly notified per round.
     pub max_notices_per_round: usize,
 }
 

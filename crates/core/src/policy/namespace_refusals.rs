@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use super::Policy;
 use crate::names::Text;
 
-/// Returns what [`Policy::refuses`] returns, and caches the latest answer: Apps and violations are ordered by namespace, so most
-/// calls ask about the same namespace as the call before.
+/// Returns what [`Policy::refuses`] returns, and caches the latest answer. Apps and violations are ordered by
+/// namespace, so most calls ask about the same namespace as the call before.
 pub(super) struct NamespaceRefusals<'a> {
     policy: &'a Policy,
     last: RefCell<Option<(Text, Option<&'static str>)>>,

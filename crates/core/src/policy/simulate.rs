@@ -1,13 +1,15 @@
-//! Replays what was recorded under other rules: which blocks would differ, and why.
+//! Replays recorded incidents under other rules: which blocks would differ, and why.
 //!
-//! The recorded evidence is taken for what it was found to be: accepted, against the App of its incident, from when it was first
-//! seen until it cleared. Exemptions, protected namespaces, grace and brakes are judged anew, and operators' acts happen again
-//! when they happened. What the ledger did not believe is not recorded, so rules of evidence can't be tried like this.
+//! Recorded evidence counts as accepted against the App of its incident, from when it was first seen until it
+//! cleared. Exemptions, protected namespaces, grace and brakes are judged anew, and operators' commands are repeated
+//! at their recorded times. Evidence that the ledger did not believe is not recorded, so rules of evidence can't be
+//! tried like this.
 //!
-//! A release lasts until the date that the log has for it. Without such a date: until the latest date of the releases by that
-//! operator that the incident has, else until the App was next warned, held or blocked, else for 30 days.
+//! A release lasts until the date in the log. Without such a date it lasts until the latest date of the incident's
+//! releases by that operator. Without these it lasts until the App was next warned, held or blocked, or else for 30
+//! days.
 //!
-//! An exemption that the service would withhold if it started with these rules has no effect here either.
+//! An exemption that the service would withhold at a start with these rules has no effect here either.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,45 +30,46 @@ use crate::decision::DecisionKind;
 use crate::names::{App, Key, NodeName, Text};
 use crate::report::Rejections;
 use crate::snapshot::{Coverage, EvidenceDetails, EvidenceView, NodeView, Snapshot, Violation};
-use crate::state::incident::{self as kept, IncidentState};
+use crate::state::incident::{self as document, IncidentState};
 use crate::time::CompactDuration;
 
-/// What one App's fate was, and would have been.
+/// The recorded and the simulated outcome for one App.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SimulatedOutcome {
     /// The App.
     pub app: App,
-    /// It was blocked in that time.
+    /// The App was blocked in that time.
     pub was_blocked: bool,
-    /// Why, or why not, as recorded.
+    /// The recorded reason.
     pub was: String,
-    /// It would have been blocked in that time.
+    /// The App would have been blocked in that time.
     pub would_be_blocked: bool,
-    /// Why, or why not.
+    /// The simulated reason.
     pub would_be: String,
 }
 
 impl SimulatedOutcome {
-    /// Whether the rules make a difference to it.
+    /// Whether the rules change the outcome.
     pub fn differs(&self) -> bool {
         self.was_blocked != self.would_be_blocked
     }
 }
 
-/// Everything is this far from the beginning of the clock, so that what happened before has a reading too.
+/// The monotonic time of `since`. It is far from zero, so that earlier moments have a reading too.
 const BASE: Duration = Duration::from_hours(24 * 1000);
 
 /// One recorded piece of evidence.
 struct RecordedEvidence<'a> {
     app: App,
-    evidence: &'a kept::EvidenceStatus,
+    evidence: &'a document::EvidenceStatus,
     from: Timestamp,
     until: Option<Timestamp>,
 }
 
-/// Replays `incidents` from `since` to `now` under `policy`. One fate for each App that was accused in that time, in order.
+/// Replays `incidents` from `since` to `now` under `policy`. Returns one outcome for each App that was accused in
+/// that time, in order.
 pub fn simulate(
-    incidents: &[kept::Incident],
+    incidents: &[document::Incident],
     policy: &Policy,
     since: Timestamp,
     now: Timestamp,
@@ -76,7 +79,8 @@ pub fn simulate(
         verify_pods: true,
         // Agents found the processes again and again until the evidence cleared, so it was never too old.
         max_age: Duration::MAX,
-        // The service tells waiting tenants a few rounds later, but rounds are not replayed, so all are told at once.
+        // The service notifies waiting tenants a few rounds later, but rounds are not replayed, so all are notified
+        // at once.
         max_notices_per_round: usize::MAX,
         ..policy.clone()
     };
@@ -84,15 +88,15 @@ pub fn simulate(
     policy.exemptions.retain(|exemption| withheld.iter().all(|it| it.place != exemption.place));
     let pieces = pieces(incidents, since);
     let accused: BTreeSet<&App> = pieces.iter().map(|piece| &piece.app).collect();
-    let acts = acts(incidents, since);
+    let commands = commands(incidents, since);
     let mut moments: BTreeSet<Timestamp> = BTreeSet::from([now]);
     for piece in &pieces {
         moments.insert(piece.from);
         moments.extend(piece.until);
         moments.extend(piece.from.checked_add(policy.grace).ok());
     }
-    moments.extend(acts.iter().map(|(at, _, _)| *at));
-    let ends = acts.iter().filter_map(|(_, act, _)| match act {
+    moments.extend(commands.iter().map(|(at, _, _)| *at));
+    let ends = commands.iter().filter_map(|(_, command, _)| match command {
         IncidentCommand::Release { until, .. } => Some(*until),
         IncidentCommand::Approve { .. } => None,
     });
@@ -108,8 +112,8 @@ pub fn simulate(
     let mut why: BTreeMap<App, String> = BTreeMap::new();
     for at in moments.into_iter().filter(|at| *at <= now) {
         let moment = moment(at, since);
-        for (_, act, actor) in acts.iter().filter(|(done, _, _)| *done == at) {
-            if let Ok(decision) = replayed.execute(act, &**actor, &policy, moment) {
+        for (_, command, actor) in commands.iter().filter(|(done, _, _)| *done == at) {
+            if let Ok(decision) = replayed.execute(command, &**actor, &policy, moment) {
                 why.insert(decision.app, decision.reason.to_string());
             }
         }
@@ -117,17 +121,18 @@ pub fn simulate(
             .iter()
             .filter(|piece| piece.from <= at && piece.until.is_none_or(|until| at < until))
             .collect();
-        let (snapshot, facts) = scene(&live, &accused, moment, since);
+        let (snapshot, facts) = inputs(&live, &accused, moment, since);
         let evaluation = replayed.evaluate(&snapshot, &policy, &facts, moment);
         for decision in evaluation.decisions {
             let is_end = matches!(decision.kind, DecisionKind::Closed | DecisionKind::Released);
-            // That it ended is no reason for what it was.
+            // The reason of an end does not say why the App was blocked before.
             if !is_end || !why.contains_key(&decision.app) {
                 why.insert(decision.app, format!("{}: {}", decision.kind.as_str(), decision.reason));
             }
         }
-        let told = evaluation.plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
-        replayed.note_written(&told.collect(), moment);
+        let written =
+            evaluation.plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
+        replayed.note_written(&written.collect(), moment);
         blocked.extend(evaluation.plan.blocks.iter().map(|block| block.app.clone()));
     }
     let recorded = recorded(incidents, since);
@@ -148,11 +153,11 @@ pub fn simulate(
         .collect()
 }
 
-/// The exemptions of `policy` that a service would withhold if it started at `now` with `incidents`: each would open
-/// blocked Apps of more tenants than it may.
-pub fn withheld_at_start(incidents: &[kept::Incident], policy: &Policy, now: Timestamp) -> Vec<Withheld> {
+/// The exemptions of `policy` that a service would withhold if it started at `now` with `incidents`. Each of them
+/// would open blocked Apps of more tenants than it may.
+pub fn withheld_at_start(incidents: &[document::Incident], policy: &Policy, now: Timestamp) -> Vec<Withheld> {
     let at = moment(now, now);
-    let (snapshot, facts) = scene(&[], &BTreeSet::new(), at, now);
+    let (snapshot, facts) = inputs(&[], &BTreeSet::new(), at, now);
     let mut replayed = Incidents::restore(incidents, &snapshot, at);
     replayed.decide(&snapshot, policy, &facts, at);
     replayed.withheld()
@@ -162,7 +167,7 @@ fn moment(at: Timestamp, since: Timestamp) -> Moment {
     Moment::new(BASE, since).at_wall(at)
 }
 
-fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<RecordedEvidence<'_>> {
+fn pieces(incidents: &[document::Incident], since: Timestamp) -> Vec<RecordedEvidence<'_>> {
     let mut pieces = Vec::new();
     for incident in incidents {
         let app = App::from(&incident.spec.app);
@@ -183,30 +188,30 @@ fn pieces(incidents: &[kept::Incident], since: Timestamp) -> Vec<RecordedEvidenc
     pieces
 }
 
-/// What operators did, in order.
-fn acts(incidents: &[kept::Incident], since: Timestamp) -> Vec<(Timestamp, IncidentCommand, Text)> {
-    let mut acts = Vec::new();
+/// The recorded commands of operators, in order.
+fn commands(incidents: &[document::Incident], since: Timestamp) -> Vec<(Timestamp, IncidentCommand, Text)> {
+    let mut commands = Vec::new();
     for incident in incidents {
         let app = App::from(&incident.spec.app);
         let by_people =
-            |decision: &&kept::IncidentDecision| decision.at >= since && *decision.actor != *"policy";
+            |decision: &&document::IncidentDecision| decision.at >= since && *decision.actor != *"policy";
         for decision in incident.status.decisions.iter().filter(by_people) {
-            let act = match decision.decision.known() {
+            let command = match decision.decision.known() {
                 Some(DecisionKind::Approved) => IncidentCommand::Approve { app: app.clone() },
                 Some(DecisionKind::Released) => {
                     IncidentCommand::Release { app: app.clone(), until: release_end(incident, decision) }
                 }
                 _ => continue,
             };
-            acts.push((decision.at, act, decision.actor.clone()));
+            commands.push((decision.at, command, decision.actor.clone()));
         }
     }
-    acts.sort_by_key(|(at, _, _)| *at);
-    acts
+    commands.sort_by_key(|(at, _, _)| *at);
+    commands
 }
 
 /// When the release that `decision` records ended.
-fn release_end(incident: &kept::Incident, decision: &kept::IncidentDecision) -> Timestamp {
+fn release_end(incident: &document::Incident, decision: &document::IncidentDecision) -> Timestamp {
     let status = &incident.status;
     let later = |at: &Timestamp| *at > decision.at;
     let in_log = || released_until(&decision.reason);
@@ -218,38 +223,39 @@ fn release_end(incident: &kept::Incident, decision: &kept::IncidentDecision) -> 
     // Without these: when the rules next took action against the App, or else after 30 days.
     let next = || {
         use DecisionKind::{Blocked, Held, Warned};
-        let acts = |entry: &&kept::IncidentDecision| {
+        let is_action = |entry: &&document::IncidentDecision| {
             matches!(entry.decision.known(), Some(Blocked | Held | Warned)) && later(&entry.at)
         };
-        status.decisions.iter().find(acts).map(|entry| entry.at)
+        status.decisions.iter().find(is_action).map(|entry| entry.at)
     };
     let far = || decision.at.saturating_add(SignedDuration::from_hours(24 * 30)).unwrap_or(Timestamp::MAX);
     in_log().or_else(persisted).or_else(next).unwrap_or_else(far)
 }
 
 /// Whether each App was blocked, and why or why not.
-fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bool, String)> {
+fn recorded(incidents: &[document::Incident], since: Timestamp) -> BTreeMap<App, (bool, String)> {
     use DecisionKind::{Approved, Blocked, Held, Inherited, ReleaseHeld, Released, Warned};
 
-    let mut fates: BTreeMap<App, (bool, String)> = BTreeMap::new();
+    let mut outcomes: BTreeMap<App, (bool, String)> = BTreeMap::new();
     for incident in incidents {
         let status = &incident.status;
         let is_blocked = matches!(status.state, IncidentState::Blocked | IncidentState::ReleaseHeld);
-        // Whoever was released in that time was blocked in it, unless an operator released what was only announced or held.
+        // An App that was released in that time was blocked in it, unless an operator released it while it was only
+        // warned or held.
         let mut is_waiting = false;
-        let mut tells = |decision: &kept::IncidentDecision| {
+        let mut shows_block = |decision: &document::IncidentDecision| {
             let Some(kind) = decision.decision.known() else { return false };
-            let tells = matches!(kind, Approved | Blocked | Inherited | ReleaseHeld)
+            let shows_block = matches!(kind, Approved | Blocked | Inherited | ReleaseHeld)
                 || kind == Released && !is_waiting;
             if matches!(kind, Approved | Blocked | Inherited | ReleaseHeld | Held | Warned) {
                 is_waiting = matches!(kind, Held | Warned);
             }
-            decision.at >= since && tells
+            decision.at >= since && shows_block
         };
-        // All of them are looked at, in order.
+        // Counts all entries, because `shows_block` has to see each of them, in order.
         let was_blocked =
-            status.decisions.iter().filter(|decision| tells(decision)).count() > 0 || is_blocked;
-        let is_end = |decision: &&kept::IncidentDecision| {
+            status.decisions.iter().filter(|decision| shows_block(decision)).count() > 0 || is_blocked;
+        let is_end = |decision: &&document::IncidentDecision| {
             !matches!(
                 decision.decision.known(),
                 Some(DecisionKind::Closed | DecisionKind::Released | DecisionKind::Refused)
@@ -260,14 +266,14 @@ fn recorded(incidents: &[kept::Incident], since: Timestamp) -> BTreeMap<App, (bo
             || status.reason.to_string(),
             |last| format!("{}: {}", last.decision.as_str(), last.reason),
         );
-        let fate = fates.entry(App::from(&incident.spec.app)).or_default();
-        *fate = (fate.0 || was_blocked, why);
+        let outcome = outcomes.entry(App::from(&incident.spec.app)).or_default();
+        *outcome = (outcome.0 || was_blocked, why);
     }
-    fates
+    outcomes
 }
 
-/// What the ledger and the cluster would say at one moment.
-fn scene(
+/// The snapshot and the cluster facts at one moment.
+fn inputs(
     live: &[&RecordedEvidence<'_>],
     apps: &BTreeSet<&App>,
     now: Moment,
@@ -276,7 +282,7 @@ fn scene(
     let mut facts = ClusterFacts::default();
     let mut nodes = BTreeMap::new();
     let mut violations: BTreeMap<Key, Vec<EvidenceView>> = BTreeMap::new();
-    // Known by now, whenever it is asked: it was known then.
+    // The look-up counts as later than any evidence, because the facts were known then.
     let asked = Moment::new(Duration::MAX, now.wall());
     for RecordedEvidence { app, evidence, from, .. } in live {
         let node = NodeName(evidence.node.clone());
@@ -291,9 +297,9 @@ fn scene(
             lineage: Lineage::default(),
         };
         facts.pods.insert(record.key.pod_ref(), PodFact { asked, state });
-        nodes.entry(node.clone()).or_insert_with(|| patient(now));
+        nodes.entry(node.clone()).or_insert_with(|| node_without_clearing(now));
         let seen = moment(*from, since);
-        let heard = EvidenceDetails {
+        let details = EvidenceDetails {
             record: record.clone(),
             fresh_at: Some(seen),
             age: Some(CompactDuration::ZERO),
@@ -305,15 +311,15 @@ fn scene(
             observations: evidence.observations,
         };
         let presence = Presence::Active;
-        let (unheard, hidden_by) = (CompactDuration::ZERO, None);
-        let heard = Arc::new(heard);
+        let (inconclusive, hidden_by) = (CompactDuration::ZERO, None);
+        let details = Arc::new(details);
         let view =
-            EvidenceView { node: node.clone(), presence, cleared: None, unheard, hidden_by, details: heard };
+            EvidenceView { node: node.clone(), presence, cleared: None, inconclusive, hidden_by, details };
         violations.entry(record.key.clone()).or_default().push(view);
     }
     let accused: BTreeSet<&App> = live.iter().map(|piece| &piece.app).collect();
     for app in apps {
-        // What had cleared by then had cleared for its App too.
+        // Without live evidence the App counts as gone, because its evidence had cleared by then.
         let fact = AppFact { gone: !accused.contains(app), ..AppFact::default() };
         facts.apps.insert((*app).clone(), fact);
     }
@@ -334,11 +340,11 @@ fn scene(
     (snapshot, facts)
 }
 
-/// A node by whose clock nothing clears: what cleared is known.
-fn patient(now: Moment) -> NodeView {
+/// A node whose clock clears nothing, because the recorded evidence says when it cleared.
+fn node_without_clearing(now: Moment) -> NodeView {
     let clock = NodeClock {
         odometer: CompactDuration::ZERO,
-        unheard: CompactDuration::ZERO,
+        inconclusive: CompactDuration::ZERO,
         required: Duration::MAX.into(),
         has_scanned: true,
         since: now,

@@ -1,9 +1,9 @@
-//! What passed the brakes within their window, and what they held.
+//! The blocks and releases that passed the brakes within their window, and those that the brakes held.
 //!
-//! Each scope (everything, one tenant, one node, one rule) has a number of places. What passed takes one, and so does
-//! what was held there, so the brake stays on for as long as a storm goes on. After the storm, later accusations are
-//! judged on their own. What was held meanwhile stays held (see [`super::Book`]), and takes no second place however
-//! often it is accused.
+//! Each scope (all tenants, one tenant, one node, one rule) has a number of places. A block that passed takes a
+//! place, and so does a held one. So the brake stays on while a storm goes on. After the storm, later accusations are
+//! judged on their own. A held App stays held (see [`super::Incidents`]), and takes no second place however often it
+//! is accused.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -15,13 +15,12 @@ use crate::names::{App, NodeName, Text};
 use crate::sorted_vec::SortedVecSet;
 use crate::time::CompactTimestamp;
 
-/// What happened within the window. A part of the book, so it is persisted like the rest. Times are readings of the
-/// leader clock.
+/// The entries within the window. They are persisted with the incidents. Times are readings of the leader clock.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Window {
     due: BTreeMap<App, Arc<Due>>,
     releases: BTreeMap<App, ReleaseDue>,
-    /// When brakes last held a block and a release: an alert is raised once per storm, not once per App.
+    /// When brakes last held a block and a release. An alert is raised once per storm, not once per App.
     held_block: Option<CompactTimestamp>,
     held_release: Option<CompactTimestamp>,
     held_gone: Option<CompactTimestamp>,
@@ -31,16 +30,16 @@ pub(super) struct Window {
 pub(super) type Accusers = SortedVecSet<(NodeName, Text)>;
 
 /// How many accusers of one App are counted, because a node can make up any number of rules. An accuser that is not
-/// counted lets nothing through.
+/// counted does not let the App pass.
 pub(super) const MAX_ACCUSERS: usize = 16;
 
 /// An App was to be blocked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Due {
-    /// When it last passed; if it never did, since when it counts as held.
+    /// When the App last passed; if it never did, since when it counts as held.
     pub(super) at: CompactTimestamp,
-    /// No brake held it. False with an empty `held`: it passed, and an operator has released it since, or an earlier
-    /// version wrote this. It keeps its places, but does not pass by them.
+    /// No brake held it. It is false with an empty `held` if the App passed and an operator has released it since, or
+    /// if an earlier version wrote this. Such an entry keeps its places, but the App does not pass by them.
     pub(super) passed: bool,
     /// The accusers that let it through, or, if none did, all of them.
     pub(super) accusers: Accusers,
@@ -48,16 +47,16 @@ pub(super) struct Due {
     pub(super) held: Box<[Brake]>,
 }
 
-/// An App was to be released without an operator's act.
+/// An App was to be released without an operator's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ReleaseDue {
     pub(super) at: CompactTimestamp,
     pub(super) passed: bool,
-    /// The cluster proved that it is gone; such releases are counted separately from those by the rules.
+    /// The cluster proved that the App is gone. Such releases are counted separately from those by the rules.
     pub(super) proven: bool,
 }
 
-/// The counts within the window, kept up to date while an evaluation adds to it.
+/// The counts within the window. An evaluation adds to them.
 pub(super) struct Tally<'a> {
     window: &'a mut Window,
     rules: &'a BrakeRules,
@@ -68,7 +67,7 @@ pub(super) struct Tally<'a> {
 /// The places of one scope, and the tenants or Apps that take them.
 #[derive(Debug)]
 struct Places<K> {
-    /// Those that passed, and whether they may pass again by their place; after an operator's release they may not.
+    /// Those that passed, and whether they may pass again by their place. After an operator's release they may not.
     passed: HashMap<K, bool>,
     /// Those that were held, and since when each counts.
     held: HashMap<K, CompactTimestamp>,
@@ -109,7 +108,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
     }
 }
 
-/// The tenants and Apps that passed or were held on one node's word.
+/// The tenants and Apps that passed or were held on the reports of one node.
 #[derive(Debug, Default)]
 struct NodePlaces {
     tenants: Places<Text>,
@@ -122,10 +121,10 @@ impl NodePlaces {
         if !self.tenants.has_passed(&app.namespace) {
             return self.tenants.taken < rules.max_tenants_per_node && self.apps.passed.len() < max;
         }
-        // Keeps a place free for each tenant that may still come, so that one tenant's Apps do not hold another
+        // Reserves a place for each tenant that may still come, so that one tenant's Apps do not hold another
         // tenant's.
-        let kept = rules.kept_per_node(self.tenants.taken);
-        self.apps.has_passed(app) || self.apps.taken.saturating_add(kept) < max
+        let reserved = rules.reserved_per_node(self.tenants.taken);
+        self.apps.has_passed(app) || self.apps.taken.saturating_add(reserved) < max
     }
 }
 
@@ -182,9 +181,9 @@ impl Counts {
 
     /// The accusers that may let `app` through, or the brakes that hold it.
     ///
-    /// One accuser within the limits is enough: otherwise an App could escape an honest node's accusation because a
+    /// One accuser within the limits is enough. Otherwise an App could escape an honest node's accusation because a
     /// lying node or a bad rule accuses it too.
-    fn ask(
+    fn judge(
         &self,
         app: &App,
         accusers: &Accusers,
@@ -266,8 +265,9 @@ impl Window {
         }
     }
 
-    /// An operator has released `app`: its next block has to pass the brakes again. Its places stay taken.
-    pub(super) fn ask_again(&mut self, app: &App) {
+    /// Makes the next block of `app` pass the brakes again, because an operator has released it. Its places stay
+    /// taken.
+    pub(super) fn revoke_pass(&mut self, app: &App) {
         if let Some(due) = self.due.get_mut(app) {
             Arc::make_mut(due).passed = false;
         }
@@ -275,9 +275,9 @@ impl Window {
 }
 
 impl Tally<'_> {
-    /// Enters that `app` is to be blocked on the word of `accusers`. Returns the brake that holds it, if any.
+    /// Enters that `app` is to be blocked on the reports of `accusers`. Returns the brake that holds it, if any.
     pub(super) fn due(&mut self, app: &App, accusers: &Accusers) -> Option<Brake> {
-        let brakes = match self.counts.ask(app, accusers, self.rules) {
+        let brakes = match self.counts.judge(app, accusers, self.rules) {
             Ok(through) => {
                 if self.pass(app, through) {
                     return None;

@@ -53,7 +53,7 @@ fn flood(world: &mut World, hours: u64, rule: &str, mut each: impl FnMut(&mut Wo
     }
     let miner = record("ns-a", 0).key;
     assert_eq!(
-        world.snapshot().unheard(&miner, &NodeName::new("n1")),
+        world.snapshot().inconclusive(&miner, &NodeName::new("n1")),
         None,
         "the ledger has forgotten the miner"
     );

@@ -288,11 +288,11 @@ fn what_is_forgotten_and_listed_again_begins_with_all_that_its_node_has_not_said
     };
     world.rounds(10, |w| lists(w, "ns-j", 0));
     world.rounds(10, |w| lists(w, "ns-k", 0));
-    let unheard = world.snapshot().nodes.get(&NodeName::new("n1")).unwrap().clock.unheard;
+    let unheard = world.snapshot().nodes.get(&NodeName::new("n1")).unwrap().clock.inconclusive;
     assert!(unheard.get() >= Duration::from_mins(5), "{unheard:?}");
     world.rounds(1, |w| lists(w, "ns-j", 1));
     let evidence = evidence(&mut world, "ns-j");
-    assert!(evidence.mark.unheard >= unheard, "{:?}", evidence.mark);
+    assert!(evidence.mark.inconclusive >= unheard, "{:?}", evidence.mark);
 }
 
 /// What happens on a node.

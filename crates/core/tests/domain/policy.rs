@@ -114,7 +114,7 @@ fn a_tenant_who_does_not_let_itself_be_told_is_blocked_all_the_same_an_hour_late
     });
     world.rounds(1, accuse);
     let blocks = world.evaluate().plan.blocks;
-    assert!(blocks[0].reason.ends_with("could not be told before"), "{}", blocks[0].reason);
+    assert!(blocks[0].reason.ends_with("could not be notified before"), "{}", blocks[0].reason);
 }
 
 #[test]

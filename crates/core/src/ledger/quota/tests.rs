@@ -26,7 +26,7 @@ impl Crowded {
         Self { ledger, minute: 0 }
     }
 
-    /// The agent lists these, each found so many minutes ago. Returns what is known then.
+    /// The agent lists these, each found so many minutes ago. Returns the violations that are known then.
     fn list_found(&mut self, keys: &[(&str, &str, String, u64)]) -> Vec<String> {
         self.answer(keys, true)
     }
@@ -49,7 +49,7 @@ impl Crowded {
         self.absorb(records, has_date)
     }
 
-    /// The agent lists these, all found just now. Returns what is known then.
+    /// The agent lists these, all found just now. Returns the violations that are known then.
     fn take_in(&mut self, records: Vec<Record>) -> Vec<String> {
         self.minute += 1;
         let now = at(self.minute).wall();
@@ -64,7 +64,7 @@ impl Crowded {
         let report = Report { target: target(), at: now, outcome: Outcome::Complete(answer) };
         self.ledger.absorb(&report);
         let known = self.known(now);
-        assert_eq!(self.ledger.absorb(&report), [], "the same report is no news");
+        assert_eq!(self.ledger.absorb(&report), [], "the same report changes nothing");
         assert_eq!(self.known(now), known);
         known.into_iter().map(|(key, _)| key).collect()
     }
@@ -76,13 +76,13 @@ impl Crowded {
         assert_eq!(
             (snapshot.violations.len(), self.ledger.violations.len()),
             (held, held),
-            "no more is held"
+            "the ledger holds as many"
         );
         let name = |key: &Key| format!("{}/{}/{}", key.namespace, key.pod, key.process);
         snapshot.violations.iter().map(|violation| (name(&violation.key), violation.state)).collect()
     }
 
-    /// The agent lists these, each found just now. Returns what is known then.
+    /// The agent lists these, each found just now. Returns the violations that are known then.
     fn list(&mut self, keys: &[(&str, &str, String)]) -> Vec<String> {
         let now = |(namespace, pod, process): &(_, _, String)| (*namespace, *pod, process.clone(), 0);
         self.list_found(&keys.iter().map(now).collect::<Vec<_>>())
@@ -96,7 +96,7 @@ impl Crowded {
         });
     }
 
-    /// The agent finds these once a minute, and then answers no more until what is known of them has grown old.
+    /// The agent finds these once a minute, and then does not answer until their evidence has grown old.
     fn let_grow_old(&mut self, keys: &[(&str, &str, String)], more: &[(&str, &str, String, u64)]) {
         for minute in 0..5 {
             let now = keys.iter().map(|(namespace, pod, process)| (*namespace, *pod, process.clone(), 0));
@@ -156,7 +156,7 @@ fn a_tenant_that_has_taken_all_room_makes_room_for_every_other_tenant() {
 }
 
 #[test]
-fn what_was_seen_first_stays_and_a_pods_flood_leaves_the_other_pods_of_the_tenant() {
+fn violations_seen_first_stay_and_a_flood_in_one_pod_leaves_the_other_pods_of_the_tenant() {
     let mut node = Crowded::new();
     node.list(&[("ns-a", "old", "miner".to_owned())]);
     let mut keys = flood("ns-a", "flood", 20);
@@ -173,10 +173,10 @@ fn what_was_seen_first_stays_and_a_pods_flood_leaves_the_other_pods_of_the_tenan
 }
 
 #[test]
-fn what_becomes_fresh_or_is_live_stays_before_what_has_ended() {
+fn fresh_and_live_violations_stay_before_those_that_have_ended() {
     let mut node = Crowded::new();
     let known = |name: &str, ago| ("ns-a", "q", name.to_owned(), ago);
-    // Found long ago, so never believed.
+    // The record was found long ago, so it was never believed.
     node.list_found(&[known("x1", 600)]);
     let mut keys: Vec<_> = (0..12).map(|n| ("ns-a", "p", format!("y{n:02}"), 0)).collect();
     keys.push(known("x1", 0));
@@ -198,7 +198,7 @@ fn what_becomes_fresh_or_is_live_stays_before_what_has_ended() {
 }
 
 #[test]
-fn a_pod_with_any_number_of_names_has_so_many_violations_and_keeps_those_that_run() {
+fn a_pod_with_many_names_has_violations_up_to_its_limit_and_running_processes_stay() {
     let mut node = Crowded::new();
     node.limit_pods(4);
     let mut keys = flood("ns-a", "flood", 20);
@@ -208,7 +208,7 @@ fn a_pod_with_any_number_of_names_has_so_many_violations_and_keeps_those_that_ru
         known,
         ["ns-a/flood/p00", "ns-a/flood/p01", "ns-a/flood/p02", "ns-a/flood/p03", "ns-a/web/xmrig"]
     );
-    // Under other names hours later: what has grown old makes room.
+    // Hours later under other names: old evidence makes room.
     node.minute = 300;
     let renamed: Vec<_> = (0..20).map(|n| ("ns-a", "flood", format!("q{n:02}"))).collect();
     node.ledger.advance(at(300));
@@ -236,7 +236,7 @@ fn a_pods_limit_counts_its_own_violations_and_those_that_were_known_before() {
 }
 
 #[test]
-fn room_that_can_not_be_shared_evenly_is_used_all_the_same() {
+fn room_that_can_not_be_shared_evenly_is_still_used() {
     for (wants, has) in [([5, 5, 5, 0], [3, 3, 2, 0]), ([2, 3, 3, 1], [2, 3, 2, 1])] {
         let of = ["ns-a", "ns-b", "ns-c", "ns-d"].into_iter();
         let keys: Vec<_> =
@@ -248,9 +248,9 @@ fn room_that_can_not_be_shared_evenly_is_used_all_the_same() {
 }
 
 #[test]
-fn what_is_not_listed_and_can_be_judged_anew_makes_room_first_and_no_more_than_is_needed() {
+fn unlisted_violations_that_can_be_judged_anew_make_room_first_and_no_more_than_needed() {
     let mut node = Crowded::new();
-    // Found ten hours before the first answer, so never believed.
+    // The records were found ten hours before the first answer, so they were never believed.
     let old = |n: usize, minute: u64| ("ns-a", "old", format!("p{n:02}"), 600 + minute);
     node.list_found(&(0..7).map(|n| old(n, 1)).collect::<Vec<_>>());
     node.list_found(&(1..7).map(|n| old(n, 2)).collect::<Vec<_>>());
@@ -261,7 +261,7 @@ fn what_is_not_listed_and_can_be_judged_anew_makes_room_first_and_no_more_than_i
         expected,
         "p00 has been missing from the answers for longest"
     );
-    // They make room even if their namespace has less than its share.
+    // The old records make room even if their namespace has less than its share.
     expected.truncate(2);
     expected.extend(names("ns-b", "web", "p", 0..6));
     assert_eq!(node.list(&flood("ns-b", "web", 8)), expected);
@@ -294,17 +294,18 @@ fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists
     node.let_grow_old(&flood("ns-a", "pod", 4), &[]);
     let live = |minute: u64| (0..4).map(move |n| ("ns-a", "pod", format!("q{n:02}"), minute));
     node.list_found(&live(0).collect::<Vec<_>>());
-    // What has grown old was found in the fifth minute, and this is the minute 302.
+    // The old violations were found in the fifth minute, and this is the minute 302.
     let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
     let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
     let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
-    // Each Pod has one. Further ones of the other Pod can't be judged yet, so they have what room the live ones leave.
+    // Each Pod has one. Further ones of the other Pod can't be judged yet, so they have only the room that live ones
+    // leave.
     let old = names("ns-a", "pod", "p", 0..1);
     assert_eq!(known, [old, names("ns-a", "pod", "q", 0..4), names("ns-b", "web", "p", 0..3)].concat());
 }
 
 #[test]
-fn what_was_found_again_stays_even_if_that_is_some_time_ago() {
+fn a_violation_that_was_found_again_stays_even_if_that_is_some_time_ago() {
     let mut node = Crowded::new();
     node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
     let mut keys = vec![("ns-a", "pod", "p07".to_owned(), 60)];
@@ -331,7 +332,7 @@ fn a_flood_does_not_push_out_a_violation_whose_pod_is_gone_while_its_record_is_y
 
 /// In a StatefulSet the next Pod has the name of the one before.
 #[test]
-fn what_is_found_again_after_its_pod_was_gone_makes_no_room_for_a_flood() {
+fn a_violation_that_is_found_again_after_its_pod_was_gone_makes_no_room_for_a_flood() {
     let mut node = Crowded::new();
     let again = ("ns-a", "web-0", "x".to_owned());
     node.list(std::slice::from_ref(&again));
@@ -382,9 +383,9 @@ fn live_violations_have_room_before_the_only_violation_of_a_pod_that_is_gone() {
 }
 
 proptest! {
-    /// [`Crowded::list_found`] sees that the same report twice changes nothing.
+    /// [`Crowded::list_found`] checks that the same report twice changes nothing.
     #[test]
-    fn of_each_pod_that_lists_something_fresh_something_is_known(
+    fn a_violation_is_known_of_each_pod_with_a_fresh_record(
         rounds in proptest::collection::vec(
             proptest::collection::btree_map((0..4_usize, 0..2_usize, 0..12_usize), prop_oneof![Just(0_u64), 1..90_u64], 0..30),
             1..6,
@@ -433,7 +434,7 @@ fn each_pod_has_a_violation_before_any_has_a_second_one() {
     assert_eq!(known.iter().filter(|name| name.starts_with("ns-b/")).count(), 6, "{known:?}");
 }
 
-/// Pods that come and go leave no room to be taken from a Pod that runs, whether its process was seen before them or not.
+/// Pods that come and go take no room from a Pod that runs, whether its process was seen before them or not.
 #[test]
 fn pods_that_are_gone_push_out_no_violation_of_a_pod_that_runs() {
     let mut node = Crowded::new();
@@ -458,9 +459,10 @@ fn pods_that_are_gone_push_out_no_violation_of_a_pod_that_runs() {
 }
 
 proptest! {
-    /// [`Crowded::answer`] sees that the same report twice changes nothing: what had no room the first time has none the second time.
+    /// [`Crowded::answer`] checks that the same report twice changes nothing. A record without room the first time
+    /// has none the second time.
     #[test]
-    fn what_there_is_room_for_does_not_depend_on_how_often_a_report_is_taken_in(
+    fn the_room_of_violations_does_not_depend_on_how_often_a_report_is_applied(
         rounds in proptest::collection::vec(
             (
                 proptest::collection::btree_map((0..5_usize, 0..4_usize, 0..4_usize), prop_oneof![Just(0_u64), 1..90_u64], 0..40),
@@ -488,9 +490,9 @@ proptest! {
     }
 }
 
-/// What one rule finds may be exempted, and must not hide what another one finds.
+/// The hits of one rule may be exempted, and must not hide the hits of another.
 #[test]
-fn in_a_pod_the_rules_take_turns() {
+fn the_rules_in_a_pod_take_turns() {
     let mut node = Crowded::new();
     node.limit_pods(4);
     let exempted = flood("ns-a", "web", 6);
@@ -534,9 +536,9 @@ fn a_known_violation_counts_under_the_rule_of_the_answer_at_hand() {
     assert_eq!(known, ["ns-a/web/a", "ns-a/web/b", "ns-a/web/d", "ns-a/web/e"]);
 }
 
-/// The answer lists nothing of ns-a. So its forgotten violations leave no record out.
+/// The answer lists no record of ns-a. So its forgotten violations leave no record out.
 #[test]
-fn what_is_forgotten_and_not_listed_leaves_nothing_out_of_the_answer() {
+fn forgotten_violations_that_are_not_listed_leave_no_record_out_of_the_answer() {
     let mut node = Crowded::new();
     node.let_grow_old(&flood("ns-a", "pod", 8), &[]);
     let known = node.list(&flood("ns-b", "web", 7));

@@ -131,7 +131,7 @@ fn a_tenant_of_a_node_that_floods_has_room_although_nothing_is_free() {
 }
 
 #[test]
-fn what_a_node_no_longer_has_is_free_for_others() {
+fn the_room_of_expired_violations_is_free_for_other_nodes() {
     let mut cluster = Cluster::new();
     cluster.flood(0, "ns-a", MAX_KEYS, 1);
     // They clear, and tombstones stay.
@@ -149,7 +149,7 @@ fn what_a_node_no_longer_has_is_free_for_others() {
 }
 
 #[test]
-fn of_what_is_remembered_the_latest_has_room_first_and_tombstones_last() {
+fn of_remembered_evidence_the_latest_has_room_first_and_tombstones_last() {
     let mut cluster = Cluster::new();
     cluster.minute = 48 * 60;
     let now = at(cluster.minute);
@@ -179,14 +179,14 @@ fn of_what_is_remembered_the_latest_has_room_first_and_tombstones_last() {
 }
 
 #[test]
-fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
+fn long_command_lines_share_a_budget_and_those_without_room_are_cut() {
     let mut cluster = Cluster::new();
     let lines = |whole: usize, all: usize| [vec![LONG; whole], vec![SHORT_CMDLINE; all - whole]].concat();
     for node in 0..NODE_SHARE {
         cluster.flood(node, "ns-a", 100, LONG);
         assert_eq!(cluster.cmdlines(node), lines(CMDLINES_OF_NODE / LONG, 100));
     }
-    // Any other node has its reserve, and what is short does not count.
+    // Any other node has its reserve, and short command lines do not count.
     let [last, other] = [NODES - 2, NODES - 1];
     let reserve = 8;
     assert_eq!(reserve * LONG, RESERVED_CMDLINE_BYTES);
@@ -209,7 +209,7 @@ fn long_command_lines_share_a_budget_and_what_does_not_fit_is_cut() {
 }
 
 #[test]
-fn command_lines_that_are_gone_leave_their_room_to_those_that_were_cut() {
+fn dropped_command_lines_leave_their_room_to_those_that_were_cut() {
     let mut cluster = Cluster::new();
     for node in 0..NODE_SHARE {
         cluster.flood(node, "ns-a", 100, LONG);
@@ -222,7 +222,7 @@ fn command_lines_that_are_gone_leave_their_room_to_those_that_were_cut() {
     cluster.pass(1);
     cluster.ledger.round_done();
     cluster.flood(node, "ns-b", of_node, LONG);
-    assert_eq!(cluster.cmdlines(node), cut, "nothing has become free");
+    assert_eq!(cluster.cmdlines(node), cut, "no room has become free");
     // The first node lists the same names with short command lines.
     cluster.flood(0, "ns-a", 100, 1);
     cluster.ledger.round_done();
@@ -252,10 +252,10 @@ fn a_command_line_that_grows_counts_like_a_new_one() {
 proptest! {
     #[test]
     fn no_more_is_held_than_the_limits_and_the_reserves_allow(
-        acts in proptest::collection::vec((0..4_usize, 0..3_usize, 0..900_usize, 0..6000_usize, 0..600_u64), 1..12),
+        answers in proptest::collection::vec((0..4_usize, 0..3_usize, 0..900_usize, 0..6000_usize, 0..600_u64), 1..12),
     ) {
         let mut cluster = Cluster::new();
-        for (node, namespace, count, bytes, minutes) in acts {
+        for (node, namespace, count, bytes, minutes) in answers {
             cluster.pass(minutes);
             cluster.flood(node, ["ns-a", "ns-b", "ns-c"][namespace], count, bytes);
             let keys: [usize; 4] = cluster.keys();

@@ -1,4 +1,5 @@
-//! Which accusations of an App count: what covers each of them, and whether one of them justifies a new block.
+//! Decides which accusations of an App count: what covers each of them, and whether one of them justifies a new
+//! block.
 
 use super::context::EvaluationContext;
 use crate::Moment;
@@ -8,28 +9,28 @@ use crate::policy::incident::{Incident, Phase, StickyRelease, released_by};
 use crate::report::Record;
 
 impl Incident {
-    /// Whether `app`, whose incident this is, may be accused again by what can't be judged yet: a node whose accusation has
-    /// cleared accuses the same Pod, perhaps of another process, or any node accuses any Pod of a namespace that can't be
-    /// looked at; or that may have been so before the start.
+    /// Whether `app`, whose incident this is, may be accused by evidence that can't be judged yet. A node whose
+    /// accusation has cleared may accuse the same Pod again, perhaps of another process. Any node may accuse any Pod
+    /// of a namespace that can't be read. Both may also have been so before the start.
     pub(in crate::policy) fn may_be_accused(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
-        let is_heard_out = || self.tombstones.keys().all(|(_, node)| context.snapshot.has_settled(node));
-        // Its Pods may be replaced by others, on other nodes, and its tenant may be what makes the looks fail.
+        let have_settled = || self.tombstones.keys().all(|(_, node)| context.snapshot.has_settled(node));
+        // The App's Pods may be replaced by others, on other nodes. The tenant may be the cause of failed look-ups.
         let is_hidden =
             || context.doubtful.contains(&app.namespace) && context.facts.is_unreadable(&app.namespace);
-        self.is_accused_anew(context) || is_hidden() || (self.had_cleared && !is_heard_out())
+        self.is_accused_anew(context) || is_hidden() || (self.had_cleared && !have_settled())
     }
 
     fn is_accused_anew(&self, context: &EvaluationContext<'_>) -> bool {
         !context.unjudged.is_empty() && self.tombstones.keys().any(|id| context.is_unjudged(id))
     }
 
-    /// Whether a node that accuses it has new evidence of the same Pod that can't be judged yet.
+    /// Whether a node that accuses the App has new evidence of the same Pod that can't be judged yet.
     pub(in crate::policy) fn has_unjudged(&self, context: &EvaluationContext<'_>) -> bool {
         self.accepted.keys().any(|id| context.is_unjudged(id))
     }
 
-    /// Whether the Pod of an accusation that justifies a new block was read directly after the accusation. A report of a
-    /// watch is not enough. `since` is when the block began to wait for that read.
+    /// Whether the Pod of an accusation that justifies a new block was read directly after the accusation. A report
+    /// of a watch is not enough. `since` is when the block began to wait for that read.
     pub(in crate::policy) fn is_proven(
         &self,
         excuses: &[Option<String>],
@@ -47,8 +48,8 @@ impl Incident {
             })
     }
 
-    /// Whether `ground` justifies a new block. A ground that an exemption or a release covers does not. Neither does an
-    /// old one, however seldom its node scans, unless an operator has approved the block.
+    /// Whether `accepted` justifies a new block. Evidence that an exemption or a release covers does not. Neither
+    /// does old evidence, however seldom its node scans, unless an operator has approved the block.
     pub(in crate::policy) fn justifies_block(
         &self,
         accepted: &AcceptedEvidence,
@@ -60,14 +61,14 @@ impl Incident {
         accepted.active && is_young && excuse.is_none()
     }
 
-    /// The excuse of each ground, in order.
+    /// What covers each piece of accepted evidence, in order; `None` for one that nothing covers.
     pub(in crate::policy) fn excuses(
         &self,
         app: &App,
         context: &EvaluationContext<'_>,
     ) -> Vec<Option<String>> {
         if self.accepted.is_empty() && matches!(self.phase(), Phase::Blocked { .. }) {
-            // Blocked still, for what has cleared or was there before anything was kept.
+            // The App is still blocked, for evidence that has cleared or for an inherited block.
             return self
                 .last_records(app)
                 .iter()
@@ -77,7 +78,7 @@ impl Incident {
         self.accepted.values().map(|accepted| self.excuse_of(app, &accepted.record, context)).collect()
     }
 
-    /// What covers an accusation of `app`, whose incident this is; nothing if nothing does.
+    /// What covers an accusation of `app`, whose incident this is; `None` if nothing does.
     pub(in crate::policy) fn excuse_of(
         &self,
         app: &App,
@@ -89,7 +90,7 @@ impl Incident {
         if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, context)) }
     }
 
-    /// What covers an accusation of `app` if that `is_blocked` or is not.
+    /// What covers an accusation of `app` if the App `is_blocked`, or is not.
     pub(in crate::policy) fn excuse_while(
         &self,
         is_blocked: bool,
@@ -98,7 +99,7 @@ impl Incident {
         context: &EvaluationContext<'_>,
     ) -> Option<String> {
         let exemptions = context.policy.exemptions.iter().zip(&context.exemptions);
-        let mut in_force = exemptions.filter(|(_, force)| force.covers(is_blocked));
+        let mut in_force = exemptions.filter(|(_, validity)| validity.covers(is_blocked));
         if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(app, record)) {
             return Some(format!("exempted: {}", exemption.reason));
         }
@@ -113,12 +114,12 @@ impl Incident {
         release.map(|release| released_by(&release.actor, release.until))
     }
 
-    /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks:
-    /// if it opened a block, a tenant could do that by changing labels.
+    /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks.
+    /// If it opened a block, a tenant could open one by changing labels.
     fn excuse_by_earlier_name(&self, record: &Record, context: &EvaluationContext<'_>) -> Option<String> {
         let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
         let of = |name: &App| {
-            let mut in_force = exemptions().filter(|(_, force)| force.covers(false));
+            let mut in_force = exemptions().filter(|(_, validity)| validity.covers(false));
             if let Some((exemption, _)) = in_force.find(|(exemption, _)| exemption.covers(name, record)) {
                 return Some(format!("exempted: {}; as App {name}, its name before", exemption.reason));
             }

@@ -1,4 +1,4 @@
-//! Which exemptions take effect: one that would open too many tenants at once is withheld.
+//! Decides which exemptions take effect. An exemption that would open too many tenants at once is withheld.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,39 +12,40 @@ use crate::policy::incident::{Incident, Phase};
 use crate::policy::incidents::Incidents;
 use crate::policy::incidents::admissions::Withheld;
 
-/// How many incidents of blocked Apps record that an exemption is withheld. One would be enough, but its block may end.
+/// How many incidents of blocked Apps record that an exemption is withheld. More than one, because the block of one
+/// may end.
 const MAX_RECORDING_INCIDENTS: usize = 8;
-/// How many withheld exemptions an incident keeps at most.
+/// How many withheld exemptions an incident records at most.
 const MAX_WITHHELD: usize = 16;
 
 impl Incidents {
-    /// The place of what [`Book::withheld`] says of namespaces that may not be blocked.
+    /// The place in [`Incidents::withheld`] for namespaces that may not be blocked.
     pub const REFUSALS: &str = "enforcement.namespaces, enforcement.protected_namespaces";
 
     /// Withholds exemptions that would open more tenants than allowed without an operator's confirmation. A withheld
-    /// exemption has no effect until an operator changes it, even if the number of tenants falls meanwhile or another
-    /// replica leads.
+    /// exemption has no effect until an operator changes it. That holds even if the number of tenants falls or
+    /// another replica leads.
     pub(in crate::policy) fn admit(&mut self, context: &mut EvaluationContext<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
         if context.dates.is_forgotten {
-            // An exemption that was over is counted again before it opens anything.
+            // An exemption that was over counts as new, so that it is judged before it opens any block.
             before.retain(|_, withheld| withheld.is_some());
         }
         let mut unknown = Vec::new();
-        for (index, (exemption, force)) in
+        for (index, (exemption, validity)) in
             context.policy.exemptions.iter().zip(&mut context.exemptions).enumerate()
         {
             let identity = exemption.identity();
             match before.remove(&identity) {
                 Some(withheld) => {
                     if withheld.is_some() {
-                        *force = Validity::Over;
+                        *validity = Validity::Over;
                     }
                     self.admissions.known.insert(identity, withheld);
                 }
                 // An exemption that has ended or is in doubt opens nothing.
-                None if *force == Validity::InForce => {
-                    *force = Validity::Over;
+                None if *validity == Validity::InForce => {
+                    *validity = Validity::Over;
                     unknown.push((index, identity));
                 }
                 None => {}
@@ -55,12 +56,12 @@ impl Incidents {
         }
         let mut open = self.excused(context, |_| true);
         for (index, identity) in unknown {
-            let (Some(exemption), Some(force)) =
+            let (Some(exemption), Some(validity)) =
                 (context.policy.exemptions.get(index), context.exemptions.get_mut(index))
             else {
                 continue;
             };
-            *force = Validity::InForce;
+            *validity = Validity::InForce;
             let now_open = self.excused(context, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
             let fingerprint = exemption.fingerprint();
@@ -71,8 +72,8 @@ impl Incidents {
             if tenants <= exemption.may_open(context.policy.brake.max_releases) && !was_withheld {
                 open.extend(now_open);
             } else {
-                if let Some(force) = context.exemptions.get_mut(index) {
-                    *force = Validity::Over;
+                if let Some(validity) = context.exemptions.get_mut(index) {
+                    *validity = Validity::Over;
                 }
                 let message = too_much(exemption, tenants, was_withheld, context.policy.brake.max_releases);
                 withheld = Some(Withheld { place: exemption.place.clone(), reason: message.clone() });
@@ -82,8 +83,9 @@ impl Incidents {
         }
     }
 
-    /// Keeps closed what is blocked in namespaces that may not be blocked any more, if that is more tenants than may be
-    /// opened at once: `enforcement.namespaces` or `enforcement.protected_namespaces` may be a mistake.
+    /// Keeps blocked Apps closed in namespaces that may not be blocked any more, if their tenants are more than may
+    /// be opened at once. The reason is that `enforcement.namespaces` or `enforcement.protected_namespaces` may be a
+    /// mistake.
     pub(in crate::policy) fn admit_refusals(&mut self, context: &mut EvaluationContext<'_>) {
         let blocked = self.by_app.iter().filter(|(_, it)| matches!(it.phase(), Phase::Blocked { .. }));
         let refused =
@@ -91,7 +93,8 @@ impl Incidents {
         let tenants: BTreeMap<&Text, &str> = refused.map(|(app, why)| (&app.namespace, why)).collect();
         let most = context.policy.brake.max_releases.max(1);
         let before = self.admissions.refusals.take().map(|(_, tenants)| tenants);
-        // The count does not fall within a term while operators open some of them: the change may be a mistake all the same.
+        // The count does not fall within a term while operators open some of the Apps, because the change may be a
+        // mistake all the same.
         let count = tenants.len().max(before.unwrap_or(0));
         let Some((namespace, why)) = tenants.first_key_value().filter(|_| count > most) else { return };
         let reason = format!(
@@ -104,16 +107,16 @@ impl Incidents {
             context.alert(Alert::Exemption { message: reason.clone() });
         }
         self.admissions.refusals = Some((Withheld { place: Self::REFUSALS.into(), reason }, count));
-        context.keeps_refused = true;
+        context.refused_stay_closed = true;
     }
 
-    /// Records in the incidents of a few blocked Apps which exemptions are withheld, so that the next leader withholds
-    /// them too.
+    /// Records in the incidents of a few blocked Apps which exemptions are withheld, so that the next leader
+    /// withholds them too.
     pub(in crate::policy) fn note_withheld(&mut self, policy: &Policy) {
         let known = &self.admissions.known;
         let is_withheld = |it: &&Exemption| known.get(&it.identity()).is_some_and(Option::is_some);
         let withheld: Vec<&Exemption> = policy.exemptions.iter().filter(is_withheld).collect();
-        // While some exemptions can't be read, a missing one may be among them, so no record is removed.
+        // While some exemptions can't be read, a missing exemption may be one of them, so no record is removed.
         let is_complete = policy.unread_exemptions.is_empty();
         if is_complete && self.by_app.values().any(|incident| !incident.persisted.rare().withheld.is_empty())
         {
@@ -148,7 +151,7 @@ impl Incidents {
         }
     }
 
-    /// The exemptions that the last evaluation withheld, and the namespaces whose blocks it kept.
+    /// The exemptions that the last evaluation withheld, and the namespaces whose blocks it did not open.
     pub fn withheld(&self) -> Vec<Withheld> {
         let refusals = self.admissions.refusals.iter().map(|(withheld, _)| withheld);
         self.admissions.known.values().flatten().chain(refusals).cloned().collect()

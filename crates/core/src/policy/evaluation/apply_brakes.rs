@@ -1,4 +1,4 @@
-//! What the incidents ask for, as far as the brakes let it.
+//! Applies the brakes to the blocks and releases that the incidents ask for.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::policy::window::{Accusers, Tally};
 use crate::time::CompactTimestamp;
 
 impl Incidents {
-    /// Blocks and releases what is wished for, as far as the brakes let it.
+    /// Blocks and releases Apps, as far as the brakes allow.
     pub(in crate::policy) fn apply_brakes(
         &mut self,
         context: &mut EvaluationContext<'_>,
@@ -24,7 +24,7 @@ impl Incidents {
         releases: Vec<(App, Option<String>, ReleaseBasis)>,
     ) {
         if blocks.is_empty() && releases.is_empty() {
-            // No brake is asked, so nothing has to be counted.
+            // No brake decides anything, so nothing has to be counted.
             self.window.forget(&context.policy.brake, reading);
             return;
         }
@@ -51,30 +51,31 @@ impl Incidents {
                 None => tally.due(&app, &accusers),
             };
             let accusation = incident.accusation();
-            let is_untold = matches!(incident.phase(), Phase::Grace { .. }) && incident.is_untold(context);
+            let is_notice_short =
+                matches!(incident.phase(), Phase::Grace { .. }) && incident.is_notice_short(context);
             let before = incident.warned_before(context.policy);
-            let file = incident.persisted_mut();
-            file.set_window_entries(tally.of(&app));
+            let persisted = incident.persisted_mut();
+            persisted.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
                 let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
                 let reason = format!("{}{others}; {accusation}", brake.reason(&context.policy.brake));
                 context.decide(&app, DecisionKind::Held, reason);
-                file.phase = Phase::Held;
-                file.hold = Hold::by(brake.clone(), context.now);
+                persisted.phase = Phase::Held;
+                persisted.hold = Hold::by(brake.clone(), context.now);
                 // A shared Service of one App is no sign of a storm, so it raises no alert.
                 if shared.is_none() {
                     held_blocks.push(brake);
                 }
             } else {
-                let untold = if is_untold { "; its tenant could not be told before" } else { "" };
+                let notice = if is_notice_short { "; its tenant could not be notified before" } else { "" };
                 let before = before.unwrap_or_default();
-                let known = context.facts.to_close(&app, context.policy, file);
+                let known = context.facts.to_close(&app, context.policy, persisted);
                 let known = known.unwrap_or_default();
-                let reason = Text::from(format!("{accusation}{untold}{before}{}", known.remarks()));
+                let reason = Text::from(format!("{accusation}{notice}{before}{}", known.remarks()));
                 context.decide(&app, DecisionKind::Blocked, known.complete(&reason));
-                file.reason = reason;
+                persisted.reason = reason;
                 let dry_run = context.policy.mode == Mode::DryRun;
-                file.phase = Phase::Blocked { since: context.now, dry_run, release_held: None };
+                persisted.phase = Phase::Blocked { since: context.now, dry_run, release_held: None };
             }
         }
         for (app, why, basis) in releases {
@@ -82,7 +83,7 @@ impl Incidents {
             let Some(incident) = self.by_app.get_mut(&app) else {
                 continue;
             };
-            // What is held until an operator looks is opened neither by time nor by the same proof again.
+            // A release that waits for an operator happens neither by time nor by the same proof again.
             if proven && incident.persisted.holds_release() == Some(Brake::Gone) {
                 continue;
             }
@@ -94,15 +95,15 @@ impl Incidents {
                 }
             });
             let brake = tally.release(&app, proven);
-            let file = incident.persisted_mut();
-            file.set_window_entries(tally.of(&app));
+            let persisted = incident.persisted_mut();
+            persisted.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
                 context.decide(
                     &app,
                     DecisionKind::ReleaseHeld,
                     format!("{}; {why}", brake.reason(&context.policy.brake)),
                 );
-                if let Phase::Blocked { release_held, .. } = &mut file.phase {
+                if let Phase::Blocked { release_held, .. } = &mut persisted.phase {
                     *release_held = Some(context.now);
                 }
                 held_releases.push(brake);
@@ -111,9 +112,9 @@ impl Incidents {
                 if incident.accepted.is_empty() {
                     incident.end(context.now);
                 } else {
-                    let file = incident.persisted_mut();
-                    file.phase = Phase::Watched;
-                    file.rare_mut().exempted = Some(why.into());
+                    let persisted = incident.persisted_mut();
+                    persisted.phase = Phase::Watched;
+                    persisted.rare_mut().exempted = Some(why.into());
                 }
             }
         }
@@ -130,18 +131,18 @@ impl Incidents {
         alert_held_releases(&held_releases, &mut tally, context);
     }
 
-    /// The nodes and rules by which an App is to be blocked: those of its active grounds that are young enough and not
-    /// exempted.
+    /// The nodes and rules by which an App is to be blocked: those of its active evidence that is young enough and
+    /// not exempted.
     fn accusers(&self, app: &App, context: &EvaluationContext<'_>, rules: &mut RuleNames) -> Accusers {
         let Some(incident) = self.by_app.get(app) else {
             return Accusers::default();
         };
-        // One match is enough for each rule that a node names: all would give the same accuser.
+        // One match is enough for each rule that a node names, because all would give the same accuser.
         let mut matched: BTreeSet<(&NodeName, &Text)> = BTreeSet::new();
         incident
             .accepted
             .iter()
-            // A ground that may not lead to a new block may not pass the brakes for one either.
+            // Evidence that may not lead to a new block may not pass the brakes for one either.
             .filter(|(_, accepted)| accepted.active && accepted.is_young(context.policy.max_age, context.now))
             .filter(|(_, accepted)| incident.excuse_of(app, &accepted.record, context).is_none())
             .filter_map(|((_, node), accepted)| {

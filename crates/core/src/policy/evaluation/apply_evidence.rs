@@ -1,4 +1,4 @@
-//! From evidence to grounds: what is accepted against whom, and for how long.
+//! Accepts evidence against Apps, and clears accepted evidence by the clocks of its nodes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use crate::clearing::{Cleared, Presence};
 use crate::decision::DecisionKind;
 use crate::names::{App, Key, NodeName};
 use crate::policy::cluster_facts::{AcceptedPod, Verdict};
-use crate::policy::incident::accepted_evidence::{AcceptedEvidence, ClearingCause, Silence};
+use crate::policy::incident::accepted_evidence::{AcceptedEvidence, ClearingCause, ClearingStart};
 use crate::policy::incident::{EvidenceId, Incident, Phase};
 use crate::policy::incidents::Incidents;
 use crate::policy::incidents::refused_accusations::{self, RefusedAccusations};
 use crate::snapshot::{EvidenceView, NodeView, State};
 use crate::time::CompactDuration;
 
-/// The evidence of grounds, each with the `fresh_at` of its ground and the App of that ground.
+/// The identities of accepted evidence, each with its `fresh_at` and the App that it counts against.
 type Known = (EvidenceId, Moment, App);
 
 /// The App that each piece of evidence counts against, for look-ups in the order of the keys.
 struct Accused {
-    /// Ordered by evidence. Two Apps may have a ground for the same evidence, one after the other: the later ground comes first,
-    /// and of equally late ones that of the lesser App.
+    /// Ordered by evidence. Two Apps may have accepted the same evidence, one after the other. Then the later
+    /// acceptance comes first, and of equally late ones that of the lesser App.
     known: Vec<Known>,
     /// How many of `known` come before the key that was looked up last.
     passed: usize,
@@ -30,16 +30,16 @@ struct Accused {
 
 impl Accused {
     fn new(mut known: Vec<Known>) -> Self {
-        // From incidents it is mostly in order already, because Apps and keys are ordered by namespace first. Sorted in place,
-        // because it has an entry for each accusation.
+        // The entries are mostly in order already, because Apps and keys are ordered by namespace first. They are
+        // sorted in place, because there is one for each accusation.
         known.sort_unstable_by(|(id, at, app), (other, other_at, other_app)| {
             id.cmp(other).then(other_at.cmp(at)).then_with(|| app.cmp(other_app))
         });
         Self { known, passed: 0 }
     }
 
-    /// What is known of the evidence of `key`, for [`accused_app`]. Keys must not descend: for a key that is less than the one
-    /// before, nothing may be found.
+    /// What is known of the evidence of `key`, for [`accused_app`]. Keys must not descend: for a key that is less
+    /// than the one before, nothing may be found.
     fn of(&mut self, key: &Key) -> &[Known] {
         let rest = self.known.get(self.passed..).unwrap_or_default();
         self.passed += rest.iter().take_while(|((other, _), ..)| other < key).count();
@@ -56,10 +56,11 @@ fn accused_app<'a>(known: &'a [Known], node: &NodeName) -> Option<&'a App> {
 }
 
 impl Incidents {
-    /// Takes in the evidence: accepted evidence becomes a ground of its App's incident. Returns how much can't be judged.
+    /// Applies the evidence of the snapshot: adds accepted evidence to its App's incident. Returns how many pieces
+    /// can't be judged.
     pub(in crate::policy) fn apply_evidence(&mut self, context: &mut EvaluationContext<'_>) -> usize {
         let violations = &context.snapshot.violations;
-        debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "they are looked up in order");
+        debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "violations are looked up in order");
         let mut known = self.deactivate_all();
         let (mut disputes, mut refused) = (BTreeMap::new(), RefusedAccusations::default());
         let mut disputed_now = RefusedAccusations::default();
@@ -85,7 +86,7 @@ impl Incidents {
                 let already = accepted.as_ref().is_some_and(|accepted| accepted.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
                     let is_gone = evidence.cleared == Some(Cleared::PodGone);
-                    // With the Pod is gone whatever it did before, too.
+                    // If the Pod is gone, its earlier processes are gone too.
                     if let Some(accepted) = accepted.filter(|_| already || is_gone) {
                         accepted.gone = is_gone;
                     }
@@ -96,13 +97,14 @@ impl Incidents {
                     let accepted = before.zip(accepted.map(|accepted| accepted.pod_uid.as_ref()));
                     context.facts.judge(e, at, accepted, context.policy.verify_pods)
                 };
-                // Whatever is believed of it, its node is not silent.
-                let silence = Silence { mark: evidence.mark, counted_from: fresh_at };
-                let heard = evidence;
+                // The node has reported the violation, so the clearing clock starts anew, even if the evidence is not
+                // accepted.
+                let start = ClearingStart { mark: evidence.mark, counted_from: fresh_at };
+                let reported = evidence;
                 let (mut evidence, mut fresh_at, mut already) = (evidence, fresh_at, already);
                 let mut verdict = judge(evidence, fresh_at);
-                // Where evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest. It
-                // is judged as of the first moment that was not judged yet.
+                // If evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest
+                // evidence. So the evidence is judged as of the first moment that was not judged yet.
                 if matches!(verdict, Verdict::Unverified(_)) && evidence.presence == Presence::Active {
                     let mut first = (fresh_at, evidence);
                     if let Some((at, earlier)) = unjudged.get(&id) {
@@ -119,31 +121,31 @@ impl Incidents {
                 }
                 match verdict {
                     Verdict::Accepted(pod) => {
-                        // What was accepted against one App stays against it, and so does later evidence of the same
-                        // Pod, even if its labels or other rules name another App now.
+                        // Evidence that was accepted against one App stays against it, and so does later evidence of
+                        // the same Pod. That holds even if the Pod's labels or other rules name another App now.
                         let stays = already || accepted.is_some_and(|accepted| accepted.is_of(&pod));
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
                         if self.unreadable.contains(&app) {
                             continue;
                         }
                         if evidence.presence == Presence::Active {
-                            self.accuse(&app, id, (evidence, fresh_at, pod), silence, context);
+                            self.accuse(&app, id, (evidence, fresh_at, pod), start, context);
                         } else if !self
                             .by_app
                             .get(&app)
                             .is_some_and(|it| it.has_tombstone(&id, evidence, fresh_at))
                         {
-                            self.count(&app, &id, (fresh_at, already), silence);
-                            self.hold(&app, id, (evidence, fresh_at, pod), silence);
+                            self.restart_clock(&app, &id, (fresh_at, already), start);
+                            self.hold(&app, id, (evidence, fresh_at, pod), start);
                         }
                     }
-                    // Evidence that was accepted while it was fresh is not disputed because the Pod has gone since.
+                    // Evidence that was accepted while it was fresh is not disputed because its Pod has gone since.
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
-                        disputed_now.count(&heard.node, &heard.record, || why.clone().into());
+                        disputed_now.count(&reported.node, &reported.record, || why.clone().into());
                         disputes.insert(id, why);
                     }
-                    // Its Pod is being looked up again: until then it stands as it did.
+                    // The Pod is being looked up again. Until then a dispute stays.
                     Verdict::Unverified(_) => {
                         if let Some(why) = self.disputes.remove(&id) {
                             disputes.insert(id, why);
@@ -151,11 +153,11 @@ impl Incidents {
                         }
                         unverified += 1;
                         let accepted = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
-                        // Not accepted, but no sign of absence either: nothing is cleared by it.
+                        // The evidence is not accepted, but it is no sign of absence either, so it clears nothing.
                         if let Some(accepted) = accepted {
-                            accepted.count_anew(silence);
+                            accepted.restart_clock_anew(start);
                         }
-                        // Old evidence too: once judged, it would keep a blocked App blocked.
+                        // Old evidence counts too, because it would keep a blocked App blocked once it is judged.
                         context.doubtful.insert(id.0.namespace.clone());
                         if evidence.presence == Presence::Active {
                             context.unjudged.insert((id.0.pod_ref(), id.1.clone()));
@@ -187,7 +189,7 @@ impl Incidents {
         }
     }
 
-    /// Marks all grounds inactive; accepted evidence activates them again. Returns the App of each.
+    /// Marks all accepted evidence inactive. Fresh evidence activates it again. Returns the App of each piece.
     fn deactivate_all(&mut self) -> Accused {
         let mut known = Vec::with_capacity(self.by_app.len());
         for (app, incident) in &mut self.by_app {
@@ -199,31 +201,37 @@ impl Incidents {
         Accused::new(known)
     }
 
-    /// Restarts the clearing clock for evidence that was renewed since the last evaluation and is old by now. Evidence
-    /// that was not known `already` was found anew.
-    fn count(&mut self, app: &App, id: &EvidenceId, (fresh_at, already): (Moment, bool), silence: Silence) {
+    /// Restarts the clearing clock of accepted evidence that was renewed since the last evaluation and is old by now.
+    /// Evidence that was not known `already` was found anew.
+    fn restart_clock(
+        &mut self,
+        app: &App,
+        id: &EvidenceId,
+        (fresh_at, already): (Moment, bool),
+        start: ClearingStart,
+    ) {
         let accepted = self.by_app.get_mut(app).and_then(|incident| incident.accepted.get_mut(id));
         match accepted {
-            Some(accepted) if !already => accepted.count_anew(silence),
-            Some(accepted) if accepted.fresh_at < fresh_at => accepted.count(silence),
+            Some(accepted) if !already => accepted.restart_clock_anew(start),
+            Some(accepted) if accepted.fresh_at < fresh_at => accepted.restart_clock(start),
             _ => {}
         }
     }
 
-    /// Adds evidence that was never accepted while it was fresh, because the cluster could not be asked or another
+    /// Adds evidence that was never accepted while it was fresh, because the cluster could not be read or another
     /// replica led. It leads to no block, but a blocked App stays blocked until this evidence has cleared.
     fn hold(
         &mut self,
         app: &App,
         id: EvidenceId,
         (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
-        silence: Silence,
+        start: ClearingStart,
     ) {
         let Some(incident) = self.by_app.get_mut(app) else { return };
         if matches!(incident.phase(), Phase::Blocked { .. }) && incident.accepted.get(&id).is_none() {
             let mut accepted = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
             accepted.active = false;
-            accepted.count(silence);
+            accepted.restart_clock(start);
             incident.tombstones.remove(&id);
             incident.accepted.insert(id, accepted);
         }
@@ -234,7 +242,7 @@ impl Incidents {
         app: &App,
         id: EvidenceId,
         (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
-        silence: Silence,
+        start: ClearingStart,
         context: &EvaluationContext<'_>,
     ) {
         let same_incident = context.policy.same_incident;
@@ -244,7 +252,7 @@ impl Incidents {
         }
         if let Phase::Ended { at } = incident.phase() {
             if context.now.since(at) > same_incident {
-                // What an operator has released stays released, and what a brake held waits for an approval.
+                // Operators' releases and a brake's hold outlast the incident.
                 let outlasts = incident.persisted.clone();
                 *incident = Incident::new(fresh_at);
                 incident.persisted_mut().outlast(&outlasts);
@@ -262,10 +270,10 @@ impl Incidents {
             old.renew(evidence);
         } else {
             let mut accepted = AcceptedEvidence::of(evidence, pod.uid, fresh_at);
-            accepted.count(silence);
+            accepted.restart_clock(start);
             if let Some(old) = incident.accepted.get(&id) {
-                accepted.count_anew(old.silence());
-                // Evidence of another Pod has to be kept anew.
+                accepted.restart_clock_anew(old.clearing_start());
+                // Evidence of another Pod has to be persisted anew.
                 accepted.persisted = old.persisted.filter(|_| old.pod_uid == accepted.pod_uid);
             }
             incident.accepted.insert(id, accepted);
@@ -273,7 +281,7 @@ impl Incidents {
         self.note_lineage(app, pod.lineage, context);
     }
 
-    /// Lets grounds go by the clocks of their nodes, and all grounds of an App that is gone.
+    /// Clears accepted evidence by the clocks of its nodes, and all evidence of an App that is gone.
     pub(in crate::policy) fn clear_evidence(&mut self, context: &EvaluationContext<'_>) {
         for (app, incident) in &mut self.by_app {
             let app_is_gone = context.facts.is_gone(app);
@@ -287,14 +295,15 @@ impl Incidents {
                 if app_is_gone {
                     return Some(ClearingCause::AppGone);
                 }
-                // If the ledger does not know a violation, none of its node's answers said anything of it.
-                let unheard = || context.snapshot.unheard(key, node).unwrap_or(Duration::MAX.into());
+                // If the ledger does not know a violation, all answers of its node were inconclusive about it.
+                let inconclusive =
+                    || context.snapshot.inconclusive(key, node).unwrap_or(Duration::MAX.into());
                 let cleared = match view {
-                    // As of the snapshot: a node may have answered since.
+                    // As of the snapshot, because a node may have answered since.
                     Some(view) => view.clock.cleared(
                         accepted.mark,
                         accepted.away,
-                        unheard,
+                        inconclusive,
                         accepted.counted_from,
                         context.snapshot.at,
                     ),
@@ -314,8 +323,9 @@ impl Incidents {
                     cleared.push((id.clone(), by));
                 }
                 if let Some(view) = view {
-                    let unheard = || context.snapshot.unheard(&id.0, &id.1).unwrap_or(CompactDuration::ZERO);
-                    accepted.note_hidden(&view.clock, unheard);
+                    let inconclusive =
+                        || context.snapshot.inconclusive(&id.0, &id.1).unwrap_or(CompactDuration::ZERO);
+                    accepted.note_hidden(&view.clock, inconclusive);
                 }
             }
             if app_is_gone {
@@ -343,7 +353,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn evidence_counts_against_the_app_with_the_latest_ground(accepted in vec((0..4_u8, 0..3_u8, 0..3_u64, 0..3_u8), 0..16)) {
+        fn evidence_counts_against_the_app_that_accepted_it_last(accepted in vec((0..4_u8, 0..3_u8, 0..3_u64, 0..3_u8), 0..16)) {
             let key = |n: u8| Key::new("ns-a", format!("web-{n}"), "xmrig");
             let node = |n: u8| NodeName::new(format!("node-{n}"));
             let mut latest: BTreeMap<(u8, u8), (u64, u8)> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The plan: what follows from the incidents as they are.
+//! Makes the plan from the incidents as they are.
 
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -40,18 +40,18 @@ fn accusations(incident: &Incident) -> Box<[Accusation]> {
     accepted.map(accusation).collect()
 }
 
-/// The violations of a block that no ground supports any more.
+/// The violations that a block was for, if no accepted evidence is left.
 fn left(incident: &Incident) -> Box<[Key]> {
     match &incident.persisted.rare().inherited {
         _ if !incident.accepted.is_empty() => Box::default(),
         Some(accused) => accused.iter().cloned().collect(),
-        // Its release is held, so it is still blocked for what has cleared.
+        // Its release is held, so the App is still blocked for evidence that has cleared.
         None => incident.tombstones.keys().map(|(key, _)| key.clone()).collect(),
     }
 }
 
-/// The part of the last plan that equals `now`, or `now`. Both plans are ordered by App; `order` compares a part of the
-/// last one with `now`.
+/// The part of the last plan that equals `now`, or `now`. Both plans are ordered by App. `order` compares a part of
+/// the last plan with `now`.
 pub(in crate::policy) fn same<T: PartialEq>(
     last: &mut std::vec::IntoIter<Arc<T>>,
     order: impl Fn(&T) -> Ordering,
@@ -69,33 +69,33 @@ pub(in crate::policy) fn same<T: PartialEq>(
     Arc::new(now)
 }
 
-/// The other Apps that are closed with it in `phase`.
+/// The other Apps that are closed with the App of `incident` in `phase`.
 pub(in crate::policy) fn closed_too(incident: &Incident, phase: NoticePhase) -> Option<Box<OtherApps>> {
     incident.persisted.exposure.others.clone().filter(|_| phase == NoticePhase::Blocked)
 }
 
 impl Incidents {
-    /// What follows from the book as it is.
+    /// The plan that follows from the incidents as they are.
     pub fn plan(&mut self, policy: &Policy, facts: &ClusterFacts, now: Moment) -> Plan {
-        // Whatever has been decided has been kept by now, so both are as they will be for a while.
-        let [incidents, effective] = &mut self.dense;
+        // All decisions have been persisted by now, so both trees stay as they are for a while.
+        let [incidents, committed] = &mut self.dense;
         incidents.fill(&mut self.by_app);
-        effective.fill(&mut self.committed);
+        committed.fill(&mut self.committed);
         let mode = policy.mode;
         let last = std::mem::take(&mut self.last_plan);
         let mut blocks = Vec::with_capacity(last.blocks.len());
         let mut notices = Vec::with_capacity(last.notices.len());
         let (mut last_blocks, mut last_notices) = (last.blocks.into_iter(), last.notices.into_iter());
-        // What is happening to each App, so that any change of the set is seen. The key is a secret, so nobody can look for two sets
-        // that look the same.
-        let mut standing = last.standing.0.build_hasher();
+        // A hash of the phase of each App shows any change of the set. Its key is secret, so a tenant can't make two
+        // sets with the same hash.
+        let mut hasher = last.summary_hash.0.build_hasher();
         let mut summary = Summary { blocked: 0, in_grace: 0, held: 0, changed: now.wall() };
         for (app, incident) in &self.by_app {
             let phase = notice_phase(incident, mode);
             match (phase, incident.phase()) {
                 (NoticePhase::Blocked, Phase::Blocked { since, .. }) => {
                     summary.blocked += 1;
-                    (app, 0_u8).hash(&mut standing);
+                    (app, 0_u8).hash(&mut hasher);
                     blocks.push(same(
                         &mut last_blocks,
                         |last| last.app.cmp(app),
@@ -104,21 +104,21 @@ impl Incidents {
                 }
                 (_, Phase::Grace { .. }) => {
                     summary.in_grace += 1;
-                    (app, 1_u8).hash(&mut standing);
+                    (app, 1_u8).hash(&mut hasher);
                 }
                 (_, Phase::Held) => {
                     summary.held += 1;
-                    (app, 2_u8).hash(&mut standing);
+                    (app, 2_u8).hash(&mut hasher);
                 }
                 _ => {}
             }
-            // A tenant that waits to be told, or is not to be told, keeps the Notification that it has.
-            let told = incident.persisted.notification.filter(|told| told.kind == notification_kind(&phase));
-            if let Some(told) = told.filter(|_| may_be_notified(app, incident, policy, facts)) {
+            // A tenant that waits for a notification, or gets none, keeps the Notification that it has.
+            let sent = incident.persisted.notification.filter(|sent| sent.kind == notification_kind(&phase));
+            if let Some(sent) = sent.filter(|_| may_be_notified(app, incident, policy, facts)) {
                 let notice = Notice {
                     app: app.clone(),
-                    sent_at: told.sent_at.get(),
-                    inherited: told.inherited,
+                    sent_at: sent.sent_at.get(),
+                    inherited: sent.inherited,
                     phase,
                     processes: incident.persisted.processes.iter().cloned().collect(),
                     others: closed_too(incident, phase),
@@ -127,21 +127,22 @@ impl Incidents {
             }
         }
         summary.blocked += self.unreadable.blocks().count();
-        self.unreadable.blocks().for_each(|block| (&block.app, 0_u8).hash(&mut standing));
+        self.unreadable.blocks().for_each(|block| (&block.app, 0_u8).hash(&mut hasher));
         self.unreadable.add_to(&mut blocks);
-        // They live until the next plan, and `last` has copies of them.
+        // The vectors live until the next plan, and `last_plan` has copies of them.
         blocks.shrink_to_fit();
         notices.shrink_to_fit();
-        let (hashing, before) = last.standing;
-        let standing = standing.finish();
-        let before = before.filter(|(before, _)| *before == standing);
+        let (hashing, before) = last.summary_hash;
+        let hash = hasher.finish();
+        let before = before.filter(|(before, _)| *before == hash);
         summary.changed = before.map_or(summary.changed, |(_, changed)| changed);
-        let standing = (hashing, Some((standing, summary.changed)));
-        self.last_plan = LastPlan { blocks: blocks.clone(), notices: notices.clone(), standing };
+        let summary_hash = (hashing, Some((hash, summary.changed)));
+        self.last_plan = LastPlan { blocks: blocks.clone(), notices: notices.clone(), summary_hash };
         Plan { mode, blocks, notices, summary }
     }
 
-    /// What is blocked and held as of the last decision, without deciding anything: what a replica shows that only follows.
+    /// The blocks and holds as of the last decision, without deciding anything. A replica that does not lead shows
+    /// them.
     pub fn current_plan(&self, policy: &Policy, now: Moment) -> Plan {
         let mut plan = Plan::empty(policy.mode, now.wall());
         for (app, incident) in &self.by_app {

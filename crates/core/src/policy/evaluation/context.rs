@@ -1,4 +1,4 @@
-//! What one evaluation reads, and what it has decided so far.
+//! The context of one evaluation: what it reads, and what it has decided so far.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,8 +34,8 @@ pub(in crate::policy) struct EvaluationContext<'a> {
     pub(in crate::policy) released: Releases,
     /// The holds of brakes, by the earlier names of Apps.
     pub(in crate::policy) held: Holds,
-    /// What is blocked in namespaces that may not be blocked stays closed.
-    pub(in crate::policy) keeps_refused: bool,
+    /// Apps that are blocked in namespaces which may not be blocked stay closed.
+    pub(in crate::policy) refused_stay_closed: bool,
     /// The Apps whose persisted incidents can't be read.
     pub(in crate::policy) unreadable: BTreeSet<App>,
     /// Namespaces with accusations, fresh or old, that are not cleared and can't be judged.
@@ -51,8 +51,8 @@ pub(in crate::policy) struct EvaluationContext<'a> {
 pub(in crate::policy) enum ReleaseBasis {
     /// The rules: the accusations have cleared. The brakes apply.
     Rules,
-    /// The cluster proves that the App or its namespace is gone or being deleted, so the release opens nothing, if the
-    /// cluster is right.
+    /// The cluster proves that the App or its namespace is gone or being deleted. So the release opens nothing, if
+    /// the cluster is right.
     Proof,
 }
 

@@ -1,10 +1,10 @@
-//! Links Apps with their earlier names: their tenant has changed labels, or this version names Apps by other rules.
+//! Links Apps with their earlier names: the tenant has changed labels, or this version names Apps by other rules.
 //!
-//! What operators say of an App is meant for its workload. So an App is linked with the Apps of its tenant whose Pods
-//! the same controller made, and with the App that earlier versions assigned its Pods to: a release, an exemption or a
-//! hold of these keeps it from being blocked anew. Each is an earlier name of the other: a workload may come back to a
-//! name that it had before. A tenant gains nothing by that: any Pod with the labels of a
-//! released App belongs to the released App anyway.
+//! Operators' commands for an App are meant for its workload. So an App is linked with the Apps of its tenant whose
+//! Pods the same controller made. It is also linked with the App that earlier versions assigned its Pods to. A
+//! release, an exemption or a hold of these prevents that the App is newly blocked. Each is an earlier name of the
+//! other, because a workload may come back to a name that it had before. A tenant gains nothing by that, because any
+//! Pod with the labels of a released App belongs to the released App anyway.
 
 use super::context::{Holds, Releases};
 use std::collections::BTreeSet;
@@ -46,23 +46,23 @@ impl Incidents {
         if origin.is_none() && names.is_empty() {
             return;
         }
-        // By the App's own controller only, so that no other workload is taken for one that was warned.
+        // Only the App's own controller counts, so that no other workload is taken for one that was warned.
         let given =
             origin.as_ref().and_then(|origin| self.given_before(app, origin, context.policy, context.now));
         let Some(incident) = self.by_app.get_mut(app) else { return };
-        if let Some((grace, told)) = given
+        if let Some((grace, written_at)) = given
             && incident.persisted.decided == 0
             && incident.persisted.rare().releases.is_empty()
         {
             incident.persisted_mut().grace = Some(Box::new(grace));
-            incident.grace_written_at = Some(told);
+            incident.grace_written_at = Some(written_at);
         }
-        let file = incident.persisted_mut();
+        let persisted = incident.persisted_mut();
         if let Some(origin) = origin {
-            file.origins.insert(origin);
+            persisted.origins.insert(origin);
         }
         for name in names {
-            file.note_name(name);
+            persisted.note_name(name);
         }
     }
 
@@ -93,7 +93,8 @@ impl Incidents {
 }
 
 impl Incident {
-    /// Takes over the hold of an earlier name, unless it has one, or an operator has approved what it is accused of.
+    /// Takes over the hold of an earlier name, unless the incident has a hold of its own or an operator has approved
+    /// its block.
     pub(in crate::policy) fn take_earlier_hold(&mut self, by_name: &Holds) {
         if self.persisted.hold != Hold::Free {
             return;

@@ -1,7 +1,8 @@
-//! Accusations that are not all known: the ledger has forgotten some, or they were not persisted.
+//! Handles accusations that are not all known: the ledger has forgotten some, or they were not persisted.
 //!
-//! A tenant can push out what the ledger knows of its App by new processes, and only a limited number of accusations is persisted. An
-//! exemption that covers the remaining accusations may not cover the dropped ones, so dropping must not open the App.
+//! A tenant can push out what the ledger knows of its App by new processes, and only a limited number of accusations
+//! is persisted. An exemption that covers the remaining accusations may not cover the dropped ones, so dropping must
+//! not open the App.
 
 use crate::policy::incident::ranking::{MAX_EVIDENCE, rank};
 use std::cmp::Reverse;
@@ -13,21 +14,22 @@ use crate::policy::incident::accepted_evidence::AcceptedEvidence;
 use crate::policy::incident::{EvidenceId, Incident, Phase};
 use crate::report::Record;
 
-/// How many grounds of one node an incident has of violations that the ledger no longer knows: a tenant can push out its own violations
-/// by new ones, for as long as it likes.
+/// How much accepted evidence of one node an incident has of violations that the ledger no longer knows. The limit
+/// exists because a tenant can push out its own violations by new ones, for any time.
 const MAX_FORGOTTEN: usize = 64;
 
 impl Incident {
-    /// Limits the grounds of violations that the ledger no longer knows.
+    /// Limits the accepted evidence of violations that the ledger no longer knows.
     pub(in crate::policy) fn limit_forgotten(&mut self, app: &App, context: &EvaluationContext<'_>) {
         let is_forgotten = |(key, node): &EvidenceId, accepted: &AcceptedEvidence| {
-            !accepted.active && context.snapshot.unheard(key, node).is_none()
+            !accepted.active && context.snapshot.inconclusive(key, node).is_none()
         };
         self.drop_cmdlines(is_forgotten);
         if self.accepted.len() <= MAX_EVIDENCE.min(MAX_FORGOTTEN) {
             return;
         }
-        // What an exemption in doubt covers does not count as covered while the App is blocked. Once the doubt is over, it would.
+        // Evidence that an exemption in doubt covers does not count as covered while the App is blocked. It would,
+        // once the doubt is over.
         let covered: Vec<bool> = self
             .accepted
             .values()
@@ -43,17 +45,17 @@ impl Incident {
         self.excuse_while(false, app, record, context).is_some()
     }
 
-    /// Drops the long command lines of grounds that the ledger no longer knows.
+    /// Drops the long command lines of accepted evidence that the ledger no longer knows.
     fn drop_cmdlines(&mut self, is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool) {
-        // Nearly all grounds are active, and nearly none has a long one, so the ledger is seldom asked.
+        // Nearly all accepted evidence is active and has a short command line, so the ledger is seldom searched.
         let long =
             self.accepted.iter_mut().filter(|(_, accepted)| !accepted.active && accepted.has_long_cmdline());
         long.filter(|(id, accepted)| is_forgotten(id, accepted))
             .for_each(|(_, accepted)| accepted.drop_cmdline());
     }
 
-    /// The forgotten grounds that are too many on their nodes. Those stay that [`rank`] puts first, then those that are counted from
-    /// last, because they clear last.
+    /// The forgotten evidence beyond the limit of each node. The evidence that [`rank`] puts first stays, then the
+    /// one that is counted from last, because it clears last.
     fn beyond_limit(
         &self,
         is_forgotten: impl Fn(&EvidenceId, &AcceptedEvidence) -> bool,
@@ -71,7 +73,7 @@ impl Incident {
         beyond
     }
 
-    /// What covers all that `app` is accused of, whose incident this is; nothing if something may be left. `excuses` is what
+    /// What covers all accusations of `app`, whose incident this is; `None` if one may be left. `excuses` is what
     /// [`Incident::excuses`] returned.
     pub(in crate::policy) fn covered(
         &self,
@@ -80,22 +82,23 @@ impl Incident {
         context: &EvaluationContext<'_>,
     ) -> Option<String> {
         let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, context);
-        // The first excuse speaks for all.
+        // The first cover stands for all.
         if is_covered { excuses.first().cloned().flatten() } else { None }
     }
 
-    /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known accusations need not
-    /// cover these, unless it is an exemption of the App as such. A release ends a block at once, so it does not matter here.
+    /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known
+    /// accusations need not cover these, unless it is an exemption of the whole App. A release ends a block at once,
+    /// so it does not matter here.
     fn may_be_accused_of_more(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
         let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
-        let is_heard_out = || {
+        let have_settled = || {
             !context.doubtful.contains(&app.namespace)
                 && context.snapshot.is_settled(context.policy.unreachable_limit)
         };
         matches!(self.phase(), Phase::Blocked { .. })
             && self.omitted > 0
-            && !is_heard_out()
-            && !exemptions().any(|(exemption, force)| force.covers(true) && exemption.covers_app(app))
+            && !have_settled()
+            && !exemptions().any(|(exemption, validity)| validity.covers(true) && exemption.covers_app(app))
     }
 }
 

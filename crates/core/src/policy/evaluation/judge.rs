@@ -1,4 +1,4 @@
-//! What one incident asks for, before the brakes are asked.
+//! Judges one incident: whether its App is to be blocked or released, before the brakes decide.
 
 use super::context::{EvaluationContext, ReleaseBasis, cleared_reason};
 use crate::decision::{DecisionKind, Mode};
@@ -9,32 +9,32 @@ use crate::policy::incidents::Incidents;
 
 const NAMESPACE_IS_BEING_DELETED: &str = "the namespace is being deleted";
 
-/// What an incident asks for, before the brakes are asked.
+/// What is to be done with an App, before the brakes decide.
 pub(super) enum Action {
     Nothing,
     Block,
-    /// With the reason, if it is another than that nothing is left.
+    /// With the reason, if it is another one than that no accusation is left.
     Release(Option<String>, ReleaseBasis),
 }
 
 impl Incidents {
-    /// What one incident asks for. Does at once what no brake is asked about.
+    /// Judges one incident. Does at once what no brake limits.
     pub(super) fn judge(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) -> Action {
         if matches!(incident.phase(), Phase::Ended { .. }) {
             incident.review_grace(app, &[], context);
             return Action::Nothing;
         }
-        let wanted_look = incident.read_wanted_since.take().map(|since| *since);
+        let wanted_since = incident.read_wanted_since.take().map(|since| *since);
         let excuses = incident.excuses(app, context);
         incident.review_grace(app, &excuses, context);
-        let is_reason = |(g, excuse): (&AcceptedEvidence, &Option<String>)| {
-            incident.justifies_block(g, excuse.as_deref(), context)
+        let is_reason = |(accepted, excuse): (&AcceptedEvidence, &Option<String>)| {
+            incident.justifies_block(accepted, excuse.as_deref(), context)
         };
         let active = incident.accepted.values().zip(&excuses).any(is_reason);
-        let is_kept = context.keeps_refused && matches!(incident.phase(), Phase::Blocked { .. });
-        let refused = context.refusals.of(&app.namespace).filter(|_| !is_kept);
+        let stays_closed = context.refused_stay_closed && matches!(incident.phase(), Phase::Blocked { .. });
+        let refused = context.refusals.of(&app.namespace).filter(|_| !stays_closed);
         let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, context));
-        // What runs on in it while it is being deleted stays closed: a Pod may take its time to end.
+        // A blocked App stays closed while its namespace is being deleted, because a Pod may take time to end.
         let is_closed = matches!(incident.phase(), Phase::Blocked { dry_run: false, .. });
         let is_ending =
             context.facts.terminating.contains(&app.namespace) && (!is_closed || context.facts.is_gone(app));
@@ -60,16 +60,16 @@ impl Incidents {
         }
 
         if incident.accepted.is_empty() {
-            // Not as of when its last ground cleared: what could not be released then may have come back since.
+            // This is checked now and not when the last evidence cleared, because Pods may have come back since.
             let is_gone = context.facts.is_gone(app);
             return match incident.phase() {
                 Phase::Blocked { .. } if context.policy.mode == Mode::Paused => Action::Nothing,
                 // An App that is gone can't be opened, so no hold on its release matters.
                 Phase::Blocked { .. } if is_gone => Action::Release(None, ReleaseBasis::Proof),
-                // Accusations in this namespace are not taken in, so having none left proves no absence.
+                // Accusations in this namespace are not applied, so their absence proves nothing.
                 Phase::Blocked { .. } if context.refusals.of(&app.namespace).is_some() => Action::Nothing,
                 Phase::Blocked { release_held: Some(_), .. } => Action::Nothing,
-                // Some of its nodes are not known, so all nodes must have answered for long enough.
+                // Some of the App's nodes are not known, so all nodes must have answered for long enough.
                 Phase::Blocked { .. }
                     if (incident.persisted.rare().inherited.is_some() || incident.omitted > 0)
                         && (context.doubtful.contains(&app.namespace)
@@ -91,7 +91,7 @@ impl Incidents {
             if !dry_run || context.policy.mode != Mode::Enforce {
                 return Action::Nothing;
             }
-            // What dry-run decided had no effect: it becomes real like any new block, brakes included.
+            // A block that was decided in dry-run had no effect. It becomes real like any new block, brakes included.
             incident.set_phase(Phase::Watched);
         }
         incident.take_earlier_hold(&context.held);
@@ -107,8 +107,10 @@ impl Incidents {
             return Action::Nothing;
         }
         if !active {
-            // Evidence that was renewed since is not judged yet: it waits for the look that was wanted before.
-            incident.read_wanted_since = wanted_look.filter(|_| incident.has_unjudged(context)).map(Box::new);
+            // Evidence that was renewed since is not judged yet. It waits for the direct read that was requested
+            // before.
+            incident.read_wanted_since =
+                wanted_since.filter(|_| incident.has_unjudged(context)).map(Box::new);
             return Action::Nothing;
         }
         if incident
@@ -119,16 +121,17 @@ impl Incidents {
             .chain([app])
             .any(|name| context.may_exempt(name) || context.unreadable.contains(name))
         {
-            // What can't be read may say that the App is not to be blocked. A late block is better than a wrong one.
+            // An exemption or incident that can't be read may protect the App. A late block is better than a wrong
+            // one.
             return Action::Nothing;
         }
         if !incident.is_due(app, &excuses, context) {
             return Action::Nothing;
         }
-        if incident.is_proven(&excuses, wanted_look, context) {
+        if incident.is_proven(&excuses, wanted_since, context) {
             return Action::Block;
         }
-        incident.read_wanted_since = Some(Box::new(wanted_look.unwrap_or(context.now)));
+        incident.read_wanted_since = Some(Box::new(wanted_since.unwrap_or(context.now)));
         Action::Nothing
     }
 }

@@ -1,4 +1,4 @@
-//! One evaluation: from evidence to incidents, from incidents to a plan.
+//! One evaluation: applies evidence to incidents, decides, and makes the plan.
 
 mod accusations;
 mod admit_exemptions;
@@ -32,16 +32,16 @@ use crate::policy::incidents::Incidents;
 use crate::policy::namespace_refusals::NamespaceRefusals;
 use crate::snapshot::Snapshot;
 
-/// What one evaluation comes to.
+/// The outcome of one evaluation.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
-    /// What should be true outside.
+    /// The desired blocks and notifications.
     pub plan: Plan,
     /// The Apps that brakes hold.
     pub held: Vec<HeldApp>,
-    /// What was decided, in order: every difference to the plan before has its reason here.
+    /// The decisions, in order. Every difference to the plan before has its reason here.
     pub decisions: Vec<Decision>,
-    /// What an operator should look at now.
+    /// Conditions that an operator should look at now.
     pub alerts: Vec<Alert>,
     /// Evidence that is not believed, because its node accuses a Pod that does not run on it.
     pub disputes: Vec<Dispute>,
@@ -49,7 +49,7 @@ pub struct Evaluation {
     pub unverified: usize,
 }
 
-/// What has been decided, before anything follows from it.
+/// The decisions, before a plan is made from them.
 #[derive(Clone, Debug)]
 pub struct Decided {
     /// See [`Evaluation::decisions`].
@@ -63,8 +63,8 @@ pub struct Decided {
 }
 
 impl Incidents {
-    /// Decides, and says what follows. The same inputs give the same outcome; evaluating again without a change decides nothing
-    /// new.
+    /// Decides, and returns the decisions with the plan that follows. The same inputs give the same outcome.
+    /// Evaluating again without a change decides nothing new.
     pub fn evaluate(
         &mut self,
         snapshot: &Snapshot,
@@ -77,7 +77,8 @@ impl Incidents {
         Evaluation { plan, held, decisions, alerts, disputes, unverified }
     }
 
-    /// Decides. What follows is said by [`Book::plan`], after what could not be kept is taken back (see [`Book::take_back`]).
+    /// Decides. The caller persists the decisions, rolls back those that could not be persisted (see
+    /// [`Incidents::roll_back`]), and then calls [`Incidents::plan`].
     pub fn decide(
         &mut self,
         snapshot: &Snapshot,
@@ -99,7 +100,7 @@ impl Incidents {
             exemptions,
             released: Releases::new(),
             held: Holds::new(),
-            keeps_refused: policy.mode == Mode::Paused,
+            refused_stay_closed: policy.mode == Mode::Paused,
             unreadable: self.unreadable.apps(),
             doubtful,
             unjudged,
@@ -126,7 +127,8 @@ impl Incidents {
                 }
             }
         }
-        // First come, first blocked; what arrived together goes by name, so that the outcome is the same each time.
+        // The App whose evidence came first is blocked first. Equally early ones go by name, so that the outcome is
+        // the same each time.
         blocks.sort();
         self.apply_brakes(&mut context, reading, blocks, releases);
         self.note_withheld(policy);
@@ -134,7 +136,7 @@ impl Incidents {
         self.notify_tenants(&mut context);
         let EvaluationContext { decisions, alerts, dates, .. } = context;
         self.dates = dates;
-        // A dispute is not the App's doing: whoever lies about it must not push its decisions out of its log.
+        // A dispute is not caused by the App. A lying node must not push the App's decisions out of the log.
         for decision in decisions.iter().filter(|decision| decision.kind != DecisionKind::Disputed) {
             if let Some(incident) = self.by_app.get_mut(&decision.app) {
                 incident.log_decision(decision);
@@ -178,23 +180,23 @@ impl Incidents {
                 });
             }
         }
-        let force = |until: Option<Timestamp>| {
+        let validity = |until: Option<Timestamp>| {
             until.map_or(Validity::InForce, |until| context.dates.validity(until, now))
         };
         context.exemptions =
-            context.policy.exemptions.iter().map(|exemption| force(exemption.until)).collect();
+            context.policy.exemptions.iter().map(|exemption| validity(exemption.until)).collect();
     }
 
-    /// When time alone may change a decision: a grace ends, an exemption or a release runs out. Clearing clocks run with answers,
-    /// not with time.
+    /// When time alone may change a decision: a grace ends, or an exemption or a release runs out. Clearing clocks
+    /// run with answers, not with time.
     pub fn next_deadline(&self, policy: &Policy, now: Moment) -> Option<Moment> {
         let dates = self.dates.changes(now);
         let graces = self.by_app.values().flat_map(|incident| incident.deadlines(policy));
         dates.chain(graces).filter(|at| at.uptime() > now.uptime()).min()
     }
 
-    /// Whether something may be decided at the end of a round, without any other news: what was blocked before the start and
-    /// is not known since, and what is not judged yet.
+    /// Whether the end of a round may change a decision without any other change. That is so for blocks from before
+    /// the start that no agent has reported since, and for evidence that is not judged yet.
     pub fn waits_for_rounds(&self) -> bool {
         !self.unjudged.is_empty() || self.by_app.values().any(Incident::waits_for_all)
     }

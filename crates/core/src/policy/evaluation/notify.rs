@@ -1,4 +1,4 @@
-//! What tenants are told, and in which order if more of them wait than a round allows.
+//! Decides kind tenants are notified of, and in which order if more of them wait than a round allows.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::policy::incidents::Incidents;
 use crate::policy::{Brake, Policy};
 
 impl Incidents {
-    /// Decides which tenants are told what, and updates how blocked Apps are reached.
+    /// Decides which tenants are notified of kind, and updates how blocked Apps are reached.
     pub(in crate::policy) fn notify_tenants(&mut self, context: &mut EvaluationContext<'_>) {
         if self.notices.0 != context.snapshot.rounds {
             self.notices = (context.snapshot.rounds, 0);
@@ -27,8 +27,8 @@ impl Incidents {
         self.blocked_before.look(context.policy, context.facts, is_blocked);
         let mut waiting = Vec::new();
         for (app, incident) in &mut self.by_app {
-            let what = notification_kind(&notice_phase(incident, context.policy.mode));
-            if what == NotificationKind::Blocked
+            let kind = notification_kind(&notice_phase(incident, context.policy.mode));
+            if kind == NotificationKind::Blocked
                 && let Some(exposure) = context.facts.to_close(app, context.policy, &incident.persisted)
                 && *incident.persisted.exposure != *exposure
             {
@@ -42,22 +42,22 @@ impl Incidents {
                     incident.persisted_mut().close(exposure);
                 }
             }
-            if what == NotificationKind::Blocked {
+            if kind == NotificationKind::Blocked {
                 hold_what_is_left_open(app, incident, context);
             }
             if !may_be_notified(app, incident, context.policy, context.facts) {
                 continue;
             }
             match incident.persisted.notification {
-                // A tenant that was never told of the incident is not told of its end.
-                None if what == NotificationKind::Recovered => {}
-                Some(told) if told.kind == what => {}
-                Some(told) if what == NotificationKind::Recovered => {
-                    incident.notify(SentNotification { kind: what, ..told })
+                // A tenant that was never notified of the incident is not notified of its end.
+                None if kind == NotificationKind::Recovered => {}
+                Some(sent) if sent.kind == kind => {}
+                Some(sent) if kind == NotificationKind::Recovered => {
+                    incident.notify(SentNotification { kind, ..sent })
                 }
-                // A tenant that was warned does not count as newly told.
+                // A tenant that was warned does not count as newly notified.
                 Some(SentNotification { kind: NotificationKind::Grace, .. }) => {
-                    incident.notify(SentNotification::first(what, context.now.wall()));
+                    incident.notify(SentNotification::first(kind, context.now.wall()));
                 }
                 _ => waiting.push((incident.waiting_since(context.policy), app.clone())),
             }
@@ -65,7 +65,7 @@ impl Incidents {
         self.notify_in_turn(waiting, context);
     }
 
-    /// Tells as many waiting tenants as a round allows, in the order of [`Book::turns`].
+    /// Notifies as many waiting tenants as a round allows, in the order of [`Incidents::notification_order`].
     fn notify_in_turn(&mut self, mut waiting: Vec<(Moment, App)>, context: &mut EvaluationContext<'_>) {
         let free = context.policy.max_notices_per_round.saturating_sub(self.notices.1);
         let left = waiting.len().saturating_sub(free);
@@ -78,24 +78,24 @@ impl Incidents {
         self.notices.1 += waiting.len();
         for (_, app) in waiting {
             if let Some(incident) = self.by_app.get_mut(&app) {
-                let what = notification_kind(&notice_phase(incident, context.policy.mode));
-                incident.notify(SentNotification::first(what, context.now.wall()));
+                let kind = notification_kind(&notice_phase(incident, context.policy.mode));
+                incident.notify(SentNotification::first(kind, context.now.wall()));
             }
         }
     }
 
-    /// The order in which tenants are told: each App's place is the number of Apps of the same tenant that have waited
-    /// longer or were told since it began to wait; for equal places, the longest wait goes first. So no tenant waits
-    /// because another one makes many Apps.
+    /// The order in which tenants are notified. Each App's place is the number of Apps of the same tenant that have
+    /// waited longer or were notified since it began to wait. For equal places, the longest wait goes first. So no
+    /// tenant waits because another one makes many Apps.
     fn notification_order(&self, mut waiting: Vec<(Moment, App)>) -> Vec<(usize, Moment, App)> {
         waiting.sort_unstable();
         let mut of_tenant: BTreeMap<Text, (usize, Vec<Timestamp>)> =
             waiting.iter().map(|(_, app)| (app.namespace.clone(), (0, Vec::new()))).collect();
         for (app, incident) in &self.by_app {
-            if let (Some(told), Some((_, times))) =
+            if let (Some(sent), Some((_, times))) =
                 (incident.persisted.notification, of_tenant.get_mut(&app.namespace))
             {
-                times.push(told.sent_at.get());
+                times.push(sent.sent_at.get());
             }
         }
         for (_, times) in of_tenant.values_mut() {
@@ -113,7 +113,7 @@ impl Incidents {
 }
 
 /// With `enforcement.shared_services: hold`, a Service that comes to be shared after the block stays open until an
-/// operator approves. That is logged once, whatever else the tenant makes.
+/// operator approves. That is logged once, however many Services the tenant makes.
 fn hold_what_is_left_open(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) {
     if context.policy.shared_services != SharedServices::Hold || incident.persisted.hold != Hold::Free {
         return;
@@ -136,7 +136,7 @@ pub(in crate::policy) fn notification_kind(phase: &NoticePhase) -> NotificationK
     }
 }
 
-/// Whether the tenant of `app` may be told anything. The tenant of an App that stays blocked is told, even if the
+/// Whether the tenant of `app` may be notified. The tenant of an App that stays blocked is notified, even if the
 /// namespace may not be blocked any more.
 pub(in crate::policy) fn may_be_notified(
     app: &App,
@@ -148,7 +148,7 @@ pub(in crate::policy) fn may_be_notified(
     !facts.terminating.contains(&app.namespace) && (is_blocked || policy.refuses(&app.namespace).is_none())
 }
 
-/// What is happening to an App, as its tenant is told.
+/// What the tenant is notified of, by the phase of the incident.
 pub(in crate::policy) fn notice_phase(incident: &Incident, mode: Mode) -> NoticePhase {
     match incident.phase() {
         Phase::Blocked { dry_run, .. } if !dry_run || mode == Mode::DryRun => NoticePhase::Blocked,

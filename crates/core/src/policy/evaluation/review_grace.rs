@@ -1,9 +1,10 @@
-//! The grace: how long a tenant is told before the block.
+//! The grace: how much time a tenant has between the warning and the block.
 //!
-//! It is given once in an incident, to all names of the same workload together. A tenant that stops until it is cleared
-//! and begins again has only what is left of it; otherwise it could offend for ever with pauses. The grace counts as
-//! given when the warning has been written. An operator's release takes it back, and so does an exemption that covers
-//! what the warning was for; the tenant is then given a whole one again. It is measured by the leader clock.
+//! It is given once in an incident, to all names of the same workload together. A tenant that stops until its
+//! incident has cleared and then begins again has only what is left of it. Otherwise it could offend for ever with
+//! pauses. The grace counts as given when the warning has been written. An operator's release revokes it, and so does
+//! an exemption that covers what the warning was for. The tenant is then given a whole one again. It is measured by
+//! the leader clock.
 
 use crate::policy::incident::grace::Grace;
 use std::sync::Arc;
@@ -20,23 +21,25 @@ use crate::policy::incident::{Incident, NotificationKind, Phase};
 use crate::policy::incidents::Incidents;
 use crate::report::Record;
 
-/// How long a block waits for a tenant that can't be told of the grace, beyond it; another grace if that is longer.
-const UNTOLD_LIMIT: Duration = Duration::from_hours(1);
+/// How long after the grace a block waits for a tenant that can't be notified; another grace if that is longer.
+const MAX_NOTICE_WAIT: Duration = Duration::from_hours(1);
 
 impl Incident {
-    /// When the grace ends that its tenant was given, as monotonic time; `None` if none was. In dry-run, where no tenant is
-    /// told anything, each grace that has begun counts.
+    /// When the grace ends that the tenant was given, as monotonic time; `None` if none was given. In dry-run no
+    /// tenant is notified, so each grace that has begun counts.
     fn given_until(&self, policy: &Policy) -> Option<Duration> {
         let until = self.persisted.grace.as_ref()?.until.uptime();
         if policy.mode == Mode::DryRun {
             return Some(until);
         }
-        // From when its tenant was told, it has the whole grace of the present configuration, even if that is longer now.
+        // From its notification on, the tenant has the whole grace of the present configuration, even if that is
+        // longer now.
         let known = self.grace_written_at?.uptime().saturating_add(policy.grace);
         Some(until.max(known))
     }
 
-    /// What the reason of a block without a new warning says: when the grace ended that its tenant was given before.
+    /// The remark in the reason of a block without a new warning: when the grace ended that the tenant was given
+    /// before.
     pub(in crate::policy) fn warned_before(&self, policy: &Policy) -> Option<String> {
         if self.persisted.hold.is_approved()
             || policy.grace.is_zero()
@@ -48,28 +51,30 @@ impl Incident {
         Some(format!("; its tenant was warned before, and the grace ended at {until}"))
     }
 
-    /// Whether its tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is told
-    /// anything.
-    pub(in crate::policy) fn is_untold(&self, context: &EvaluationContext<'_>) -> bool {
+    /// Whether the tenant has known of the grace for less time than the grace lasts. In dry-run no tenant is
+    /// notified.
+    pub(in crate::policy) fn is_notice_short(&self, context: &EvaluationContext<'_>) -> bool {
         let has_known = self.grace_written_at.is_some_and(|at| context.now.since(at) >= context.policy.grace);
         !has_known && context.policy.mode != Mode::DryRun
     }
 
-    /// When its grace may end: at its time, when its tenant has known of it for long enough, or when that is waited for no longer.
+    /// When the grace may end: at its time, or once the tenant has known of it for long enough, or when that wait
+    /// ends.
     pub(in crate::policy) fn deadlines(&self, policy: &Policy) -> impl Iterator<Item = Moment> {
         let after = |at: Moment, wait: Duration| Moment::new(at.uptime().saturating_add(wait), at.wall());
         let until = match self.phase() {
             Phase::Grace { until } => Some(until),
             _ => None,
         };
-        let told = self.grace_written_at.filter(|_| until.is_some());
-        let known = told.map(|at| after(at, policy.grace));
-        let untold = until.map(|until| after(until, policy.grace.max(UNTOLD_LIMIT)));
-        until.into_iter().chain(known).chain(untold)
+        let written = self.grace_written_at.filter(|_| until.is_some());
+        let known = written.map(|at| after(at, policy.grace));
+        let waited = until.map(|until| after(until, policy.grace.max(MAX_NOTICE_WAIT)));
+        until.into_iter().chain(known).chain(waited)
     }
 
-    /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins the
-    /// grace if it has not begun, or lets its tenant have what is left of it. `excuses` are those of its grounds.
+    /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins
+    /// the grace if it has not begun, or lets the tenant have what is left of it. `excuses` are those of the accepted
+    /// evidence.
     pub(in crate::policy) fn is_due(
         &mut self,
         app: &App,
@@ -82,10 +87,11 @@ impl Incident {
         }
         let now = context.now;
         if let Phase::Grace { until } = self.phase() {
-            // Its tenant has the whole grace from when it could be read, but can't put off the block by not letting itself be told.
+            // The tenant has the whole grace from its notification on. It can't put off the block by making its
+            // notification impossible.
             return now.uptime() >= until.uptime()
-                && (!self.is_untold(context)
-                    || now.uptime() >= until.uptime().saturating_add(grace.max(UNTOLD_LIMIT)));
+                && (!self.is_notice_short(context)
+                    || now.uptime() >= until.uptime().saturating_add(grace.max(MAX_NOTICE_WAIT)));
         }
         let given = self.given_until(context.policy);
         let left = given.map_or(grace, |until| until.saturating_sub(now.uptime()));
@@ -103,11 +109,14 @@ impl Incident {
         }
         let wall = now.wall().checked_add(left).unwrap_or(now.wall());
         let until = Moment::new(now.uptime().saturating_add(left), wall);
-        let file = self.persisted_mut();
-        file.phase = Phase::Grace { until };
-        file.grace = Some(Box::new(Grace { until, record, idle_since: None }));
-        let rest =
-            if given.is_some() { ", when the grace ends that its tenant was told of before" } else { "" };
+        let persisted = self.persisted_mut();
+        persisted.phase = Phase::Grace { until };
+        persisted.grace = Some(Box::new(Grace { until, record, idle_since: None }));
+        let rest = if given.is_some() {
+            ", when the grace ends of which its tenant was notified before"
+        } else {
+            ""
+        };
         let reason = format!("{}; to be blocked in {}{rest}", self.accusation(), human(left));
         context.decide(app, DecisionKind::Warned, reason);
         false
@@ -125,8 +134,9 @@ impl Incident {
         reason.map(|(accepted, _)| accepted.record.clone())
     }
 
-    /// Takes the grace back when an exemption or a release covers what it was given for, or when all that the App is
-    /// accused of has been covered for longer than `same_incident`: what is covered does not keep an old grace.
+    /// Revokes the grace when an exemption or a release covers what it was given for. Also revokes it when all
+    /// accusations of the App have been covered for longer than `same_incident`, because covered accusations do not
+    /// preserve an old grace.
     pub(in crate::policy) fn review_grace(
         &mut self,
         app: &App,
@@ -147,12 +157,12 @@ impl Incident {
                     let grace = Grace { record, ..grace.clone() };
                     self.persisted_mut().grace = Some(Box::new(grace));
                 }
-                None => self.take_grace_back(),
+                None => self.revoke_grace(),
             }
             return;
         }
         if grace.idle_since.is_some_and(is_over) {
-            self.take_grace_back();
+            self.revoke_grace();
             return;
         }
         let is_idle = !excuses.is_empty() && excuses.iter().all(Option::is_some);
@@ -162,38 +172,39 @@ impl Incident {
         }
     }
 
-    /// The next grace is a whole one.
-    pub(in crate::policy) fn take_grace_back(&mut self) {
+    /// Revokes the grace, so that the next one is a whole one.
+    pub(in crate::policy) fn revoke_grace(&mut self) {
         self.grace_written_at = None;
         if self.persisted.grace.is_some() {
             let is_running = matches!(self.phase(), Phase::Grace { .. });
-            let file = self.persisted_mut();
-            file.grace = None;
+            let persisted = self.persisted_mut();
+            persisted.grace = None;
             if is_running {
-                file.phase = Phase::Watched;
+                persisted.phase = Phase::Watched;
             }
             // The next warning is written as a new one, even if the next grace begins at once.
-            if let Some(told) = file.notification.as_mut().filter(|told| told.kind == NotificationKind::Grace)
+            if let Some(sent) =
+                persisted.notification.as_mut().filter(|sent| sent.kind == NotificationKind::Grace)
             {
-                told.kind = NotificationKind::Recovered;
+                sent.kind = NotificationKind::Recovered;
             }
         }
     }
 }
 
 impl Incidents {
-    /// Takes back the grace of `app` and of its earlier names.
-    pub(in crate::policy) fn take_grace_back(&mut self, app: &App) {
+    /// Revokes the grace of `app` and of its earlier names.
+    pub(in crate::policy) fn revoke_grace(&mut self, app: &App) {
         let names = self.by_app.get(app).map(|incident| incident.persisted.rare().formerly.clone());
         for name in names.iter().flat_map(|names| names.iter()).chain([app]) {
             if let Some(incident) = self.by_app.get_mut(name) {
-                incident.take_grace_back();
+                incident.revoke_grace();
             }
         }
     }
 
     /// The grace that was given to the workload of `origin` under the last name by which it was accused, and when its
-    /// tenant was told; `None` if that incident ended so long ago that a new one begins.
+    /// warning was written. `None` if that incident ended so long ago that a new one begins.
     pub(in crate::policy) fn given_before(
         &self,
         app: &App,

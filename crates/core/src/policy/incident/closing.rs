@@ -1,4 +1,5 @@
-//! What the gateway closes when an App is blocked: what is known of the cluster, and what was closed for the App before.
+//! Decides what the gateway closes when an App is blocked, by the cluster facts and by what was closed for the App
+//! before.
 
 use std::borrow::Cow;
 
@@ -9,22 +10,23 @@ use crate::policy::Policy;
 use crate::policy::cluster_facts::{AppFact, ClusterFacts};
 
 impl ClusterFacts {
-    /// What is closed when `app` is blocked; `file` knows what has been closed already. `None` if it is not known at
-    /// the moment how the App is reached.
+    /// What is closed when `app` is blocked; `persisted` knows what has been closed already. `None` if it is not
+    /// known at the moment how the App is reached.
     ///
-    /// Without a cluster to ask, the only guess that can't hit another App is a Service of the App's own name in its own
+    /// Without a cluster, the only guess that can't hit another App is a Service of the App's own name in its own
     /// namespace.
     pub(in crate::policy) fn to_close(
         &self,
         app: &App,
         policy: &Policy,
-        file: &PersistedIncident,
+        persisted: &PersistedIncident,
     ) -> Option<Cow<'_, Exposure>> {
         let fact = self.apps.get(app);
-        let mut exposure = Self::closed_of(app, fact, policy, file)?;
-        // A Service that was closed for it stays closed: otherwise its tenant could open it by removing the selector.
+        let mut exposure = Self::closed_of(app, fact, policy, persisted)?;
+        // A Service that was closed for the App stays closed. Otherwise its tenant could open it by removing the
+        // selector.
         let selecting_none = fact.map(|fact| &*fact.selecting_none).unwrap_or_default();
-        for service in selecting_none.iter().filter(|service| file.has_closed(service)) {
+        for service in selecting_none.iter().filter(|service| persisted.has_closed(service)) {
             exposure.to_mut().add_unseen(service);
         }
         if let Some(why) = exposure.closes_nothing(policy.has_plain_list) {
@@ -37,7 +39,7 @@ impl ClusterFacts {
         app: &App,
         fact: Option<&'a AppFact>,
         policy: &Policy,
-        file: &PersistedIncident,
+        persisted: &PersistedIncident,
     ) -> Option<Cow<'a, Exposure>> {
         let Some(fact) = fact else {
             let is_guess = !policy.verify_pods && crate::names::is_dns_label(&app.name);
@@ -51,7 +53,7 @@ impl ClusterFacts {
         let stays_open = |service: &Text| match policy.shared_services {
             SharedServices::Block => false,
             SharedServices::Skip => true,
-            SharedServices::Hold => !file.hold.is_approved() && !file.has_closed(service),
+            SharedServices::Hold => !persisted.hold.is_approved() && !persisted.has_closed(service),
         };
         Some(Cow::Owned(exposure.apart_from(&fact.shared, stays_open)))
     }

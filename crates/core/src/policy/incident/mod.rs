@@ -1,4 +1,4 @@
-//! One App's incident: what has come of it, and on what grounds.
+//! One App's incident: its phase, and the accepted evidence for it.
 
 pub(in crate::policy) mod accepted_evidence;
 mod closing;
@@ -29,40 +29,43 @@ use crate::snapshot::EvidenceView;
 use crate::sorted_vec::SortedVecMap;
 use crate::time::CompactTimestamp;
 
-/// How many process names of an incident its tenant is told: a tenant can start processes of any number of names.
+/// Of how many process names of an incident its tenant is notified, because a tenant can start processes of any
+/// number of names.
 const MAX_PROCESSES: usize = 8;
-/// How many decisions an incident keeps.
+/// How many decisions the log of an incident has at most.
 pub(in crate::policy) const MAX_DECISIONS: usize = 20;
-/// How much cleared evidence an incident remembers: a tenant can start any number of processes.
+/// How many tombstones an incident has at most, because a tenant can start any number of processes.
 const MAX_TOMBSTONES: usize = 64;
 
-/// One node's word of one violation.
+/// Identifies one node's evidence of one violation.
 pub(in crate::policy) type EvidenceId = (Key, NodeName);
 
 /// One App, from its first accepted evidence to its clearing.
 ///
-/// What is heard of it changes with each scan, and is its own; what is decided of it is its file, which seldom changes.
+/// Its evidence changes with each scan. Its persisted part has the decisions and seldom changes.
 #[derive(Clone, Debug)]
 pub struct Incident {
-    /// What it rests on. Each ground clears by the clock of its own node.
+    /// Its accepted evidence. Each piece clears by the clock of its own node.
     pub(in crate::policy) accepted: SortedVecMap<EvidenceId, AcceptedEvidence>,
-    /// Grounds that have cleared: the record may still be listed, and must not be believed again as it is.
+    /// Evidence that has cleared. An agent may still list the record, and the record must not be believed again as it
+    /// is.
     pub(in crate::policy) tombstones: SortedVecMap<EvidenceId, Tombstone>,
-    /// By which rule its last ground cleared.
+    /// By which rule its last evidence cleared.
     pub(in crate::policy) cleared: Option<ClearingCause>,
-    /// When what its tenant has been told last had been written. Not in the file: in a storm it would have to be copied for each App
-    /// only to enter this.
+    /// When the last notification of its tenant had been written. Not in the persisted part: in a storm that part
+    /// would have to be copied for each App only to enter this.
     pub(in crate::policy) written_at: Option<Moment>,
-    /// When its tenant had been told of [`File::grace`]. Stays when the tenant is told something else. Not in the file, as above.
+    /// When the warning of [`PersistedIncident::grace`] had been written. It stays when the tenant is notified of
+    /// something else. Not in the persisted part, for the same reason.
     pub(in crate::policy) grace_written_at: Option<Moment>,
-    /// How many accusations, at least, were not kept when this was persisted: their nodes may list them again.
+    /// How many accusations, at least, were not persisted. Their nodes may list them again.
     pub(in crate::policy) omitted: u32,
-    /// When it was read it was blocked, although everything that was kept of it had cleared.
+    /// It was blocked when it was restored, although all its persisted evidence had cleared.
     pub(in crate::policy) had_cleared: bool,
-    /// Since when its block waits for a direct read of its Pods. Reports of the watches are enough for a block to
-    /// continue, but not to begin one. Boxed, because few incidents wait.
+    /// Since when its block waits for a direct read of its Pods. Reports of the watches let a block continue, but not
+    /// begin. Boxed, because few incidents wait.
     pub(in crate::policy) read_wanted_since: Option<Box<Moment>>,
-    /// Shared with what is in effect of it for as long as nothing else is decided.
+    /// Shared with the committed part for as long as nothing else is decided.
     pub(in crate::policy) persisted: Arc<PersistedIncident>,
 }
 
@@ -81,36 +84,36 @@ impl Incident {
         }
     }
 
-    /// To enter something into its file. Makes a copy of it, if it is still the one that is in effect: so nothing is entered
-    /// that is there already.
+    /// Returns the persisted part to change it. Copies the part if it is still the committed one, so call this only
+    /// for a real change.
     pub(in crate::policy) fn persisted_mut(&mut self) -> &mut PersistedIncident {
         Arc::make_mut(&mut self.persisted)
     }
 
-    /// Its file as it is now. What is entered later is not in it.
+    /// The persisted part as it is now. Later changes are not in it.
     pub(in crate::policy) fn share_persisted(&self) -> Arc<PersistedIncident> {
         self.persisted.clone()
     }
 
-    /// Whether nothing has been entered since `file` was shared.
-    pub(in crate::policy) fn has_persisted(&self, file: &Arc<PersistedIncident>) -> bool {
-        Arc::ptr_eq(&self.persisted, file)
+    /// Whether nothing has been changed since `persisted` was shared.
+    pub(in crate::policy) fn has_persisted(&self, persisted: &Arc<PersistedIncident>) -> bool {
+        Arc::ptr_eq(&self.persisted, persisted)
     }
 
-    /// Takes back all that has been entered since `file` was shared. What has been heard stays.
+    /// Rolls back all changes since `persisted` was shared. The evidence stays.
     pub(in crate::policy) fn restore_persisted(
         &mut self,
-        file: Arc<PersistedIncident>,
+        persisted: Arc<PersistedIncident>,
         [written_at, grace_written_at]: [Option<Moment>; 2],
     ) {
-        (self.persisted, self.written_at, self.grace_written_at) = (file, written_at, grace_written_at);
+        (self.persisted, self.written_at, self.grace_written_at) = (persisted, written_at, grace_written_at);
     }
 
-    pub(in crate::policy) fn set_phase(&mut self, standing: Phase) {
-        self.persisted_mut().phase = standing;
+    pub(in crate::policy) fn set_phase(&mut self, phase: Phase) {
+        self.persisted_mut().phase = phase;
     }
 
-    /// What has come of it.
+    /// Its phase.
     pub fn phase(&self) -> Phase {
         self.persisted.phase
     }
@@ -125,12 +128,12 @@ impl Incident {
         self.persisted.name(app)
     }
 
-    /// Up to which number operators' acts have been done.
+    /// The number of the last operator command that has been done.
     pub fn observed(&self) -> i64 {
         self.persisted.observed
     }
 
-    /// Why, for people: its first ground, and how many more there are.
+    /// The accusation, for people: its first accepted evidence, and how many more pieces there are.
     pub(in crate::policy) fn accusation(&self) -> String {
         let Some(((key, node), accepted)) = self.accepted.iter().min_by_key(|(_, accepted)| !accepted.active)
         else {
@@ -161,67 +164,67 @@ impl Incident {
         }
     }
 
-    /// Sets what its tenant is to be told from now on.
-    pub(in crate::policy) fn notify(&mut self, told: SentNotification) {
-        self.persisted_mut().notification = Some(told);
-        if told.kind != NotificationKind::Recovered {
+    /// Sets what its tenant is to be notified of from now on.
+    pub(in crate::policy) fn notify(&mut self, notification: SentNotification) {
+        self.persisted_mut().notification = Some(notification);
+        if notification.kind != NotificationKind::Recovered {
             self.written_at = None;
         }
     }
 
-    /// Notes that the Notification that tells the tenant something as of `at` had been written by `now`. Returns true if it
-    /// is the warning of a running grace: the grace counts from then, so something may be decided. Does nothing if
-    /// something else was told last, or if this is noted already.
+    /// Notes that the notification with `sent_at` equal to `at` had been written by `now`. Returns true if it is the
+    /// warning of a running grace. The grace counts from then, so a decision may follow. Does nothing if a later
+    /// notification was decided, or if this is noted already.
     pub(in crate::policy) fn note_written(&mut self, at: CompactTimestamp, now: Moment) -> bool {
-        if self.written_at.is_some() || self.persisted.notification.is_none_or(|told| told.sent_at != at) {
+        if self.written_at.is_some() || self.persisted.notification.is_none_or(|sent| sent.sent_at != at) {
             return false;
         }
         self.written_at = Some(now);
         let is_warned = matches!(self.phase(), Phase::Grace { .. })
-            && self.persisted.notification.is_some_and(|told| told.kind == NotificationKind::Grace);
+            && self.persisted.notification.is_some_and(|sent| sent.kind == NotificationKind::Grace);
         if is_warned {
             self.grace_written_at.get_or_insert(now);
         }
         is_warned
     }
 
-    /// Since when its tenant has been waiting for news.
+    /// Since when its tenant has been waiting for a notification.
     pub(in crate::policy) fn waiting_since(&self, policy: &Policy) -> Moment {
         match (self.persisted.notification, self.phase()) {
             (Some(_), Phase::Blocked { since, .. }) => since,
             (Some(_), Phase::Grace { until }) => {
                 Moment::new(until.uptime().saturating_sub(policy.grace), until.wall())
             }
-            // Its tenant has been told nothing of this incident yet.
+            // Its tenant has not been notified of this incident yet.
             _ => self.persisted.opened,
         }
     }
 
     /// Enters a decision into its log.
     pub(in crate::policy) fn log_decision(&mut self, decision: &Decision) {
-        let file = self.persisted_mut();
-        if file.decisions.len() == MAX_DECISIONS {
-            file.decisions.remove(0);
+        let persisted = self.persisted_mut();
+        if persisted.decisions.len() == MAX_DECISIONS {
+            persisted.decisions.remove(0);
         }
         // Most have one or two.
-        if file.decisions.len() < 2 {
-            file.decisions.reserve_exact(1);
+        if persisted.decisions.len() < 2 {
+            persisted.decisions.reserve_exact(1);
         }
-        file.decisions.push(Arc::new(decision.clone()));
-        file.decided = file.decided.saturating_add(1);
+        persisted.decisions.push(Arc::new(decision.clone()));
+        persisted.decided = persisted.decided.saturating_add(1);
     }
 
-    /// Whether `evidence` is still listed as it was when it cleared: of an earlier Pod, for example.
+    /// Whether `evidence` is still listed as it was when it cleared, for example because it is about an earlier Pod.
     pub(in crate::policy) fn has_tombstone(
         &self,
         id: &EvidenceId,
         evidence: &EvidenceView,
         fresh_at: Moment,
     ) -> bool {
-        self.tombstones.get(id).is_some_and(|buried| buried.evidence.knows(evidence, fresh_at))
+        self.tombstones.get(id).is_some_and(|tombstone| tombstone.evidence.knows(evidence, fresh_at))
     }
 
-    /// A ground has cleared. The oldest that is remembered gives way.
+    /// Adds a tombstone for evidence that has cleared. Beyond the limit the oldest tombstone is dropped.
     pub(in crate::policy) fn add_tombstone(
         &mut self,
         id: EvidenceId,
@@ -239,19 +242,21 @@ impl Incident {
         self.tombstones.insert(id, Tombstone { evidence: accepted, at: at.into(), by, is_persisted: false });
     }
 
-    /// Notes that its state is persisted: if it has ended, what its release waited for does not count when it begins again.
+    /// Notes that its state is persisted. If it has ended, what its release waited for does not count when it begins
+    /// again.
     pub(in crate::policy) fn note_end(&mut self) {
         if matches!(self.phase(), Phase::Ended { .. }) {
             (self.omitted, self.had_cleared) = (0, false);
         }
     }
 
-    /// Whether its release waits for the answers of all nodes, including those that never accused it.
+    /// Whether its release waits for the answers of all nodes, including those that never accused the App.
     pub(in crate::policy) fn waits_for_all(&self) -> bool {
         self.persisted.rare().inherited.is_some() || self.omitted > 0 || self.had_cleared
     }
 
-    /// What it is for, where no ground is left: what has cleared, else what it was inherited with, else the App as such.
+    /// What it is for if no accepted evidence is left: its tombstones, else the violations of the inherited block,
+    /// else the App as such.
     pub(in crate::policy) fn last_records(&self, app: &App) -> Vec<Arc<Record>> {
         if !self.tombstones.is_empty() {
             return self.tombstones.values().map(|tombstone| tombstone.evidence.record.clone()).collect();
@@ -265,24 +270,24 @@ impl Incident {
         records
     }
 
-    /// Ends a brake's hold on its release: it is accused again.
+    /// Ends a brake's hold on its release, because the App is accused again.
     pub(in crate::policy) fn resume_block(&mut self) {
         if let Phase::Blocked { since, dry_run, release_held: Some(_) } = self.phase() {
             self.set_phase(Phase::Blocked { since, dry_run, release_held: None });
         }
     }
 
-    /// All that it is accused of is covered.
+    /// Ends or pauses the incident, because all accusations are covered.
     pub(in crate::policy) fn excuse(&mut self, why: String, now: Moment) {
         let is_watched = self.phase() == Phase::Watched && !self.accepted.is_empty();
         let is_covered_as_before = is_watched && self.persisted.rare().exempted.as_deref() == Some(&*why);
         if is_covered_as_before && !self.persisted.hold.is_approved() {
             return;
         }
-        let file = self.persisted_mut();
-        file.rare_mut().exempted = Some(why.into());
-        // What was approved is covered now. When it is covered no longer, the brakes and the grace come first again.
-        file.hold.end_approval();
+        let persisted = self.persisted_mut();
+        persisted.rare_mut().exempted = Some(why.into());
+        // The approved offence is covered now. Once it is covered no longer, the brakes and the grace apply again.
+        persisted.hold.end_approval();
         if self.accepted.is_empty() {
             self.end(now);
         } else {
@@ -291,10 +296,10 @@ impl Incident {
     }
 
     pub(in crate::policy) fn end(&mut self, now: Moment) {
-        let file = self.persisted_mut();
-        // What was approved was this offence. Another one is asked about again.
-        file.hold.end_approval();
-        file.phase = Phase::Ended { at: now };
-        file.reset_rare(|rare| rare.exempted = None);
+        let persisted = self.persisted_mut();
+        // The approval was for this offence. Another offence needs another one.
+        persisted.hold.end_approval();
+        persisted.phase = Phase::Ended { at: now };
+        persisted.reset_rare(|rare| rare.exempted = None);
     }
 }

@@ -1,15 +1,15 @@
-//! What the tenant of an incident is notified of.
+//! What the tenant of an incident is notified of, and when.
 
 use jiff::Timestamp;
 
 use crate::time::CompactTimestamp;
 
-/// What a tenant has been told, and when.
+/// The last notification of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::policy) struct SentNotification {
     pub(in crate::policy) sent_at: CompactTimestamp,
     pub(in crate::policy) kind: NotificationKind,
-    /// It had been written before the start.
+    /// It had been written before the start of this process.
     pub(in crate::policy) inherited: bool,
 }
 
@@ -21,8 +21,8 @@ pub(in crate::policy) enum NotificationKind {
 }
 
 impl SentNotification {
-    /// To be told for the first time.
-    pub(in crate::policy) fn first(what: NotificationKind, at: Timestamp) -> Self {
-        Self { sent_at: at.into(), kind: what, inherited: false }
+    /// A new notification.
+    pub(in crate::policy) fn first(kind: NotificationKind, at: Timestamp) -> Self {
+        Self { sent_at: at.into(), kind, inherited: false }
     }
 }

@@ -1,4 +1,4 @@
-//! The part of an incident that is persisted: what is decided of it, and what is known of its App.
+//! The part of an incident that a decision changes and that is persisted, with what is known of its App.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -21,64 +21,65 @@ const MAX_ONCE_CLOSED: usize = 1000;
 /// How many earlier names of an App are remembered, and how many origins of its Pods.
 pub(in crate::policy) const MAX_NAMES: usize = 8;
 
-/// What is decided of an incident, and what is known of its App. Boxed is what few have.
+/// The decisions about an incident, and what is known of its App. Fields that few incidents need are boxed.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct PersistedIncident {
     /// When it opened.
     pub(in crate::policy) opened: Moment,
-    /// What has come of it.
+    /// The phase of the incident.
     pub(in crate::policy) phase: Phase,
-    /// The names of its processes. They only grow, so that what the tenant is told does not change back and forth.
+    /// The names of its processes. They only grow, so that the tenant's notification does not change back and forth.
     pub(in crate::policy) processes: SortedVecSet<Text>,
     /// Why it is blocked, as of when that was decided.
     pub(in crate::policy) reason: Text,
-    /// What the brakes and an operator have said of its block.
+    /// Whether a brake holds its block, or an operator has approved it.
     pub(in crate::policy) hold: Hold,
-    /// What its tenant has been told last.
+    /// The last notification of its tenant.
     pub(in crate::policy) notification: Option<SentNotification>,
     /// The last grace that has begun. Stays when its accusations clear, and when the App is blocked.
     pub(in crate::policy) grace: Option<Box<Grace>>,
-    /// How it is reached, as last known: not knowing it for a while is no reason to open or close anything.
+    /// How the App is reached, as last known. If that is not known for a while, nothing is opened or closed for that
+    /// reason.
     pub(in crate::policy) exposure: Arc<Exposure>,
     /// What made its accused Pods, as `Kind/name`.
     pub(in crate::policy) origins: SortedVecSet<Text>,
-    /// What the brakes have counted of it: the window's entry of this App.
+    /// The entry of this App in the brakes' window.
     pub(in crate::policy) due: Option<Arc<Due>>,
     /// The last decisions, the latest last.
     pub(in crate::policy) decisions: Vec<Arc<Decision>>,
     /// How many decisions there have been.
     pub(in crate::policy) decided: u32,
-    /// Up to which number operators' acts have been done.
+    /// The number of the last operator command that has been done.
     pub(in crate::policy) observed: i64,
     /// `None` if all its fields have their defaults.
     pub(in crate::policy) rare: Option<Box<RareFields>>,
 }
 
-/// The fields of a [`File`] that have their defaults in most incidents. Allocated separately, so that those incidents take
-/// less memory.
+/// The fields of a [`PersistedIncident`] that have their defaults in most incidents. Allocated separately, so that
+/// those incidents take less memory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::policy) struct RareFields {
-    /// It was blocked before anything was kept for this, and nothing has been heard of it since: not knowing its node, only
-    /// the whole fleet's answers can prove that its processes are gone.
+    /// The violations of an inherited block, while no agent has reported any of them since. Its nodes are not known,
+    /// so only the answers of the whole fleet can prove that its processes are gone.
     pub(in crate::policy) inherited: Option<BTreeSet<Key>>,
-    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
-    /// any more, they are closed again.
+    /// Services that were closed once and are not closed at the moment, ordered. They are closed again if they are
+    /// made again, or select no Pod any more.
     pub(in crate::policy) once_closed: Vec<Text>,
-    /// Earlier names of the App, as far as known: what operators have said of these names counts.
+    /// Earlier names of the App, as far as known. Operators' commands for these names apply.
     pub(in crate::policy) formerly: SortedVecSet<App>,
     /// What covers it, as last logged.
     pub(in crate::policy) exempted: Option<Box<str>>,
-    /// Fingerprints of exemptions that are withheld: each would open this App and those of too many other tenants.
+    /// Fingerprints of withheld exemptions. Each would open this App and those of too many other tenants.
     pub(in crate::policy) withheld: Vec<Text>,
-    /// What the brake on releases has counted of it: the window's entry of this App.
+    /// The entry of this App in the window of the brake on releases.
     pub(in crate::policy) release_due: Option<ReleaseDue>,
     /// What operators' releases cover.
     pub(in crate::policy) releases: Vec<StickyRelease>,
-    /// Entries of the log with kinds that only another version knows.
+    /// Entries of the log whose kinds only another version knows.
     pub(in crate::policy) foreign: Vec<state::incident::IncidentDecision>,
 }
 
-/// The fields of a [`File`] without a [`Rare`].
+/// The rare fields of a [`PersistedIncident`] that has none.
 static DEFAULT_RARE: LazyLock<RareFields> = LazyLock::new(RareFields::default);
 
 impl PersistedIncident {
@@ -92,7 +93,7 @@ impl PersistedIncident {
         self.rare = (rare != *DEFAULT_RARE).then(|| Box::new(rare));
     }
 
-    /// Returns the rare fields, to set one. Allocates them if the file has none.
+    /// Returns the rare fields, to set one. Allocates them if there are none.
     pub(in crate::policy) fn rare_mut(&mut self) -> &mut RareFields {
         self.rare.get_or_insert_default()
     }
@@ -105,7 +106,7 @@ impl PersistedIncident {
         }
     }
 
-    /// What the brakes have counted of it.
+    /// Sets the entries of this App in the brakes' window.
     pub(in crate::policy) fn set_window_entries(
         &mut self,
         (due, release): (Option<Arc<Due>>, Option<ReleaseDue>),
@@ -116,7 +117,7 @@ impl PersistedIncident {
         }
     }
 
-    /// Whether that Service is closed or was once.
+    /// Whether `service` is closed or was closed once.
     pub(in crate::policy) fn has_closed(&self, service: &Text) -> bool {
         let is_in = |services: &[Text]| services.binary_search(service).is_ok();
         is_in(&self.exposure.services) || is_in(&self.rare().once_closed)
@@ -125,9 +126,10 @@ impl PersistedIncident {
     /// Sets what is closed from now on.
     pub(in crate::policy) fn close(&mut self, exposure: Exposure) {
         let is_in = |services: &[Text], service: &Text| services.binary_search(service).is_ok();
-        // Also one that is left open because it is shared: it is closed again when it selects no Pod any more.
+        // This includes a Service that is left open because it is shared. It is closed again when it selects no Pod
+        // any more.
         let goes = |service: &&Text| !is_in(&exposure.services, service);
-        // The first ones stay, so that a tenant can't push them out by making others.
+        // The first ones stay, so that a tenant can't push them out by making other Services.
         let closed = self.rare().once_closed.iter().chain(&self.exposure.services).filter(goes);
         let mut closed: Vec<Text> = closed.take(MAX_ONCE_CLOSED).cloned().collect();
         closed.sort_unstable();
@@ -162,7 +164,7 @@ impl PersistedIncident {
         Some(if is_gone { Brake::Gone } else { Brake::Releases })
     }
 
-    /// The name under which the incident of `app` is kept.
+    /// The name under which the incident of `app` is persisted.
     pub(in crate::policy) fn name(&self, app: &App) -> String {
         state::incident::name(app, self.opened.wall())
     }

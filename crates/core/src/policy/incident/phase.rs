@@ -1,14 +1,14 @@
-//! What has come of an incident.
+//! The phase of an incident, and the hold on its block.
 
 use crate::Moment;
 use crate::policy::Brake;
 
-/// What has come of an incident.
+/// The phase of an incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing yet: not due, or exempt.
+    /// The App is accused, and neither warned, held nor blocked: not due, or exempt.
     Watched,
-    /// The tenant is told, and will be blocked.
+    /// The tenant is warned, and its App will be blocked.
     Grace {
         /// When.
         until: Moment,
@@ -19,20 +19,20 @@ pub enum Phase {
     Blocked {
         /// Since when.
         since: Moment,
-        /// Decided in dry-run, and so without effect.
+        /// The block was decided in dry-run, so it has no effect.
         dry_run: bool,
         /// Since when a brake holds its release; `None` if none does.
         release_held: Option<Moment>,
     },
-    /// Over. Kept for a while, because offending again continues it.
+    /// Over. The incident is remembered for a while, because offending again continues it.
     Ended {
         /// Since when.
         at: Moment,
     },
 }
 
-/// What the brakes and an operator have said of the block of an App. It outlasts the phase: an incident that ends and begins again is
-/// still held.
+/// Whether a brake holds the block of an App, or an operator has approved it. It outlasts the phase: an incident that
+/// ends and begins again is still held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::policy) enum Hold {
     /// No brake holds the block.
@@ -40,7 +40,7 @@ pub(in crate::policy) enum Hold {
     Free,
     /// A brake holds it since that moment. Boxed, because few incidents are held.
     Held(Box<(Moment, Brake)>),
-    /// An operator has approved it: neither the brakes nor the grace are asked again for this offence.
+    /// An operator has approved the block. Neither the brakes nor the grace apply for this offence.
     Approved,
 }
 
@@ -63,7 +63,7 @@ impl Hold {
         *self == Self::Approved
     }
 
-    /// Ends an approval: what was approved was one offence. A brake's hold stays.
+    /// Ends an approval, because it was for one offence. A brake's hold stays.
     pub(in crate::policy) fn end_approval(&mut self) {
         if self.is_approved() {
             *self = Self::Free;

@@ -1,4 +1,4 @@
-//! What an operator's release covers.
+//! An operator's release and the accusations that it covers.
 
 use jiff::Timestamp;
 
@@ -6,25 +6,25 @@ use crate::names::Text;
 use crate::report::Record;
 use crate::time::CompactTimestamp;
 
-/// An operator's release: sticks to the App, the process and the rule; to any of them where there are too many.
+/// An operator's release. It covers a process and a rule of the App, or any process and rule if there are too many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::policy) struct StickyRelease {
     pub(in crate::policy) process: Option<Text>,
     pub(in crate::policy) rule: Option<Text>,
     pub(in crate::policy) until: Timestamp,
-    /// The reading of the leader clock at which the time that the operator asked for has been measured. An earlier
-    /// version persisted none.
+    /// The reading of the leader clock at which the time that the operator asked for has been measured. `None` if an
+    /// earlier version persisted it.
     pub(in crate::policy) until_by_clock: Option<CompactTimestamp>,
     pub(in crate::policy) actor: Text,
 }
 
 impl StickyRelease {
-    /// What an operator has said.
+    /// The fields that an operator's command sets.
     pub(in crate::policy) fn declared(&self) -> (Option<&Text>, Option<&Text>, Timestamp, &Text) {
         (self.process.as_ref(), self.rule.as_ref(), self.until, &self.actor)
     }
 
-    /// Whether it covers `record`; it does not look at `until`.
+    /// Whether the release covers `record`, whatever its `until`.
     pub(in crate::policy) fn covers(&self, record: &Record) -> bool {
         self.process.as_ref().is_none_or(|process| *process == record.key.process)
             && self.rule.as_ref().is_none_or(|rule| rule == record.rule())

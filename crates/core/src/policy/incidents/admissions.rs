@@ -1,4 +1,4 @@
-//! What has been decided about each exemption: whether it takes effect.
+//! The decisions about exemptions: whether each takes effect.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,8 @@ use crate::exemption::Exemption;
 pub(in crate::policy) struct Admissions {
     /// By [`Exemption::identity`]: `None` if it took effect, otherwise why it is withheld.
     pub(in crate::policy) known: BTreeMap<String, Option<Withheld>>,
-    /// Why what is blocked in namespaces that may not be blocked stays closed, and for how many tenants.
+    /// Why Apps that are blocked in namespaces which may not be blocked stay closed, and of how many tenants they
+    /// are.
     pub(in crate::policy) refusals: Option<(Withheld, usize)>,
 }
 

@@ -1,4 +1,4 @@
-//! What operators do to an incident: approve what a brake holds, or release the App.
+//! Operator commands for one incident: approve what a brake holds, or release the App.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::names::{App, Text};
 use crate::policy::Policy;
 use crate::policy::incident::{Hold, Incident, Phase, StickyRelease, released_by};
 
-/// Something that an operator does.
+/// A command of an operator for one App.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IncidentCommand {
     /// Approves what a brake holds: the App's block, or its release.
@@ -21,7 +21,7 @@ pub enum IncidentCommand {
         /// The App.
         app: App,
     },
-    /// Releases the App, and keeps these accusations from blocking it again until a date.
+    /// Releases the App, and prevents that these accusations block it again until a date.
     Release {
         /// The App.
         app: App,
@@ -30,12 +30,12 @@ pub enum IncidentCommand {
     },
 }
 
-/// Who does it, and why.
+/// The operator who issued a command, and the reason.
 #[derive(Clone, Copy, Debug)]
 pub struct IssuedBy<'a> {
     /// The operator's name.
     pub name: &'a str,
-    /// In the operator's own words.
+    /// The operator's reason.
     pub reason: Option<&'a str>,
 }
 
@@ -54,10 +54,10 @@ impl IncidentCommand {
     }
 }
 
-/// Why an operator's act has no effect.
+/// Why an operator's command has no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IncidentCommandError {
-    /// There is no open incident of that App.
+    /// The App has no open incident.
     #[error("{0} has no open incident")]
     NoIncident(App),
     /// No brake holds that App.
@@ -71,45 +71,45 @@ pub enum IncidentCommandError {
     TooFar(Timestamp),
 }
 
-/// How many accusations a release sticks to one by one. Beyond, it covers the App as a whole: an operator who releases an
-/// App does not want it blocked for the rest.
+/// How many accusations a release covers one by one. Beyond, it covers the whole App, because an operator who
+/// releases an App does not want it blocked for the rest.
 const MAX_RELEASES: usize = 64;
 
-/// What the log says of an operator's release, before its date.
+/// The text of an operator's release in the log, before its date.
 const RELEASED_UNTIL: &str = "released by hand; the same accusations do not block it until ";
 
-/// The date in what the log says of an operator's release. The operator's own words come after it.
+/// The date in the text of an operator's release in the log. The operator's reason comes after it.
 pub(in crate::policy) fn released_until(reason: &str) -> Option<Timestamp> {
     let date = reason.strip_prefix(RELEASED_UNTIL)?;
     date.split_once(' ').map_or(date, |(date, _)| date).parse().ok()
 }
 
 impl Incidents {
-    /// Does what an operator asks for. Takes effect in the next evaluation, and in paused mode too.
+    /// Executes an operator's command. It takes effect in the next evaluation, and in paused mode too.
     ///
-    /// An act that has no effect is in the incident's log all the same, if there is an incident.
+    /// A command that has no effect is in the incident's log all the same, if there is an incident.
     pub fn execute<'a>(
         &mut self,
-        act: &IncidentCommand,
+        command: &IncidentCommand,
         by: impl Into<IssuedBy<'a>>,
         policy: &Policy,
         now: Moment,
     ) -> Result<Decision, IncidentCommandError> {
-        let IssuedBy { name, reason: words } = by.into();
-        // Nobody's word is to be taken for the rules' own.
+        let IssuedBy { name, reason: operator_reason } = by.into();
+        // An operator who has the name of the policy must not be taken for it.
         let own = Actor::Policy.name();
         let actor = if *name == *own { format!("{name} (an operator)") } else { name.to_owned() };
         let actor = &*actor;
-        let app = act.app().clone();
-        let done = match act {
+        let app = command.app().clone();
+        let done = match command {
             IncidentCommand::Approve { app } => {
                 self.approve(app, policy, now).map(|why| (DecisionKind::Approved, why))
             }
             IncidentCommand::Release { app, until } => {
                 let done = self.release(app, *until, actor, now);
                 if done.is_ok() {
-                    // What has passed a brake was wrong: the next accusation is asked about again.
-                    self.window.ask_again(app);
+                    // The block that passed the brakes was wrong, so the next one has to pass them again.
+                    self.window.revoke_pass(app);
                 }
                 done.map(|why| (DecisionKind::Released, why))
             }
@@ -118,8 +118,8 @@ impl Incidents {
             Ok((kind, reason)) => (*kind, reason.clone()),
             Err(error) => (DecisionKind::Refused, error.to_string()),
         };
-        let reason = match words.map(str::trim).filter(|words| !words.is_empty()) {
-            Some(words) => format!("{reason} («{}»)", words.escape_debug()),
+        let reason = match operator_reason.map(str::trim).filter(|text| !text.is_empty()) {
+            Some(text) => format!("{reason} («{}»)", text.escape_debug()),
             None => reason,
         };
         let decision = Decision {
@@ -136,15 +136,15 @@ impl Incidents {
         done.map(|_| decision)
     }
 
-    /// Notes that everything which operators wanted of `app`'s incident up to `number` has been done.
+    /// Notes that all operator commands for the incident of `app` up to `number` have been done.
     pub fn note_done_up_to(&mut self, app: &App, number: i64) {
         if let Some(incident) = self.by_app.get_mut(app) {
-            let file = incident.persisted_mut();
-            file.observed = file.observed.max(number);
+            let persisted = incident.persisted_mut();
+            persisted.observed = persisted.observed.max(number);
         }
     }
 
-    /// Restarts the numbering of operators' acts for the incident of `app`: acts up to `number` have been done.
+    /// Restarts the numbering of operator commands for the incident of `app`: commands up to `number` have been done.
     pub fn restart_numbering(&mut self, app: &App, number: i64) {
         if let Some(incident) = self.by_app.get_mut(app).filter(|incident| incident.observed() != number) {
             incident.persisted_mut().observed = number;
@@ -163,11 +163,11 @@ impl Incidents {
         match incident.phase() {
             Phase::Held => {
                 let reason = format!("the block that a brake held is approved: {}", incident.accusation());
-                let file = incident.persisted_mut();
-                file.hold = Hold::Approved;
-                file.phase =
+                let persisted = incident.persisted_mut();
+                persisted.hold = Hold::Approved;
+                persisted.phase =
                     Phase::Blocked { since: now, dry_run: policy.mode == Mode::DryRun, release_held: None };
-                file.reason = reason.clone().into();
+                persisted.reason = reason.clone().into();
                 Ok(reason)
             }
             Phase::Blocked { release_held: Some(_), .. } => {
@@ -175,8 +175,8 @@ impl Incidents {
                 Ok("the release that a brake held is approved".to_owned())
             }
             Phase::Blocked { .. } if incident.persisted.hold.brake().is_some() => {
-                let file = incident.persisted_mut();
-                file.hold = Hold::Approved;
+                let persisted = incident.persisted_mut();
+                persisted.hold = Hold::Approved;
                 Ok("closing all its Services, and other Apps with them, is approved".to_owned())
             }
             _ => Err(IncidentCommandError::NotHeld(app.clone())),
@@ -204,15 +204,15 @@ impl Incidents {
             .map(|((key, _), accepted)| (Some(key.process.clone()), Some(accepted.record.rule().clone())))
             .collect();
         if incident.accepted.is_empty() || incident.omitted > 0 {
-            // What it was blocked for is not all known, so it is the App that is released.
+            // Some accusations are not known, so the release covers the whole App.
             sticky = [(None, None)].into();
         }
         if sticky.len() > MAX_RELEASES {
             sticky = [(None, None)].into();
         }
-        // What an operator has released once more is released by the new word only.
-        let file = incident.persisted_mut();
-        let releases = &mut file.rare_mut().releases;
+        // A new release of the same accusation replaces the old one.
+        let persisted = incident.persisted_mut();
+        let releases = &mut persisted.rare_mut().releases;
         releases.retain(|old| !sticky.contains(&(old.process.clone(), old.rule.clone())));
         releases.extend(sticky.into_iter().map(|(process, rule)| StickyRelease {
             process,
@@ -221,20 +221,20 @@ impl Incidents {
             until_by_clock: Some(until_by_clock),
             actor: actor.into(),
         }));
-        if let Some(due) = &mut file.due {
+        if let Some(due) = &mut persisted.due {
             Arc::make_mut(due).passed = false;
         }
-        // A hold stays below the release: when the release runs out, time alone does not block either.
-        file.hold.end_approval();
+        // A hold stays while the App is released, so that time alone does not block it when the release runs out.
+        persisted.hold.end_approval();
         if incident.accepted.is_empty() {
             incident.end(now);
         } else {
-            let file = incident.persisted_mut();
-            file.phase = Phase::Watched;
-            // The release itself is in the log; what covers the App from now on need not be logged once more.
-            file.rare_mut().exempted = Some(released_by(actor, until).into());
+            let persisted = incident.persisted_mut();
+            persisted.phase = Phase::Watched;
+            // The release itself is in the log, so its cover need not be logged once more.
+            persisted.rare_mut().exempted = Some(released_by(actor, until).into());
         }
-        self.take_grace_back(app);
+        self.revoke_grace(app);
         Ok(format!("{RELEASED_UNTIL}{until}"))
     }
 }

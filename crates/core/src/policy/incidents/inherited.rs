@@ -1,8 +1,8 @@
-//! What a new leader finds closed, and how long it stays closed.
+//! Inherited blocks: what a new leader finds closed, and how long it stays closed.
 //!
-//! Everything that the gateway's objects close stays closed until every App that was blocked before has been looked up
-//! in this term. A new way to reach an App is closed at once. Ways that do not exist any more are opened for all Apps
-//! together at the end, so that the gateway is written once for them.
+//! Everything that the gateway's objects close stays closed until every App that was blocked before has been looked
+//! up in this term. A new way to reach an App is closed at once. Ways that do not exist any more are opened for all
+//! Apps together at the end, so that the gateway is written once for them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use crate::policy::incidents::persist::Committed;
 pub struct InheritedBlock {
     /// The App.
     pub app: App,
-    /// When its tenant was told, if that is known.
+    /// When its tenant was notified, if that is known.
     pub told: Option<Timestamp>,
     /// Its violations, as far as known.
     pub accused: BTreeSet<Key>,
-    /// The Services that are closed, as `service.namespace.svc`: they stay closed until the App's Services are known.
+    /// The Services that are closed, as `service.namespace.svc`. They stay closed until the App's Services are known.
     pub services: Vec<Text>,
-    /// Those that are closed on some Ingresses only.
+    /// The Services that are closed on some Ingresses only.
     pub on_ingresses: OnIngresses,
 }
 
-/// What is closed on some Ingresses only: listed together with Ingresses, but not in the plain list.
+/// The Services that are closed on some Ingresses only: listed together with Ingresses, but not in the plain list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OnIngresses {
     /// The Services, as `service.namespace.svc`.
@@ -80,7 +80,7 @@ impl BlockedBefore {
         }
     }
 
-    /// Whether what is closed of `app` has to stay closed for now.
+    /// Whether the closed Services of `app` have to stay closed for now.
     pub(in crate::policy) fn has(&self, app: &App) -> bool {
         self.blocked.contains(app)
     }
@@ -93,9 +93,10 @@ struct Known {
 }
 
 impl Incidents {
-    /// Takes over what the objects block although nothing is kept of it: an earlier version blocked it, or what was
-    /// kept is lost. It stays blocked, because our own start is no evidence. What is kept counts more: an incident that
-    /// has just ended is not reopened because its object could not be written in time.
+    /// Takes over blocks of the gateway's objects that no persisted incident explains: an earlier version made them,
+    /// or the incidents are lost. They stay, because our own start is no evidence that the processes are gone. A
+    /// persisted incident counts more: one that has just ended is not reopened because its object could not be
+    /// written in time.
     pub fn inherit(
         &mut self,
         blocked: impl IntoIterator<Item = InheritedBlock>,
@@ -119,7 +120,7 @@ impl Incidents {
                 continue;
             }
             self.keep_closed(&found, &closed);
-            let InheritedBlock { app, told, accused, services, .. } = &found;
+            let InheritedBlock { app, told: notified_at, accused, services, .. } = &found;
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
             let has_unknown = self.unreadable.has_unknown;
             let counts = |incident: &Incident| {
@@ -131,21 +132,21 @@ impl Incidents {
             if is_known || (accused.is_empty() && is_explained) {
                 continue;
             }
-            let told = told.unwrap_or(now.wall());
-            let mut incident = Incident::new(now.at_wall(told));
+            let notified_at = notified_at.unwrap_or(now.wall());
+            let mut incident = Incident::new(now.at_wall(notified_at));
             for key in accused {
                 incident.note_process(&key.process);
             }
-            let file = incident.persisted_mut();
-            file.phase = Phase::Blocked { since: now, dry_run: false, release_held: None };
-            file.notification = Some(SentNotification {
-                sent_at: told.into(),
+            let persisted = incident.persisted_mut();
+            persisted.phase = Phase::Blocked { since: now, dry_run: false, release_held: None };
+            persisted.notification = Some(SentNotification {
+                sent_at: notified_at.into(),
                 kind: NotificationKind::Blocked,
                 inherited: true,
             });
-            file.exposure = Arc::new(found.exposure(services.iter().cloned()));
-            file.reason = "it was blocked before anything was kept of it".into();
-            file.rare_mut().inherited = Some(accused.clone());
+            persisted.exposure = Arc::new(found.exposure(services.iter().cloned()));
+            persisted.reason = "it was blocked before anything was persisted of it".into();
+            persisted.rare_mut().inherited = Some(accused.clone());
             incident.written_at = Some(now);
             let decision = Decision {
                 at: now.wall(),
@@ -166,10 +167,10 @@ impl Incidents {
         decisions
     }
 
-    /// Keeps closed what the gateway closes for a blocked App beyond what is kept of it: more than can be kept, what
-    /// was closed last, or what an earlier version did not keep. It stays closed until it is known how the App is
-    /// reached. The objects do not say what belongs to which App, so what is known to belong to another blocked App is
-    /// left to that one.
+    /// Keeps closed what the gateway closes for a blocked App beyond its persisted Services, until it is known how
+    /// the App is reached. It is more than can be persisted, was closed last, or was not persisted by an earlier
+    /// version. The objects do not say which Service belongs to which App. So a Service that is known to belong to
+    /// another blocked App is left to that one.
     fn keep_closed(&mut self, found: &InheritedBlock, known: &Known) {
         let Some(incident) = self.by_app.get_mut(&found.app).filter(|incident| is_blocked(incident)) else {
             return;
@@ -178,7 +179,7 @@ impl Incidents {
         let mut exposure = (*incident.persisted.exposure).clone();
         let is_plain = !exposure.services.is_empty() && exposure.otherwise == exposure.services;
         if is_plain && exposure.services.iter().all(|service| on.services.contains(service)) {
-            // It was closed on some Ingresses only, which an earlier version did not keep.
+            // The App was closed on some Ingresses only, which an earlier version did not persist.
             exposure.otherwise.clear();
             exposure.ingresses = on.ingresses.iter().cloned().collect();
         }
@@ -191,13 +192,13 @@ impl Incidents {
             return;
         }
         incident.persisted_mut().exposure = Arc::new(exposure);
-        let effective = Committed::not_persisted(incident);
-        self.committed.insert(found.app.clone(), effective);
+        let committed = Committed::not_persisted(incident);
+        self.committed.insert(found.app.clone(), committed);
     }
 }
 
-/// Whether `known`, the last incident of an App of which anything is kept, ended so long ago that the App is blocked by a
-/// later one, of which nothing is kept.
+/// Whether `known`, the last persisted incident of an App, ended so long ago that a later incident blocks the App, of
+/// which nothing is persisted.
 fn is_blocked_by_another(known: &Incident, policy: &Policy, now: Moment) -> bool {
     let Phase::Ended { at } = known.phase() else { return false };
     now.since(at) > policy.same_incident

@@ -1,4 +1,5 @@
-//! The book of incidents: what the policy remembers between two evaluations, and what operators do to it.
+//! The policy's state: the incidents and what else it remembers between two evaluations, and the operator commands
+//! that change them.
 
 pub(in crate::policy) mod admissions;
 pub(in crate::policy) mod commands;
@@ -31,7 +32,7 @@ use crate::policy::window::Window;
 use crate::snapshot::EvidenceView;
 use crate::time::CompactTimestamp;
 
-/// Everything that the policy remembers. Owned by one task.
+/// The policy's state. Owned by one task.
 #[derive(Clone, Debug, Default)]
 pub struct Incidents {
     pub(in crate::policy) by_app: BTreeMap<App, Incident>,
@@ -41,7 +42,8 @@ pub struct Incidents {
     /// What is persisted of the two clocks.
     pub(in crate::policy) written_clocks: ClockWritten,
     pub(in crate::policy) admissions: Admissions,
-    /// What is in effect of each incident: what was kept of it last, or what it was found with (see [`Book::unsaved`]).
+    /// The committed part of each incident: what was persisted of it last, or what it was found with (see
+    /// [`Incidents::dirty`]).
     pub(in crate::policy) committed: BTreeMap<App, Committed>,
     /// The Apps whose persisted incidents can't be read.
     pub(in crate::policy) unreadable: UnreadableIncidents,
@@ -51,33 +53,34 @@ pub struct Incidents {
     pub(in crate::policy) unjudged: BTreeMap<EvidenceId, (Moment, EvidenceView)>,
     /// Disputed evidence, with the reason.
     pub(in crate::policy) disputes: BTreeMap<(Key, NodeName), String>,
-    /// The accusations in namespaces that may not be touched which are already logged.
+    /// The accusations in namespaces that may not be blocked which are already logged.
     pub(in crate::policy) logged_refusals: LoggedAccusations,
     /// The disputed accusations which are already logged.
     pub(in crate::policy) logged_disputes: LoggedAccusations,
     /// New notices in the current round: the round's number and how many.
     pub(in crate::policy) notices: (u64, usize),
     pub(in crate::policy) last_plan: LastPlan,
-    /// Of `incidents`, and of `effective`.
+    /// Of `by_app`, and of `committed`.
     pub(in crate::policy) dense: [Dense; 2],
 }
 
-/// What the last plan came to. What stays the same is shared with the next one, and not made anew.
+/// The last plan. Parts that stay the same are shared with the next one.
 #[derive(Clone, Debug, Default)]
 pub(in crate::policy) struct LastPlan {
     pub(in crate::policy) blocks: Vec<Arc<Block>>,
     pub(in crate::policy) notices: Vec<Arc<Notice>>,
-    /// A hash of the Apps behind its summary, and of what is happening to each; and when that last changed.
-    pub(in crate::policy) standing: (RandomState, Option<(u64, Timestamp)>),
+    /// A hash of the phases of the Apps in its summary, and when that hash last changed.
+    pub(in crate::policy) summary_hash: (RandomState, Option<(u64, Timestamp)>),
 }
 
-/// How many ended incidents are remembered at most, and how many of one namespace: a tenant can make any number of Apps.
+/// How many ended incidents are remembered at most, and how many of one namespace, because a tenant can make any
+/// number of Apps.
 const MAX_ENDED: usize = 20_000;
 const MAX_ENDED_PER_NAMESPACE: usize = 200;
 
 impl Incidents {
-    /// Sets aside Apps whose persisted incidents can't be read: they are neither blocked nor released nor told until
-    /// their incidents can be read, and what the objects close of them stays closed.
+    /// Marks Apps whose persisted incidents can't be read. Until they can be read, the Apps are neither blocked nor
+    /// released, and their tenants are not notified. What the gateway's objects close of them stays closed.
     pub fn mark_unreadable(&mut self, apps: impl IntoIterator<Item = App>) {
         for app in apps {
             self.by_app.remove(&app);
@@ -86,20 +89,20 @@ impl Incidents {
         }
     }
 
-    /// Notes that there is an incident of which not even the App can be read: it may be of any App that the objects block.
+    /// Notes that there is an incident whose App can't be read. It may be of any App that the objects block.
     pub fn mark_unknown_unreadable(&mut self) {
         self.unreadable.has_unknown = true;
     }
 
-    /// The Notifications that tell the tenants of these Apps something, each as of that time, have been written by `now`. Returns
-    /// whether something may be decided now: a grace counts from when its tenant could know of it.
-    pub fn note_written(&mut self, told: &BTreeMap<App, CompactTimestamp>, now: Moment) -> bool {
-        let mut told = OrderedLookups::new(told);
-        let mut is_news = false;
+    /// Notes that the notifications of these Apps, each with that `sent_at`, have been written by `now`. Returns
+    /// whether a decision may follow, because a grace counts from when its warning is written.
+    pub fn note_written(&mut self, written: &BTreeMap<App, CompactTimestamp>, now: Moment) -> bool {
+        let mut written = OrderedLookups::new(written);
+        let mut may_decide = false;
         for (app, incident) in &mut self.by_app {
-            is_news |= told.get(app).is_some_and(|at| incident.note_written(*at, now));
+            may_decide |= written.get(app).is_some_and(|at| incident.note_written(*at, now));
         }
-        is_news
+        may_decide
     }
 
     /// The incidents, ended ones included, by App.
@@ -112,12 +115,12 @@ impl Incidents {
         self.clock.at(now.uptime()).get()
     }
 
-    /// The incident of `app`, over or not.
+    /// The incident of `app`, ended or not.
     pub fn incident(&self, app: &App) -> Option<&Incident> {
         self.by_app.get(app)
     }
 
-    /// The name under which the incident of `app` is kept.
+    /// The name under which the incident of `app` is persisted.
     pub fn name_of(&self, app: &App) -> Option<String> {
         self.incident(app).map(|incident| incident.name(app))
     }
@@ -148,8 +151,9 @@ impl Incidents {
             .collect()
     }
 
-    /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound: a node that accuses ever new Apps must
-    /// not fill the memory. One that is forgotten and comes back is a new incident, with all brakes before it.
+    /// Forgets incidents that ended long ago, and the oldest ended ones beyond a bound. The bound exists because a
+    /// node that accuses ever new Apps must not fill the memory. An incident that is forgotten and comes back is a
+    /// new one, and all brakes apply to it.
     pub(in crate::policy) fn forget(&mut self, policy: &Policy, now: Moment) {
         let ended = |incident: &Incident| match incident.phase() {
             Phase::Ended { at }

@@ -1,8 +1,8 @@
-//! Accusations that lead to nothing: in namespaces that may not be touched, and disputed ones. They are counted by node
-//! and namespace, and logged once, when they begin.
+//! Accusations without effect: those in namespaces that may not be blocked, and disputed ones. They are counted by
+//! node and namespace, and logged once, when they begin.
 //!
-//! The accusing node chooses all names in them. If each were logged, a node that varies them would push everything else
-//! out of the log. So what is remembered is bounded, whatever the names.
+//! The accusing node chooses all names in them. If each were logged, a node that varies them would push all other
+//! entries out of the log. So the memory for them is bounded, whatever the names.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use crate::names::{App, NodeName, Text};
 use crate::policy::cluster_facts::claimed_app;
 use crate::report::Record;
 
-/// How many namespaces of one node are remembered, and so logged one by one.
+/// How many namespaces of one node are remembered and logged one by one.
 const MAX_NAMESPACES: usize = 16;
 
-/// What has been logged, by node.
+/// The logged accusations, by node.
 #[derive(Clone, Debug, Default)]
 pub(in crate::policy) struct LoggedAccusations(BTreeMap<NodeName, Namespaces>);
 
@@ -29,7 +29,7 @@ struct Namespaces {
     beyond: Option<Moment>,
 }
 
-/// What one node says of one namespace in one evaluation.
+/// The accusations of one namespace by one node in one evaluation.
 struct Accused<'a> {
     first: &'a Record,
     why: Cow<'a, str>,
@@ -53,8 +53,8 @@ impl<'a> RefusedAccusations<'a> {
 }
 
 impl LoggedAccusations {
-    /// Notes the accusations of one evaluation. Returns those that have begun, to be logged as decisions of that `kind`: the App that
-    /// each names, and the reason. Forgets those that no node has made for `forget_after`.
+    /// Notes the accusations of one evaluation. Returns those that have begun, to be logged as decisions of that
+    /// `kind`: the App that each names, and the reason. Forgets those that no node has made for `forget_after`.
     pub(in crate::policy) fn note(
         &mut self,
         accusations: RefusedAccusations<'_>,
@@ -77,23 +77,23 @@ impl LoggedAccusations {
     }
 
     fn forget(&mut self, now: Moment, after: Duration) {
-        let is_kept = |at: &Moment| now.since(*at) <= after;
+        let is_recent = |at: &Moment| now.since(*at) <= after;
         self.0.retain(|_, logged| {
-            logged.known.retain(|_, at| is_kept(at));
-            logged.beyond = logged.beyond.filter(is_kept);
+            logged.known.retain(|_, at| is_recent(at));
+            logged.beyond = logged.beyond.filter(is_recent);
             !logged.known.is_empty() || logged.beyond.is_some()
         });
     }
 }
 
-/// What has begun with an accusation.
+/// Which logged series an accusation begins.
 enum Begins {
     Namespace,
     Beyond,
 }
 
 impl Namespaces {
-    /// Notes that a namespace is accused now. Returns what has begun with that.
+    /// Notes that a namespace is accused now. Returns which series has begun with that.
     fn begins(&mut self, namespace: &Text, now: Moment) -> Option<Begins> {
         if let Some(at) = self.known.get_mut(namespace) {
             *at = now;

@@ -1,4 +1,4 @@
-//! Apps whose persisted incidents can't be read: nothing is decided about them, and what the gateway closes of them
+//! Apps whose persisted incidents can't be read. Nothing is decided about them, and what the gateway closes of them
 //! stays closed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,11 +9,11 @@ use crate::names::{App, Text};
 use crate::plan::Block;
 use crate::policy::incidents::inherited::InheritedBlock;
 
-/// The Apps that are set aside, with the block that the gateway's objects show for each.
+/// The Apps whose incidents can't be read, with the block that the gateway's objects show for each.
 #[derive(Clone, Debug, Default)]
 pub(in crate::policy) struct UnreadableIncidents {
     apps: BTreeMap<App, Option<Arc<Block>>>,
-    /// There is an incident of which not even the App can be read.
+    /// There is an incident whose App can't be read.
     pub(in crate::policy) has_unknown: bool,
 }
 
@@ -26,12 +26,12 @@ impl UnreadableIncidents {
         self.apps.contains_key(app)
     }
 
-    /// All Apps that are set aside.
+    /// All Apps whose incidents can't be read.
     pub(in crate::policy) fn apps(&self) -> BTreeSet<App> {
         self.apps.keys().cloned().collect()
     }
 
-    /// Keeps closed what was found closed of an App. The objects do not say which Service belongs to which App, so
+    /// Keeps closed what was found closed of an App. The objects do not say which Service belongs to which App. So
     /// Services `known` to belong to other Apps are left to those, unless that would leave none.
     pub(in crate::policy) fn close(&mut self, found: &InheritedBlock, known: &BTreeSet<Text>, now: Moment) {
         let InheritedBlock { app, accused, services, .. } = found;
@@ -43,7 +43,7 @@ impl UnreadableIncidents {
             grounds: Box::default(),
             left: accused.iter().cloned().collect(),
             exposure: Arc::new(exposure),
-            reason: "it was found blocked, and what is kept of it can't be read".into(),
+            reason: "it was found blocked, and its persisted incident can't be read".into(),
         };
         self.apps.insert(app.clone(), Some(Arc::new(block)));
     }

@@ -39,7 +39,7 @@ fn is_hidden(world: &mut World) -> bool {
 
 fn unheard(world: &mut World) -> u64 {
     let key = record("ns-a", 0).key;
-    world.snapshot().unheard(&key, &NodeName::new("n1")).unwrap().get().as_secs() / MINUTE
+    world.snapshot().inconclusive(&key, &NodeName::new("n1")).unwrap().get().as_secs() / MINUTE
 }
 
 #[test]

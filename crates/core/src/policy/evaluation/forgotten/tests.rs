@@ -24,7 +24,7 @@ fn id(node: usize, process: usize) -> EvidenceId {
     (Key::new("ns-a", "web", format!("p{process:04}")), NodeName::new(format!("n{node}")))
 }
 
-/// A ground of a violation of that rule, found in that minute.
+/// Accepted evidence of a violation of that rule, found in that minute.
 fn accepted(key: &Key, rule: &str, minute: usize) -> AcceptedEvidence {
     let mut record = Record::of(key.clone());
     let claim = Arc::make_mut(&mut record.claim);
@@ -49,7 +49,7 @@ fn accepted(key: &Key, rule: &str, minute: usize) -> AcceptedEvidence {
     }
 }
 
-/// An incident with a ground of each of these, found in those minutes.
+/// An incident with accepted evidence of each of these, found in those minutes.
 fn incident(all: impl IntoIterator<Item = (EvidenceId, &'static str, usize)>) -> Incident {
     let mut incident = Incident::new(at(0));
     for (id, rule, minute) in all {
@@ -67,14 +67,14 @@ fn dropped(incident: &Incident, is_forgotten: impl Fn(usize) -> bool) -> Vec<usi
 }
 
 #[test]
-fn of_what_the_ledger_no_longer_knows_the_latest_grounds_stay() {
+fn of_violations_that_the_ledger_has_forgotten_the_latest_evidence_stays() {
     let flood = |count| incident((0..count).map(|n| (id(0, n), "a", n)));
     assert_eq!(dropped(&flood(MAX_FORGOTTEN), |_| true), NONE);
     assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |_| true), [0, 1, 2]);
-    // What the ledger knows does not count.
+    // Violations that the ledger knows do not count.
     assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 1), [2]);
     assert_eq!(dropped(&flood(MAX_FORGOTTEN + 3), |n| n > 2), NONE);
-    // Of equally late ones those stay that were hidden for less time before.
+    // Of equally late evidence the one stays that was hidden for less time before.
     let mut equal = incident((0..=MAX_FORGOTTEN).map(|n| (id(0, n), "a", 0)));
     equal.accepted.get_mut(&id(0, 5)).unwrap().mark.before = Duration::from_secs(1).into();
     assert_eq!(dropped(&equal, |_| true), [5]);
@@ -88,7 +88,7 @@ fn each_node_has_a_limit_of_its_own() {
 }
 
 #[test]
-fn the_last_ground_of_each_rule_in_each_pod_stays_before_later_ones() {
+fn the_last_evidence_of_each_rule_in_each_pod_stays_before_later_evidence() {
     let other = (Key::new("ns-a", "other", "p0002"), NodeName::new("n0"));
     let old = [(id(0, 0), "b", 0), (id(0, 1), "b", 1), (other, "a", 2)];
     let incident = incident(old.into_iter().chain((3..MAX_FORGOTTEN + 3).map(|n| (id(0, n), "a", n))));
@@ -96,7 +96,7 @@ fn the_last_ground_of_each_rule_in_each_pod_stays_before_later_ones() {
 }
 
 #[test]
-fn what_nothing_covers_stays_before_all_that_is_covered() {
+fn evidence_that_nothing_covers_stays_before_covered_evidence() {
     let old = (0..2).map(|n| (id(0, n), "b", n));
     let mut incident = incident(old.chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "a", n))));
     for n in 2..MAX_FORGOTTEN + 2 {
@@ -105,9 +105,9 @@ fn what_nothing_covers_stays_before_all_that_is_covered() {
     assert_eq!(dropped(&incident, |_| true), [2, 3]);
 }
 
-/// A rule of which the last accusation is covered still has its last one that is not.
+/// If the last accusation of a rule is covered, the last one that nothing covers still counts as its last.
 #[test]
-fn the_last_ground_of_a_rule_that_nothing_covers_is_not_the_last_one_that_is_covered() {
+fn the_last_uncovered_evidence_of_a_rule_stays_although_later_evidence_is_covered() {
     let old = [(id(0, 0), "a", 0), (id(0, 1), "a", 1)];
     let mut incident = incident(old.into_iter().chain((2..MAX_FORGOTTEN + 2).map(|n| (id(0, n), "b", n))));
     incident.accepted.get_mut(&id(0, 1)).unwrap().covered = true;
@@ -115,7 +115,7 @@ fn the_last_ground_of_a_rule_that_nothing_covers_is_not_the_last_one_that_is_cov
 }
 
 #[test]
-fn only_what_the_ledger_no_longer_knows_loses_its_long_command_line() {
+fn only_evidence_that_the_ledger_has_forgotten_loses_its_long_command_line() {
     let mut incident = incident((0..3).map(|n| (id(0, n), "a", n)));
     incident.drop_cmdlines(|known, _| *known == id(0, 1));
     let lengths: Vec<usize> =
@@ -153,7 +153,7 @@ fn policy() -> Policy {
     }
 }
 
-/// The ledger has room for one violation of the Pod, and that of the miner, which ran once, makes room for a later one.
+/// The ledger has room for one violation of the Pod. The miner, which ran once, makes room for a later process.
 #[test]
 fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
     let mut ledger = Ledger::new(Detection { max_keys_per_pod: 1, ..Detection::default() }, at(0));
@@ -178,10 +178,10 @@ fn a_block_holds_no_command_line_that_the_ledger_has_dropped() {
 }
 
 #[test]
-fn what_has_cleared_holds_no_long_command_line() {
+fn a_tombstone_holds_no_long_command_line() {
     let mut incident = incident([(id(0, 0), "a", 0)]);
     let accepted = incident.accepted.remove(&id(0, 0)).unwrap();
     incident.add_tombstone(id(0, 0), accepted, ClearingCause::AppGone, Timestamp::UNIX_EPOCH);
-    let buried = &incident.tombstones.get(&id(0, 0)).unwrap().evidence.record;
-    assert_eq!((&*buried.cmdline, &*buried.regex), ("", "a"));
+    let record = &incident.tombstones.get(&id(0, 0)).unwrap().evidence.record;
+    assert_eq!((&*record.cmdline, &*record.regex), ("", "a"));
 }

@@ -1,4 +1,4 @@
-//! Converts documents back to the book: what a restart, or another leader, knows of an incident.
+//! Converts documents to incidents: what a restart, or another leader, knows of an incident.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,11 +24,13 @@ use crate::policy::leader_clock::LeaderClock;
 use crate::policy::window::{Due, ReleaseDue};
 use crate::report::{Claim, Record};
 use crate::snapshot::Snapshot;
-use crate::state::incident::{self as kept, BrakeKind, ClearedBy, IncidentState, IncidentStatus, WallClock};
+use crate::state::incident::{
+    self as document, BrakeKind, ClearedBy, IncidentState, IncidentStatus, WallClock,
+};
 use crate::time::{CompactDuration, CompactTimestamp};
 
 /// The evidence in `documents`, for the ledger.
-pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
+pub fn remembered(documents: &[document::Incident]) -> Vec<Remembered> {
     let mut all: BTreeMap<EvidenceId, Remembered> = BTreeMap::new();
     for document in documents {
         let namespace = &document.spec.app.namespace;
@@ -54,13 +56,13 @@ pub fn remembered(documents: &[kept::Incident]) -> Vec<Remembered> {
     all.into_values().collect()
 }
 
-/// Orders the copies of one piece of evidence in several incidents; the greatest one counts. The agent's own clock comes
-/// first, because leaders' wall clocks differ and jump. Of equal times, a copy that has not cleared counts.
+/// Orders the copies of one piece of evidence in several incidents. The greatest one counts. The agent's own clock
+/// comes first, because leaders' wall clocks differ and jump. Of equal times, a copy that has not cleared counts.
 fn recency(known: &Remembered) -> (Timestamp, bool, Timestamp) {
     (known.record.detected_at, known.cleared.is_none(), known.fresh_at)
 }
 
-fn hidden_for(evidence: &kept::EvidenceStatus) -> Duration {
+fn hidden_for(evidence: &document::EvidenceStatus) -> Duration {
     Duration::from_secs(evidence.hidden_for.unwrap_or_default())
 }
 
@@ -70,7 +72,7 @@ fn brake_of(brake: BrakeKind, of: Option<&Text>) -> Brake {
         (BrakeKind::Rule, Some(rule)) => Brake::Rule(rule.clone()),
         (BrakeKind::NewApps, Some(namespace)) => Brake::Tenant(namespace.clone()),
         (BrakeKind::SharedService, Some(service)) => Brake::SharedService(service.clone()),
-        // A kind without its subject still holds.
+        // A brake without its subject still holds.
         _ => Brake::NewTenants,
     }
 }
@@ -82,8 +84,8 @@ fn clearing_cause(by: ClearedBy) -> ClearingCause {
     }
 }
 
-/// The record of kept evidence; its command line was not kept.
-pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::EvidenceStatus) -> Record {
+/// The record of persisted evidence. Its command line was not persisted.
+pub(in crate::policy) fn record(namespace: &Text, evidence: &document::EvidenceStatus) -> Record {
     Record {
         key: Key::new(namespace.clone(), evidence.pod.clone(), evidence.process.clone()),
         claim: Arc::new(Claim {
@@ -94,27 +96,27 @@ pub(in crate::policy) fn record(namespace: &Text, evidence: &kept::EvidenceStatu
             name: evidence.name.clone(),
         }),
         timestamp: evidence.timestamp.clone(),
-        // It was valid when it was received. If it has been edited since, it differs from every timestamp that agents
-        // send.
+        // The timestamp was valid when it was received. If it has been edited since, it differs from every timestamp
+        // that agents send.
         detected_at: evidence.timestamp.parse().unwrap_or(Timestamp::MIN),
     }
 }
 
-/// The reading of the leader clock when this was written, as far as it is known. The version before had no such clock;
-/// its wall clock takes the place.
+/// The reading of the leader clock when this was written, as far as it is known. An earlier version had no such
+/// clock, so its wall clock takes the place.
 pub(in crate::policy) fn reading(status: &IncidentStatus) -> Option<Timestamp> {
     let counted = [status.due.as_ref().map(|due| due.at), status.release_due.map(|due| due.at)];
     counted.into_iter().flatten().chain(status.clock.or(status.since)).max()
 }
 
 /// The order of the incidents of one App, the latest last. Leaders' wall clocks differ, so the opening date does not
-/// tell which is the latest; the reading of the leader clock when it was written does.
+/// say which is the latest. The reading of the leader clock at the write does.
 pub(in crate::policy) fn order(status: &IncidentStatus) -> (Option<Timestamp>, bool, Timestamp) {
     (reading(status), status.state != IncidentState::Ended, status.opened)
 }
 
-/// Which dates have passed, as the leaders before knew it. The version before persisted only its wall clock.
-pub(in crate::policy) fn dates(documents: &[kept::Incident], now: Moment) -> Dates {
+/// Which dates have passed, as earlier leaders knew it. An earlier version persisted only its wall clock.
+pub(in crate::policy) fn dates(documents: &[document::Incident], now: Moment) -> Dates {
     let believed = |status: &IncidentStatus| {
         status.wall_clock.map_or_else(|| last_written(status), |wall_clock| wall_clock.believed)
     };
@@ -127,20 +129,20 @@ pub(in crate::policy) fn dates(documents: &[kept::Incident], now: Moment) -> Dat
 
 /// The latest time by the writer's wall clock in this status.
 fn last_written(status: &IncidentStatus) -> Timestamp {
-    let told = status.told.and_then(|told| told.delivered.or(Some(told.at)));
+    let notified = status.told.and_then(|sent| sent.delivered.or(Some(sent.at)));
     let decided = status.decisions.iter().map(|decision| decision.at);
-    let heard = status.evidence.iter().map(|evidence| evidence.fresh_at);
-    let known = status.since.into_iter().chain(status.written).chain(told).chain(decided).chain(heard);
+    let fresh = status.evidence.iter().map(|evidence| evidence.fresh_at);
+    let known = status.since.into_iter().chain(status.written).chain(notified).chain(decided).chain(fresh);
     known.fold(status.opened, Timestamp::max)
 }
 
-/// When the grace ends. The leader clock tells how much of it has passed; without its reading the grace begins anew.
+/// When the grace ends. The leader clock shows how much of it has passed. Without its reading the grace begins anew.
 fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Moment {
     let until = status.until.unwrap_or(now.wall());
     if let Some(ends) = status.grace_ends {
         return clock.moment(ends.into(), until);
     }
-    let begun = status.told.map_or(status.opened, |told| told.at);
+    let begun = status.told.map_or(status.opened, |sent| sent.at);
     let grace = until.duration_since(begun);
     let grace = if grace.is_negative() { Duration::ZERO } else { grace.unsigned_abs() };
     Moment::new(now.uptime().saturating_add(grace), until)
@@ -155,9 +157,9 @@ pub(in crate::policy) fn restored(
 ) -> Incident {
     let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     let mut incident = Incident::new(now.at_wall(status.opened));
-    let file = incident.persisted_mut();
+    let persisted = incident.persisted_mut();
     let since = past(status.since.unwrap_or(status.opened));
-    file.phase = match status.state {
+    persisted.phase = match status.state {
         IncidentState::Watched => Phase::Watched,
         IncidentState::Grace => Phase::Grace { until: grace_end(status, clock, now) },
         IncidentState::Held => Phase::Held,
@@ -170,24 +172,24 @@ pub(in crate::policy) fn restored(
         }
     };
     let held = status.brake.as_ref();
-    file.hold = match held.map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref()))) {
-        // Of a document that has both, the hold counts: a late block is better than a wrong one.
+    persisted.hold = match held.map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref()))) {
+        // If a document has both, the hold counts, because a late block is better than a wrong one.
         Some((since, brake)) => Hold::by(brake, since),
-        None if file.phase == Phase::Held => Hold::by(Brake::NewTenants, since),
+        None if persisted.phase == Phase::Held => Hold::by(Brake::NewTenants, since),
         None if status.approved => Hold::Approved,
         None => Hold::Free,
     };
-    file.processes = status.processes.iter().cloned().collect();
-    file.notification = status.told.map(|told| SentNotification {
-        sent_at: told.at.into(),
-        kind: match told.what {
-            kept::NotifiedOf::Grace => NotificationKind::Grace,
-            kept::NotifiedOf::Blocked => NotificationKind::Blocked,
-            kept::NotifiedOf::Recovered => NotificationKind::Recovered,
+    persisted.processes = status.processes.iter().cloned().collect();
+    persisted.notification = status.told.map(|sent| SentNotification {
+        sent_at: sent.at.into(),
+        kind: match sent.what {
+            document::NotifiedOf::Grace => NotificationKind::Grace,
+            document::NotifiedOf::Blocked => NotificationKind::Blocked,
+            document::NotifiedOf::Recovered => NotificationKind::Recovered,
         },
-        inherited: told.delivered.is_some(),
+        inherited: sent.delivered.is_some(),
     });
-    file.exposure = Arc::new(Exposure {
+    persisted.exposure = Arc::new(Exposure {
         services: status.exposure.services.clone(),
         ingresses: status.exposure.ingresses.clone(),
         otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
@@ -199,9 +201,9 @@ pub(in crate::policy) fn restored(
         left_open: status.exposure.left_open.as_slice().into(),
         nothing_closed: status.exposure.nothing_closed.clone(),
     });
-    file.reason = file.exposure.incomplete(&status.reason);
-    file.origins = status.origins.iter().cloned().collect();
-    file.due = status.due.as_ref().map(|due| {
+    persisted.reason = persisted.exposure.incomplete(&status.reason);
+    persisted.origins = status.origins.iter().cloned().collect();
+    persisted.due = status.due.as_ref().map(|due| {
         let accusers = due
             .accusers
             .iter()
@@ -210,26 +212,26 @@ pub(in crate::policy) fn restored(
         let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
         Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
     });
-    let decision = |entry: &kept::IncidentDecision| {
+    let decision = |entry: &document::IncidentDecision| {
         let (at, app, kind) = (entry.at, app.clone(), entry.decision.known()?);
         let (actor, reason) = (Actor::named(&entry.actor), entry.reason.clone());
         Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
     };
-    file.decisions = status.decisions.iter().filter_map(decision).collect();
-    file.decided = accepted_evidence::saturating_u32(status.decided);
-    file.observed = status.observed;
-    let key = |of: &kept::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
+    persisted.decisions = status.decisions.iter().filter_map(decision).collect();
+    persisted.decided = accepted_evidence::saturating_u32(status.decided);
+    persisted.observed = status.observed;
+    let key = |of: &document::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
     let release_due =
-        |due: kept::ReleaseDue| ReleaseDue { at: due.at.into(), passed: due.passed, proven: due.proven };
-    let release = |release: &kept::StickyRelease| StickyRelease {
+        |due: document::ReleaseDue| ReleaseDue { at: due.at.into(), passed: due.passed, proven: due.proven };
+    let release = |release: &document::StickyRelease| StickyRelease {
         process: release.process.clone(),
         rule: release.rule.clone(),
         until: release.until,
         until_by_clock: release.until_by_clock.map(CompactTimestamp::from),
         actor: release.by.clone(),
     };
-    let is_foreign = |entry: &&kept::IncidentDecision| entry.decision.known().is_none();
-    file.set_rare(RareFields {
+    let is_foreign = |entry: &&document::IncidentDecision| entry.decision.known().is_none();
+    persisted.set_rare(RareFields {
         inherited: status.inherited.as_ref().map(|accused| accused.iter().map(key).collect()),
         once_closed: status.exposure.once_closed.clone(),
         formerly: status.formerly.iter().map(App::from).collect(),
@@ -241,11 +243,11 @@ pub(in crate::policy) fn restored(
     });
     incident.cleared = status.cleared.map(clearing_cause);
     incident.omitted = count(status.evidence_omitted);
-    incident.written_at = status.told.and_then(|told| {
-        let wall = told.delivered?;
-        // If it is not known how long ago that was, it counts from now.
+    incident.written_at = status.told.and_then(|sent| {
+        let wall = sent.delivered?;
+        // If it is not known how long ago that was, the notification counts from now.
         Some(
-            told.delivered_by_clock
+            sent.delivered_by_clock
                 .map_or(Moment::new(now.uptime(), wall), |at| clock.moment(at.into(), wall)),
         )
     });
@@ -255,7 +257,7 @@ pub(in crate::policy) fn restored(
     incident
 }
 
-/// Restores the grace that has begun. An earlier version persisted none of its own.
+/// Restores the grace that has begun. An earlier version persisted no separate grace.
 fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, clock: &LeaderClock) {
     let of = |process: &Text, regex: &Text| {
         let mut record = Record::of(Key::new(app.namespace.clone(), "", process.clone()));
@@ -268,15 +270,15 @@ fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, cl
             record: of(&grace.process, &grace.regex),
             idle_since: grace.idle_since.map(|reading| clock.moment(reading.into(), reading)),
         }));
-        let told = grace.told.zip(grace.told_by_clock);
-        incident.grace_written_at = told.map(|(wall, reading)| clock.moment(reading.into(), wall));
+        let written = grace.told.zip(grace.told_by_clock);
+        incident.grace_written_at = written.map(|(wall, reading)| clock.moment(reading.into(), wall));
         return;
     }
     if let Phase::Grace { until } = incident.phase() {
         let record = incident.accepted.values().next().map(|accepted| accepted.record.clone());
         let record = record.unwrap_or_else(|| of(&"".into(), &"".into()));
         incident.grace_written_at = incident.written_at.filter(|_| {
-            incident.persisted.notification.is_some_and(|told| told.kind == NotificationKind::Grace)
+            incident.persisted.notification.is_some_and(|sent| sent.kind == NotificationKind::Grace)
         });
         incident.persisted_mut().grace = Some(Box::new(Grace { until, record, idle_since: None }));
     }
@@ -286,7 +288,7 @@ fn restore_grace(incident: &mut Incident, app: &App, status: &IncidentStatus, cl
 fn restore_evidence(
     incident: &mut Incident,
     app: &App,
-    evidence: &[kept::EvidenceStatus],
+    evidence: &[document::EvidenceStatus],
     snapshot: &Snapshot,
     now: Moment,
 ) {
@@ -296,7 +298,7 @@ fn restore_evidence(
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
         let mark = Reading {
             answered: snapshot.nodes.get(&node).map_or(CompactDuration::ZERO, |node| node.clock.odometer),
-            unheard: snapshot.unheard(&key, &node).unwrap_or(CompactDuration::ZERO),
+            inconclusive: snapshot.inconclusive(&key, &node).unwrap_or(CompactDuration::ZERO),
             before: hidden_for(evidence).into(),
         };
         let accepted = AcceptedEvidence {

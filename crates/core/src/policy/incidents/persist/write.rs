@@ -1,4 +1,4 @@
-//! Converts the book to documents: what is kept of an incident.
+//! Converts incidents to documents: what is persisted of an incident.
 
 use jiff::Timestamp;
 
@@ -15,7 +15,7 @@ use crate::policy::incident::{
 };
 use crate::policy::leader_clock::LeaderClock;
 use crate::state::incident::{
-    self as kept, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
+    self as document, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
 };
 use crate::time::CompactTimestamp;
 
@@ -24,9 +24,9 @@ pub(in crate::policy) fn document(
     incident: &Incident,
     clock: &LeaderClock,
     dates: &Dates,
-) -> kept::Incident {
+) -> document::Incident {
     let spec = IncidentSpec::of(app);
-    kept::Incident { name: incident.name(app), spec, status: status(incident, clock, dates) }
+    document::Incident { name: incident.name(app), spec, status: status(incident, clock, dates) }
 }
 
 fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentStatus {
@@ -52,14 +52,14 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
     tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
     let live = accepted.into_iter().map(|(id, accepted)| {
         let gone =
-            kept::ClearedEvidence { at: accepted.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
+            document::ClearedEvidence { at: accepted.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
         evidence(id, accepted, accepted.gone.then_some(gone))
     });
-    let buried = tombstones.into_iter().map(|(id, Tombstone { evidence: accepted, at, by, .. })| {
-        let cleared = kept::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
+    let cleared = tombstones.into_iter().map(|(id, Tombstone { evidence: accepted, at, by, .. })| {
+        let cleared = document::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
         evidence(id, accepted, Some(cleared))
     });
-    let decision = |decision: &Decision| kept::IncidentDecision {
+    let decision = |decision: &Decision| document::IncidentDecision {
         at: decision.at,
         decision: decision.kind.into(),
         actor: decision.actor.name(),
@@ -87,12 +87,13 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         approved: incident.persisted.hold.is_approved(),
         exempted: incident.persisted.rare().exempted.as_deref().map(str::to_owned),
         withheld: incident.persisted.rare().withheld.clone(),
-        evidence: live.chain(buried).take(MAX_EVIDENCE).collect(),
-        // Cleared evidence comes last, and need not be waited for.
+        evidence: live.chain(cleared).take(MAX_EVIDENCE).collect(),
+        // Cleared evidence comes last, and no release waits for it.
         evidence_omitted: incident.accepted.len().saturating_sub(MAX_EVIDENCE).max(omitted),
         processes: incident.persisted.processes.iter().cloned().collect(),
         inherited: incident.persisted.rare().inherited.as_ref().map(|accused| {
-            let process = |key: &Key| kept::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
+            let process =
+                |key: &Key| document::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
             accused.iter().take(MAX_EVIDENCE).map(process).collect()
         }),
         cleared: incident.cleared.map(cleared_by),
@@ -101,19 +102,19 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         formerly: incident.persisted.rare().formerly.iter().map(AppRef::from).collect(),
         also_closes: others.iter().flat_map(|others| &others.named).map(AppRef::from).collect(),
         also_closes_more: others.map_or(0, |others| others.more),
-        told: told(incident, reading),
+        told: notification(incident, reading),
         grace: grace(incident, reading),
-        due: incident.persisted.due.as_ref().map(|due| kept::Due {
+        due: incident.persisted.due.as_ref().map(|due| document::Due {
             at: due.at.get(),
             passed: due.passed,
             accusers: due
                 .accusers
                 .iter()
-                .map(|(node, rule)| kept::Accuser { node: node.0.clone(), rule: rule.clone() })
+                .map(|(node, rule)| document::Accuser { node: node.0.clone(), rule: rule.clone() })
                 .collect(),
             held: due.held.iter().filter_map(scope).collect(),
         }),
-        release_due: incident.persisted.rare().release_due.as_ref().map(|due| kept::ReleaseDue {
+        release_due: incident.persisted.rare().release_due.as_ref().map(|due| document::ReleaseDue {
             at: due.at.get(),
             passed: due.passed,
             proven: due.proven,
@@ -123,7 +124,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
             .rare()
             .releases
             .iter()
-            .map(|release| kept::StickyRelease {
+            .map(|release| document::StickyRelease {
                 process: release.process.clone(),
                 rule: release.rule.clone(),
                 until: release.until,
@@ -151,8 +152,8 @@ fn in_order(incident: &Incident) -> Vec<(&EvidenceId, &AcceptedEvidence)> {
     accepted
 }
 
-/// Why the incident is in its state, for people. The reason of a block is kept with the block, because the log keeps
-/// only the last [`MAX_DECISIONS`].
+/// Why the incident is in its state, for people. The reason of a block is persisted with the block, because the log
+/// has only the last [`MAX_DECISIONS`].
 fn reason(incident: &Incident) -> Text {
     let last = |is: &dyn Fn(DecisionKind) -> bool| {
         let decision = incident.persisted.decisions.iter().rev().find(|decision| is(decision.kind));
@@ -174,29 +175,32 @@ fn reason(incident: &Incident) -> Text {
 
 /// The reason of an incident without a decision. It names only what does not change with each scan, because each change
 /// is written.
-fn undecided(file: &PersistedIncident) -> String {
+fn undecided(persisted: &PersistedIncident) -> String {
     let processes: Vec<String> =
-        file.processes.iter().map(|process| format!("`{}`", process.escape_debug())).collect();
+        persisted.processes.iter().map(|process| format!("`{}`", process.escape_debug())).collect();
     format!("neither blocked nor held yet; accused of {}", processes.join(", "))
 }
 
-/// What its tenant was told last, in the form that is kept.
-fn told(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::NotificationStatus> {
-    incident.persisted.notification.map(|told| kept::NotificationStatus {
-        at: told.sent_at.get(),
-        what: match told.kind {
-            NotificationKind::Grace => kept::NotifiedOf::Grace,
-            NotificationKind::Blocked => kept::NotifiedOf::Blocked,
-            NotificationKind::Recovered => kept::NotifiedOf::Recovered,
+/// The last notification of its tenant, in the form that is persisted.
+fn notification(
+    incident: &Incident,
+    reading: impl Fn(Moment) -> Timestamp,
+) -> Option<document::NotificationStatus> {
+    incident.persisted.notification.map(|sent| document::NotificationStatus {
+        at: sent.sent_at.get(),
+        what: match sent.kind {
+            NotificationKind::Grace => document::NotifiedOf::Grace,
+            NotificationKind::Blocked => document::NotifiedOf::Blocked,
+            NotificationKind::Recovered => document::NotifiedOf::Recovered,
         },
         delivered: incident.written_at.map(Moment::wall),
         delivered_by_clock: incident.written_at.map(reading),
     })
 }
 
-/// The last grace that has begun, in the form that is kept.
-fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<kept::Grace> {
-    incident.persisted.grace.as_deref().map(|grace| kept::Grace {
+/// The last grace that has begun, in the form that is persisted.
+fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<document::Grace> {
+    incident.persisted.grace.as_deref().map(|grace| document::Grace {
         until: grace.until.wall(),
         until_by_clock: reading(grace.until),
         told: incident.grace_written_at.map(Moment::wall),
@@ -207,30 +211,30 @@ fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<k
     })
 }
 
-/// The log, with the entries that only another version knows in their places.
+/// The log, with the entries whose kinds only another version knows in their places.
 fn log(
-    own: impl Iterator<Item = kept::IncidentDecision>,
-    foreign: &[kept::IncidentDecision],
-) -> Vec<kept::IncidentDecision> {
+    own: impl Iterator<Item = document::IncidentDecision>,
+    foreign: &[document::IncidentDecision],
+) -> Vec<document::IncidentDecision> {
     if foreign.is_empty() {
         return own.collect();
     }
-    let mut all: Vec<kept::IncidentDecision> = foreign.iter().cloned().chain(own).collect();
+    let mut all: Vec<document::IncidentDecision> = foreign.iter().cloned().chain(own).collect();
     all.sort_by_key(|entry| entry.at);
     all.split_off(all.len().saturating_sub(MAX_DECISIONS))
 }
 
 /// How an App is reached. Bounded, because its tenant makes the Services.
-fn exposure(file: &PersistedIncident) -> kept::Exposure {
-    let exposure = &file.exposure;
+fn exposure(persisted: &PersistedIncident) -> document::Exposure {
+    let exposure = &persisted.exposure;
     let some = |all: &[Text]| all.iter().take(MAX_SERVICES).cloned().collect::<Vec<Text>>();
     let is_plain = exposure.otherwise == exposure.services;
-    kept::Exposure {
+    document::Exposure {
         services: some(&exposure.services),
         ingresses: some(&exposure.ingresses),
         otherwise: (!is_plain).then(|| some(&exposure.otherwise)),
         left_open: some(&exposure.left_open),
-        once_closed: some(&file.rare().once_closed),
+        once_closed: some(&persisted.rare().once_closed),
         nothing_closed: exposure.nothing_closed.clone(),
     }
 }
@@ -238,9 +242,9 @@ fn exposure(file: &PersistedIncident) -> kept::Exposure {
 fn evidence(
     (key, node): &EvidenceId,
     accepted: &AcceptedEvidence,
-    cleared: Option<kept::ClearedEvidence>,
-) -> kept::EvidenceStatus {
-    kept::EvidenceStatus {
+    cleared: Option<document::ClearedEvidence>,
+) -> document::EvidenceStatus {
+    document::EvidenceStatus {
         pod: key.pod.clone(),
         pod_uid: accepted.pod_uid.clone(),
         process: key.process.clone(),
@@ -258,14 +262,14 @@ fn evidence(
     }
 }
 
-fn held_by(since: Timestamp, brake: &Brake) -> Option<kept::HeldBy> {
-    let kept::Scope { brake, of } = scope(brake)?;
-    Some(kept::HeldBy { since, brake, of })
+fn held_by(since: Timestamp, brake: &Brake) -> Option<document::HeldBy> {
+    let document::Scope { brake, of } = scope(brake)?;
+    Some(document::HeldBy { since, brake, of })
 }
 
 /// The brake in the values that every version reads, so that neither an upgrade nor a downgrade loses a hold: `NewApps`
 /// stands for `brake.max_new_tenants`, by the earlier name of that key.
-fn scope(brake: &Brake) -> Option<kept::Scope> {
+fn scope(brake: &Brake) -> Option<document::Scope> {
     let (brake, of) = match brake {
         Brake::NewTenants => (BrakeKind::NewApps, None),
         Brake::Tenant(namespace) => (BrakeKind::NewApps, Some(namespace.clone())),
@@ -275,7 +279,7 @@ fn scope(brake: &Brake) -> Option<kept::Scope> {
         // These brakes never hold a block.
         Brake::Releases | Brake::Gone => return None,
     };
-    Some(kept::Scope { brake, of })
+    Some(document::Scope { brake, of })
 }
 
 fn cleared_by(cleared: ClearingCause) -> ClearedBy {

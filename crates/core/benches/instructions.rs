@@ -14,7 +14,7 @@ use procscan_core::snapshot::Snapshot;
 
 const VIOLATIONS: usize = 10_000;
 
-// Each keeps its name, by which it is counted.
+// The names of these functions stay, because `bench/instructions` counts by them.
 #[inline(never)]
 fn stage_decode(fleet: &Fleet) -> Vec<Answer> {
     black_box(fleet.decode())

@@ -1,5 +1,5 @@
-//! A fleet in memory, and each stage of a round over it: nothing has changed but the timestamps of the agents' scans, which is
-//! what nearly every round of a real platform looks like.
+//! A fleet in memory, and each stage of a round over it. Nothing changes but the timestamps of the agents' scans, as
+//! in nearly every round of a real platform.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use procscan_core::snapshot::Snapshot;
 
 /// Offenders on each node.
 pub(super) const PER_NODE: usize = 2;
-/// Over how many namespaces they are spread.
+/// The number of namespaces that the offenders are spread over.
 const TENANTS: usize = 2_000;
 const START: i64 = 1_766_399_400;
 const ROUND: Duration = Duration::from_mins(1);
@@ -86,7 +86,7 @@ impl Fleet {
         fleet
     }
 
-    /// A round has passed, and every agent has scanned in it.
+    /// Lets a round pass in which every agent scans.
     pub(super) fn scan(&mut self) {
         self.now = Moment::new(self.now.uptime() + ROUND, self.now.wall() + ROUND);
         let timestamp = self.now.wall();
@@ -128,8 +128,8 @@ impl Fleet {
 
     pub(super) fn decide(&mut self, snapshot: &Snapshot) -> (Decided, Plan) {
         let decided = self.incidents.decide(snapshot, &self.policy, &self.facts, self.now);
-        let unsaved = self.incidents.dirty();
-        self.incidents.commit(&unsaved);
+        let dirty = self.incidents.dirty();
+        self.incidents.commit(&dirty);
         (decided, self.incidents.plan(&self.policy, &self.facts, self.now))
     }
 }

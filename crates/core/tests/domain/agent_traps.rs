@@ -1,4 +1,4 @@
-//! The traps of the real agent, one test each: what it answers is not what it seems to say.
+//! The traps of the real agent, one test each: its answers do not mean what they seem to mean.
 
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ fn trap_2_a_listed_record_does_not_mean_running() {
     let mut world = World::new(&["n1"]);
     world.rounds(3, |w| drop(w.answer("n1", vec![record("ns-a", scan_time(w))])));
     assert_eq!(world.blocked(), ["ns-a"]);
-    // The process ends; the agent keeps its last record, with its last timestamp, for ever.
+    // The process ends. The agent lists its last record, with its last timestamp, for ever.
     let last = record("ns-a", scan_time(&world));
     world.rounds(31, |w| drop(w.answer("n1", vec![last.clone()])));
     let cleared = world.violation("ns-a");
@@ -100,7 +100,7 @@ fn trap_2_skewed_clocks_are_judged_by_the_agents_own_date() {
         assert_eq!(world.state("ns-new"), State::Active, "skew {skew}");
         assert_eq!(world.state("ns-old"), State::Unconfirmed, "skew {skew}");
     }
-    // Without a Date there is no age: only a change is evidence, forward or back.
+    // Without a `Date` header there is no age: only a change is evidence, forward or back.
     let mut world = World::new(&["n1"]);
     let no_date = |stamp| {
         let mut outcome = complete(vec![record("ns-a", stamp)], 0);
@@ -117,7 +117,7 @@ fn trap_2_skewed_clocks_are_judged_by_the_agents_own_date() {
 }
 
 #[test]
-fn trap_2_a_clock_that_was_set_back_is_believed_and_what_was_found_long_ago_is_not() {
+fn trap_2_a_clock_that_was_set_back_is_believed_and_a_record_found_long_ago_is_not() {
     let mut world = World::new(&["n1"]);
     world.wait(24 * HOUR);
     let listed = |w: &World, stamp: i64, skew: i64| complete(vec![record("ns-a", stamp)], w.clock() + skew);
@@ -152,7 +152,7 @@ fn trap_3_a_restarted_agents_empty_list_clears_nothing() {
     let mut world = World::new(&["n1"]);
     world.rounds(5, |w| drop(w.answer("n1", vec![record("ns-a", scan_time(w))])));
     assert_eq!(world.blocked(), ["ns-a"]);
-    // It crashes again and again, and never gets as far as its first scan: refused, then empty, for a day.
+    // The agent crashes again and again before its first scan: refused, then empty, for a day.
     world.rounds(12 * 60, |w| {
         drop(w.report("n1", failed(FailureReason::Refused)));
         w.wait(60);
@@ -196,7 +196,7 @@ fn trap_4_identity_comes_from_the_pod_and_the_record_is_the_fallback() {
 }
 
 #[test]
-fn trap_5_what_tenants_choose_stays_data_in_every_object() {
+fn trap_5_texts_that_tenants_choose_stay_data_in_every_object() {
     let nasty = "a: b\n- \"c\" {app} \u{1b}[2J<script>\u{202e}";
     let mut world = World::new(&["n1"]);
     let mut record = record_of("ns-a", "web", nasty, 0);
@@ -240,19 +240,19 @@ fn trap_6_a_node_may_only_accuse_pods_that_run_on_it() {
     let kinds: Vec<_> = evaluation.decisions.iter().map(|d| (d.kind, d.app.namespace.to_string())).collect();
     assert_eq!(kinds, [(DecisionKind::Disputed, "ns-a".into()), (DecisionKind::Disputed, "ns-b".into())]);
     assert!(world.evaluate().decisions.is_empty(), "logged once");
-    // The true node's evidence stands, whatever the liar goes on saying.
+    // The true node's evidence stays, whatever the liar reports.
     world.wait(60);
     world.answer("n1", vec![record("ns-a", world.clock())]);
     world.answer("n2", vec![record("ns-a", world.clock() - 1)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // When the process ends, the liar can't keep the block alive either.
+    // When the process ends, the liar's records do not preserve the block either.
     world.rounds(31, |w| {
         w.answer("n1", vec![]);
         w.answer("n2", vec![record("ns-a", w.clock())]);
         w.evaluate();
     });
     assert!(world.blocked().is_empty());
-    assert_eq!(world.state("ns-a"), State::Active, "what the liar says is still shown");
+    assert_eq!(world.state("ns-a"), State::Active, "the liar's record is still shown");
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn a_tenant_does_not_unblock_itself_by_deleting_its_pod() {
     world.ledger.pod_gone(&pod, world.now);
     world.pod_is("ns-a", "web", PodState::Gone);
     assert_eq!(world.state("ns-a"), State::Cleared, "the violation is over");
-    assert_eq!(world.blocked(), ["ns-a"], "the App's block is not: Pods of it remain");
+    assert_eq!(world.blocked(), ["ns-a"], "the App's block goes on, because Pods of it remain");
     world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
     let evaluation = world.evaluate();
     assert!(evaluation.plan.blocks.is_empty());
@@ -316,13 +316,13 @@ fn trap_7_an_answer_that_is_cut_short_is_evidence_of_presence_only() {
     assert_eq!((coverage.fresh, coverage.expected()), (0, 1), "it is not covered either");
 }
 
-/// A node that accuses many is taken for one whose agent lists them in turn, and each of its words holds for longer; but not those
-/// that have grown old before.
+/// A node that accuses many Pods is taken for one whose agent lists them in turn, so its evidence stays active for
+/// longer. That does not apply to evidence that has grown old before.
 #[test]
-fn what_has_grown_old_is_not_young_again_because_its_node_accuses_others() {
+fn old_evidence_is_not_young_again_because_its_node_accuses_others() {
     let mut world = World::new(&["n1"]);
     world.rounds(5, |w| drop(w.answer("n1", vec![record("ns-a", w.clock())])));
-    // It is not heard of for longer than it stays fresh, and not for long enough to be gone: its node is silent.
+    // The node gives no answer for longer than the evidence stays fresh, and not for long enough to clear it.
     world.rounds(40, |w| drop(w.fail("n1")));
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
     world.rounds(2, |w| {
@@ -332,15 +332,15 @@ fn what_has_grown_old_is_not_young_again_because_its_node_accuses_others() {
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
 }
 
-/// The one that cleared it had forgotten by a restart what this one has heard since it was last kept, and may have heard more when
-/// this one was cut off.
+/// The replica that cleared it had lost by a restart what this one has received since the last write. It may have
+/// received more when this one was cut off.
 #[test]
-fn what_another_replica_has_cleared_is_evidence_again_only_by_something_young() {
+fn evidence_that_another_replica_cleared_is_fresh_again_only_by_a_young_record() {
     let mut world = World::new(&["n1"]);
     let first = world.clock() + 60;
     world.rounds(3, |w| drop(w.answer("n1", vec![record("ns-a", w.clock())])));
     let last = world.clock();
-    let kept = Remembered {
+    let remembered_evidence = Remembered {
         key: world.violation("ns-a").key,
         node: NodeName::new("n1"),
         record: record("ns-a", first),
@@ -351,11 +351,11 @@ fn what_another_replica_has_cleared_is_evidence_again_only_by_something_young() 
         scan_interval: None,
         hidden_for: std::time::Duration::ZERO,
     };
-    world.ledger.remember([kept], world.now);
-    assert_eq!(world.state("ns-a"), State::Cleared, "nothing has been heard since");
+    world.ledger.remember([remembered_evidence], world.now);
+    assert_eq!(world.state("ns-a"), State::Cleared, "no report has come since");
     for stamp in [last, world.clock() - 2 * 3600] {
         world.rounds(1, |w| drop(w.answer("n1", vec![record("ns-a", stamp)])));
-        assert_eq!(world.state("ns-a"), State::Cleared, "it is old, whether it is known here or not");
+        assert_eq!(world.state("ns-a"), State::Cleared, "the record is old, whether it is known here or not");
     }
     world.rounds(1, |w| drop(w.answer("n1", vec![record("ns-a", w.clock())])));
     assert_eq!(world.state("ns-a"), State::Active);

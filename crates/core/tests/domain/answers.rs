@@ -30,11 +30,11 @@ const UNUSABLE: [FailureReason; 8] = [
 ];
 
 fn in_part(reason: FailureReason) -> Outcome {
-    Outcome::Partial(Answer::default(), Failure { reason, detail: "as told".into() })
+    Outcome::Partial(Answer::default(), Failure { reason, detail: "by the test".into() })
 }
 
 #[test]
-fn only_silence_lets_the_wait_for_a_lost_node_run() {
+fn only_failures_without_a_sign_of_life_let_the_wait_for_a_lost_node_run() {
     for (reason, is_silent) in SILENT.map(|r| (r, true)).into_iter().chain(UNUSABLE.map(|r| (r, false))) {
         let mut world = World::new(&["n1"]);
         world.answer("n1", vec![record("ns-a", 0)]);
@@ -46,7 +46,7 @@ fn only_silence_lets_the_wait_for_a_lost_node_run() {
         if is_silent {
             continue;
         }
-        // An incomplete answer is the same as none. Once the node falls silent, the wait for it begins.
+        // An incomplete answer counts as none. Once the node gives no sign of life, the wait for it begins.
         world.rounds(24 * 60, |w| drop(w.report("n1", in_part(reason))));
         world.rounds(24 * 60 - 1, |w| drop(w.fail("n1")));
         assert_eq!(world.blocked(), ["ns-a"], "{reason:?}");
@@ -56,46 +56,47 @@ fn only_silence_lets_the_wait_for_a_lost_node_run() {
 }
 
 #[test]
-fn a_node_whose_answers_can_not_be_used_is_told_once_and_once_when_they_can_again() {
+fn a_node_whose_answers_can_not_be_used_is_reported_once_and_once_when_they_can_again() {
     let mut world = World::new(&["n1"]);
-    let told = |w: &mut World, outcome: Outcome| {
+    let change_after = |w: &mut World, outcome: Outcome| {
         w.wait(MINUTE);
         w.report("n1", outcome);
         w.ledger.take_node_change()
     };
     let unusable = || failed(FailureReason::TooLarge);
-    assert_eq!(told(&mut world, complete(vec![], 60)), None);
+    assert_eq!(change_after(&mut world, complete(vec![], 60)), None);
     for _ in 0..2 {
-        // Three bad answers may be an accident: the coverage is still fresh.
-        assert_eq!([(); 3].map(|()| told(&mut world, unusable())), [None, None, None]);
-        assert_eq!(told(&mut world, complete(vec![], 0)), None);
+        // Three bad answers may be an accident, so the coverage is still fresh.
+        assert_eq!([(); 3].map(|()| change_after(&mut world, unusable())), [None, None, None]);
+        assert_eq!(change_after(&mut world, complete(vec![], 0)), None);
     }
     let since = world.now.wall() + std::time::Duration::from_secs(MINUTE);
-    let mut changes: Vec<_> = (0..30).filter_map(|_| told(&mut world, unusable())).collect();
-    // Silence in between does not end it.
-    changes.extend(told(&mut world, failed(FailureReason::Timeout)));
-    changes.extend((0..30).filter_map(|_| told(&mut world, in_part(FailureReason::Malformed))));
+    let mut changes: Vec<_> = (0..30).filter_map(|_| change_after(&mut world, unusable())).collect();
+    // A timeout in between does not end it.
+    changes.extend(change_after(&mut world, failed(FailureReason::Timeout)));
+    changes.extend((0..30).filter_map(|_| change_after(&mut world, in_part(FailureReason::Malformed))));
     assert_eq!(changes, [NodeChange::Unusable]);
     let view = |w: &mut World| w.snapshot().targets[0].clone();
     let shown = view(&mut world);
     assert_eq!(shown.state, TargetState::Unusable);
-    assert!(shown.unusable_since.unwrap().get() > since, "silent in between");
+    assert!(shown.unusable_since.unwrap().get() > since, "without an answer in between");
     assert_eq!(shown.last_failure.unwrap().1.reason, FailureReason::Malformed);
     assert_eq!(world.snapshot().coverage, Coverage { stale: 1, ..Coverage::default() });
-    assert_eq!(told(&mut world, complete(vec![], 0)), Some(NodeChange::UsableAgain));
-    assert_eq!(told(&mut world, complete(vec![], 0)), None);
+    assert_eq!(change_after(&mut world, complete(vec![], 0)), Some(NodeChange::UsableAgain));
+    assert_eq!(change_after(&mut world, complete(vec![], 0)), None);
     let shown = view(&mut world);
     assert_eq!((shown.state, shown.unusable_since), (TargetState::Fresh, None));
 
     let mut never = World::new(&["n1"]);
-    told(&mut never, unusable());
+    change_after(&mut never, unusable());
     assert_eq!(view(&mut never).state, TargetState::Unusable);
     assert_eq!(never.snapshot().coverage, Coverage { never_seen: 1, ..Coverage::default() });
-    told(&mut never, failed(FailureReason::Refused));
+    change_after(&mut never, failed(FailureReason::Refused));
     assert_eq!(view(&mut never).state, TargetState::NeverSeen);
 }
 
-/// The node lists violations of so many namespaces, and these others were left out where its answer was read. Returns what is told.
+/// The node lists violations of so many namespaces, and records of these others were left out when its answer was
+/// read. Returns the change.
 fn node_change_after(
     world: &mut World,
     listed: usize,
@@ -109,7 +110,7 @@ fn node_change_after(
     for namespace in left_out {
         answer.left_out.note(namespace);
     }
-    let failure = Failure { reason: FailureReason::Deferred, detail: "as told".into() };
+    let failure = Failure { reason: FailureReason::Deferred, detail: "by the test".into() };
     world.report("n1", if is_whole { Outcome::Complete(answer) } else { Outcome::Partial(answer, failure) });
     world.ledger.take_node_change()
 }
@@ -121,21 +122,29 @@ fn leaves_out(namespaces: &[&str]) -> NodeChange {
 #[test]
 fn the_ledger_reports_once_that_records_of_a_node_are_left_out_and_once_that_none_are() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_node: 2, ..Detection::default() });
-    let told = node_change_after;
-    assert_eq!(told(&mut world, 2, &[], true), None);
-    assert_eq!(told(&mut world, 3, &[], true), Some(leaves_out(&["ns-2"])), "the ledger has no room for it");
-    assert_eq!(told(&mut world, 3, &[], true), None);
-    assert_eq!(told(&mut world, 2, &[], false), None, "the rest of the answer may have had more");
-    assert_eq!(told(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
-    assert_eq!([true, false].map(|is_whole| told(&mut world, 2, &[], is_whole)), [None, None]);
-    assert_eq!(told(&mut world, 2, &["ns-z"], false), Some(leaves_out(&["ns-z"])), "the part alone has more");
-    assert_eq!(told(&mut world, 2, &["ns-z"], true), None);
-    assert_eq!(told(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
+    let change_after = node_change_after;
+    assert_eq!(change_after(&mut world, 2, &[], true), None);
+    assert_eq!(
+        change_after(&mut world, 3, &[], true),
+        Some(leaves_out(&["ns-2"])),
+        "the ledger has no room for it"
+    );
+    assert_eq!(change_after(&mut world, 3, &[], true), None);
+    assert_eq!(change_after(&mut world, 2, &[], false), None, "the rest of the answer may have had more");
+    assert_eq!(change_after(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
+    assert_eq!([true, false].map(|is_whole| change_after(&mut world, 2, &[], is_whole)), [None, None]);
+    assert_eq!(
+        change_after(&mut world, 2, &["ns-z"], false),
+        Some(leaves_out(&["ns-z"])),
+        "the part alone has more"
+    );
+    assert_eq!(change_after(&mut world, 2, &["ns-z"], true), None);
+    assert_eq!(change_after(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
     // Five namespaces are named.
-    assert_eq!(told(&mut world, 3, &["ns-z"], true), Some(leaves_out(&["ns-2", "ns-z"])));
-    assert_eq!(told(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
+    assert_eq!(change_after(&mut world, 3, &["ns-z"], true), Some(leaves_out(&["ns-2", "ns-z"])));
+    assert_eq!(change_after(&mut world, 2, &[], true), Some(NodeChange::LeavesNothingOut));
     let many = ["ns-u", "ns-v", "ns-w", "ns-x", "ns-y", "ns-z"];
-    assert_eq!(told(&mut world, 2, &many, true), Some(leaves_out(&many[..5])));
+    assert_eq!(change_after(&mut world, 2, &many, true), Some(leaves_out(&many[..5])));
 }
 
 #[test]
@@ -144,7 +153,8 @@ fn the_change_names_each_namespace_without_room_whether_its_records_were_known_o
     let of = |namespace| ["p", "q"].map(|process| record_of(namespace, "web", process, 0));
     world.answer("n1", of("ns-a").into());
     assert_eq!(world.ledger.take_node_change(), None);
-    // Each has room for one: what was known of the first has to make room, and the other's was never known.
+    // Each node has room for one: the known violation of the first namespace makes room, and the other's was never
+    // known.
     world.answer("n1", [of("ns-a"), of("ns-b")].concat());
     assert_eq!(world.ledger.take_node_change(), Some(leaves_out(&["ns-a", "ns-b"])));
 }
@@ -167,7 +177,7 @@ fn with_addresses(addresses: &[&str]) -> (World, Vec<Target>) {
     (world, targets)
 }
 
-fn tell(world: &mut World, target: &Target, outcome: Outcome) {
+fn report(world: &mut World, target: &Target, outcome: Outcome) {
     world.ledger.absorb(&Report { target: target.clone(), at: world.now, outcome });
 }
 
@@ -184,7 +194,7 @@ fn an_address_that_refuses_restarts_nothing_while_another_one_of_its_node_answer
                 } else {
                     failed(FailureReason::Refused)
                 };
-                tell(w, target, outcome);
+                report(w, target, outcome);
             }
         };
         world.rounds(60, |w| round(w, scanned(w)));
@@ -202,7 +212,7 @@ fn a_node_that_refuses_at_all_its_addresses_has_restarted_when_it_answers_again(
     let all = |w: &mut World, outcome: &dyn Fn(&World) -> Outcome| {
         for target in &targets {
             let outcome = outcome(w);
-            tell(w, target, outcome);
+            report(w, target, outcome);
         }
     };
     world.rounds(60, |w| all(w, &|w| complete(vec![record("ns-a", w.clock() / 1000 * 1000)], w.clock())));
@@ -221,19 +231,19 @@ fn a_node_that_refuses_at_all_its_addresses_has_restarted_when_it_answers_again(
     let (mut world, targets) = with_addresses(&["10.0.0.1:9090", "10.0.0.2:9090"]);
     world.rounds(60, |w| {
         let outcome = complete(vec![record("ns-a", w.clock() / 1000 * 1000)], w.clock());
-        tell(w, &targets[0], outcome);
+        report(w, &targets[0], outcome);
     });
     assert_eq!(world.blocked(), ["ns-a"]);
     world.ledger.expect([targets[1].clone()], 0);
-    tell(&mut world, &targets[1], complete(vec![], 0));
+    report(&mut world, &targets[1], complete(vec![], 0));
     world.ledger.expect(targets.clone(), 0);
-    tell(&mut world, &targets[0], complete(vec![], 0));
+    report(&mut world, &targets[0], complete(vec![], 0));
     world.ledger.expect([targets[1].clone()], 0);
     world.rounds(4 * 48, |w| {
-        tell(w, &targets[1], failed(FailureReason::Refused));
+        report(w, &targets[1], failed(FailureReason::Refused));
         for _ in 0..14 {
             w.wait(MINUTE);
-            tell(w, &targets[1], complete(vec![], 0));
+            report(w, &targets[1], complete(vec![], 0));
         }
     });
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -278,7 +288,7 @@ fn too_many_records_of_one_tenant_delay_no_release_of_another() {
 }
 
 #[test]
-fn an_answer_that_leaves_out_records_of_too_many_tenants_says_nothing_of_any_tenant() {
+fn an_answer_that_leaves_out_records_of_too_many_tenants_is_inconclusive_about_all_tenants() {
     let names: Vec<String> = (0..=LeftOut::MAX_NAMESPACES).map(|n| format!("ns-{n:04}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     for (names, is_bounded) in [(&names[1..], true), (&names, false)] {
@@ -292,9 +302,9 @@ fn an_answer_that_leaves_out_records_of_too_many_tenants_says_nothing_of_any_ten
     }
 }
 
-/// What is kept has its time from a wall clock, which may have jumped back since.
+/// The persisted time comes from a wall clock, which may have jumped back since.
 #[test]
-fn what_was_found_before_a_start_is_no_reason_for_a_new_block_before_it_is_found_again() {
+fn evidence_from_before_a_start_is_no_reason_for_a_new_block_before_it_is_found_again() {
     let mut world = World::new(&["n1"]);
     world.wait(6 * HOUR);
     let found = world.clock();
@@ -322,9 +332,9 @@ fn what_was_found_before_a_start_is_no_reason_for_a_new_block_before_it_is_found
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// A node that scans seldom keeps its evidence active for three scans, but no new block follows from it.
+/// The evidence of a node that scans seldom stays active for three scans, but no new block follows from it.
 #[test]
-fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {
+fn evidence_older_than_max_age_is_no_reason_for_a_new_block() {
     let mut world = World::with(&["n1"], Detection::default());
     let scanned = |w: &World| w.clock() / 3600 * 3600;
     let until = world.now.wall() + std::time::Duration::from_secs(6 * HOUR);
@@ -335,7 +345,7 @@ fn what_was_found_longer_ago_than_max_age_is_no_reason_for_a_new_block() {
         w.answer("n1", vec![record("ns-a", found)]);
         assert!(w.blocked().is_empty());
     });
-    // When the exemption ends its last scan is an hour old, and it finds nothing more.
+    // When the exemption ends, the last scan is an hour old, and the agent finds nothing more.
     let last = scanned(&world);
     world.rounds(100, |w| {
         w.answer("n1", vec![record("ns-a", last)]);

@@ -1,5 +1,5 @@
-//! A rule that matches everything on the whole fleet, and a node that lies about all its Pods: for hours, and whatever is
-//! restarted meanwhile.
+//! A rule that matches everything on the whole fleet, and a node that lies about all its Pods: for hours, and over
+//! restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,29 +37,29 @@ impl Pod {
     }
 }
 
-/// The world with everything that was told about it.
+/// The world with its decisions.
 struct Story {
     world: World,
-    /// What the cluster says. The world forgets it with each restart.
+    /// The cluster facts. The world forgets them with each restart.
     facts: ClusterFacts,
     decisions: Vec<Decision>,
     alerts: Vec<Alert>,
 }
 
-/// Who is blocked, and who is held: the same people as long as nothing happens.
+/// The blocked, notified and held Apps. They stay the same as long as nothing happens.
 #[derive(Debug, PartialEq)]
-struct Standing {
+struct Effects {
     blocked: BTreeSet<App>,
-    told: BTreeSet<App>,
+    notified: BTreeSet<App>,
     held: BTreeSet<App>,
 }
 
-impl From<&Evaluation> for Standing {
+impl From<&Evaluation> for Effects {
     fn from(evaluation: &Evaluation) -> Self {
-        let told = evaluation.plan.notices.iter().filter(|notice| notice.phase != NoticePhase::Recovered);
+        let notified = evaluation.plan.notices.iter().filter(|notice| notice.phase != NoticePhase::Recovered);
         Self {
             blocked: evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect(),
-            told: told.map(|notice| notice.app.clone()).collect(),
+            notified: notified.map(|notice| notice.app.clone()).collect(),
             held: evaluation.held.iter().map(|held| held.app.clone()).collect(),
         }
     }
@@ -76,62 +76,63 @@ impl Story {
         Self { world, facts, decisions: Vec::new(), alerts: Vec::new() }
     }
 
-    fn evaluate(&mut self) -> Standing {
+    fn evaluate(&mut self) -> Effects {
         let evaluation = self.world.evaluate();
-        let standing = Standing::from(&evaluation);
-        // What is not believed is not kept: it is said anew after a start.
+        let effects = Effects::from(&evaluation);
+        // Disputes are not persisted, so they are logged anew after a start.
         let believed = evaluation.decisions.into_iter().filter(|d| d.kind != DecisionKind::Disputed);
         self.decisions.extend(believed);
         self.alerts.extend(evaluation.alerts);
-        standing
+        effects
     }
 
-    /// How often each kind of decision was told, and of how many Apps.
-    fn told(&self, kind: DecisionKind) -> (usize, usize) {
+    /// How often a kind of decision was made, and for how many Apps.
+    fn counts(&self, kind: DecisionKind) -> (usize, usize) {
         let all = self.decisions.iter().filter(|decision| decision.kind == kind);
         (all.clone().count(), all.map(|decision| &decision.app).collect::<BTreeSet<_>>().len())
     }
 
-    /// Starts again with what is kept. Neither a node nor the cluster has said anything yet.
+    /// Starts again with the persisted state. Neither a node nor the cluster has answered yet.
     fn restart(&mut self) {
         self.world.restart();
         self.world.facts = ClusterFacts::default();
     }
 
-    /// Decides, and is killed when only so many of the documents are kept: nothing of it has been told.
-    fn is_killed_after_keeping(&mut self, documents: usize) {
+    /// Decides, and is killed when only so many of the documents are persisted. No tenant has been notified.
+    fn is_killed_after_persisting(&mut self, documents: usize) {
         let snapshot = self.world.snapshot();
         self.world.incidents.evaluate(&snapshot, &self.world.policy, &self.facts, self.world.now);
         for app in self.world.incidents.dirty().into_iter().take(documents) {
             let incident = self.world.incidents.document(&app).unwrap();
-            self.world.kept.insert(incident.name.clone(), incident);
+            self.world.persisted.insert(incident.name.clone(), incident);
         }
         self.restart();
     }
 
-    /// Restarts twice before anybody has answered, and hears everything bit by bit: nothing is decided at any of these moments.
-    fn restarts_and_stays(&mut self, standing: &Standing, parts: &[&dyn Fn(&mut World)]) {
+    /// Restarts twice before any node has answered, and receives all reports bit by bit. Nothing is decided at any of
+    /// these moments.
+    fn restarts_and_stays(&mut self, effects: &Effects, parts: &[&dyn Fn(&mut World)]) {
         let decided = self.decisions.len();
         self.restart();
-        assert_eq!(self.evaluate(), *standing, "nobody has answered");
+        assert_eq!(self.evaluate(), *effects, "no node has answered");
         self.world.rounds(2, |_| ());
-        assert_eq!(self.evaluate(), *standing, "nobody has answered for two rounds");
+        assert_eq!(self.evaluate(), *effects, "no node has answered for two rounds");
         self.restart();
         for part in parts {
             self.world.wait(MINUTE / 4);
             part(&mut self.world);
-            assert_eq!(self.evaluate(), *standing, "the cluster has not been asked");
+            assert_eq!(self.evaluate(), *effects, "the cluster has not been read");
         }
         self.world.facts = self.facts.clone();
-        assert_eq!(self.evaluate(), *standing, "everything is heard again");
+        assert_eq!(self.evaluate(), *effects, "everything is reported again");
         assert_eq!(self.decisions[decided..], []);
     }
 }
 
-/// What is told in the logs of the incidents that are kept: how many Apps have so many decisions of a kind.
+/// The logs of the persisted incidents: how many Apps have so many decisions of a kind.
 fn logged(world: &World, kind: DecisionKind) -> BTreeMap<usize, usize> {
     let mut apps = BTreeMap::new();
-    for incident in world.kept.values() {
+    for incident in world.persisted.values() {
         let times = incident.status.decisions.iter().filter(|decision| decision.decision == kind).count();
         *apps.entry(times).or_default() += 1;
     }
@@ -169,7 +170,7 @@ impl Fleet {
         Story::new(&self.nodes, all.map(|(node, pod)| (self.nodes[node].as_str(), pod)))
     }
 
-    /// Those nodes answer: what the real rule finds and, with the bad rule, every process that they run.
+    /// Those nodes answer with what the real rule finds and, with the bad rule, every process that they run.
     fn answer(&self, world: &mut World, nodes: std::ops::Range<usize>, is_bad: bool) {
         let now = world.clock();
         for node in nodes {
@@ -200,15 +201,15 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     let before = story.evaluate();
     assert_eq!((&before.blocked, before.held.len()), (&miner, 0));
 
-    // Not all nodes are heard at once, and whoever decides is killed before all of it is kept: first nothing, then some of
-    // the blocks, then the blocks alone.
+    // Not all nodes answer at once, and the leader is killed before all decisions are persisted. First none is
+    // persisted, then some of the blocks, then the blocks alone.
     story.world.wait(MINUTE);
-    for kept in [0, blocked / 2, blocked] {
+    for written in [0, blocked / 2, blocked] {
         fleet.answer(&mut story.world, 0..NODES / 2, true);
-        let already = story.world.kept.len() - 1;
-        story.is_killed_after_keeping(kept - already);
-        let standing = story.evaluate();
-        assert_eq!((standing.blocked.len(), standing.held.len()), (1 + kept, 0));
+        let already = story.world.persisted.len() - 1;
+        story.is_killed_after_persisting(written - already);
+        let effects = story.evaluate();
+        assert_eq!((effects.blocked.len(), effects.held.len()), (1 + written, 0));
         story.world.facts = story.facts.clone();
     }
     for quarter in 0..4 {
@@ -218,7 +219,7 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     }
     let flooded = story.evaluate();
     assert_eq!(flooded.held.len(), APPS - blocked);
-    assert!(flooded.blocked.is_disjoint(&flooded.held) && flooded.told == flooded.blocked, "{flooded:?}");
+    assert!(flooded.blocked.is_disjoint(&flooded.held) && flooded.notified == flooded.blocked, "{flooded:?}");
     assert!(flooded.blocked.is_superset(&miner));
 
     for _ in 0..HOURS {
@@ -236,24 +237,24 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     let is_of =
         |alert: &Alert, wanted: &Brake| matches!(alert, Alert::Brake { brake, .. } if brake == wanted);
     assert!(story.alerts.len() == 1 && is_of(&story.alerts[0], brake), "{:?}", story.alerts);
-    assert_eq!(story.told(DecisionKind::Held), (APPS - blocked, APPS - blocked));
+    assert_eq!(story.counts(DecisionKind::Held), (APPS - blocked, APPS - blocked));
     assert_eq!(logged(&story.world, DecisionKind::Held), [(1, APPS - blocked)].into());
     assert_eq!(logged(&story.world, DecisionKind::Blocked), [(1, 1 + blocked)].into());
 
-    // One word of an operator's is for one App.
+    // One approval by an operator is for one App.
     let approved = flooded.held.iter().nth(flooded.held.len() / 2).unwrap().clone();
-    let act = IncidentCommand::Approve { app: approved.clone() };
-    story.world.incidents.execute(&act, "ops", &story.world.policy, story.world.now).unwrap();
-    let mut after = Standing { ..flooded };
+    let command = IncidentCommand::Approve { app: approved.clone() };
+    story.world.incidents.execute(&command, "ops", &story.world.policy, story.world.now).unwrap();
+    let mut after = Effects { ..flooded };
     after.held.remove(&approved);
     after.blocked.insert(approved.clone());
-    after.told.insert(approved);
+    after.notified.insert(approved);
     assert_eq!(story.evaluate(), after);
     story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, true)]);
     story.world.rounds(15, |w| fleet.answer(w, 0..NODES, true));
     assert_eq!(story.evaluate(), after);
 
-    // The rule is gone: until its clearing time is over, which begins anew with a restart, everything stays.
+    // The rule is gone. Until its clearing time is over, which begins anew with a restart, everything stays.
     story.world.rounds(20, |w| fleet.answer(w, 0..NODES, false));
     story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, false)]);
     story.world.rounds(25, |w| fleet.answer(w, 0..NODES, false));
@@ -263,9 +264,9 @@ fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released
     let left = after.blocked.len() - miner.len() - released;
     assert_eq!((calm.blocked.len(), calm.held.len()), (1 + left, left));
     assert!(calm.blocked.is_subset(&after.blocked) && calm.blocked.is_superset(&miner));
-    assert_eq!(story.told(DecisionKind::Closed), (after.held.len(), after.held.len()));
-    assert_eq!(story.told(DecisionKind::Released), (released, released));
-    assert_eq!(story.told(DecisionKind::ReleaseHeld), (left, left));
+    assert_eq!(story.counts(DecisionKind::Closed), (after.held.len(), after.held.len()));
+    assert_eq!(story.counts(DecisionKind::Released), (released, released));
+    assert_eq!(story.counts(DecisionKind::ReleaseHeld), (left, left));
     for _ in 0..2 {
         story.restarts_and_stays(&calm, &[&|w| fleet.answer(w, 0..NODES, false)]);
         story.world.rounds(60, |w| fleet.answer(w, 0..NODES, false));
@@ -320,17 +321,18 @@ impl Liar {
             &self.nodes,
             pods.flat_map(|(node, pods)| pods.iter().map(|pod| (node.as_str(), pod))),
         );
-        // It is the node's number that has to hold, not the others.
+        // Only the node's limit has to hold, not the others.
         story.world.policy.brake.max_new_tenants = 1000;
         story.world.policy.brake.max_tenants_per_rule = 1000;
         assert_eq!(story.world.policy.brake.max_tenants_per_node, MAX_PER_NODE);
         story
     }
 
-    /// The liar accuses those Pods of its own, and as many of the other node; the other one answers, and finds nothing.
+    /// The liar accuses those Pods of its own, and as many of the other node. The other node answers, and finds
+    /// nothing.
     fn lies(&self, world: &mut World, lies: impl IntoIterator<Item = usize>) {
         let now = world.clock();
-        // Of something else each hour: another offence does not free what is held.
+        // The accusation is another one each hour, because another offence does not free a held App.
         let process = format!("miner{}", now / i64::try_from(HOUR).unwrap() % 2);
         let accused = lies.into_iter().flat_map(|i| [&self.pods[0][i], &self.pods[1][i]]);
         let records = accused.map(|pod| pod.accused(&process, &format!("^{process}$"), now)).collect();
@@ -354,13 +356,13 @@ fn a_node_that_accuses_all_its_pods_at_once_gets_five_apps_blocked_for_hours_and
             assert_eq!(story.evaluate(), first);
         }
     }
-    assert_eq!(story.told(DecisionKind::Blocked), (MAX_PER_NODE, MAX_PER_NODE));
-    assert_eq!(story.told(DecisionKind::Held), (LIES - MAX_PER_NODE, LIES - MAX_PER_NODE));
+    assert_eq!(story.counts(DecisionKind::Blocked), (MAX_PER_NODE, MAX_PER_NODE));
+    assert_eq!(story.counts(DecisionKind::Held), (LIES - MAX_PER_NODE, LIES - MAX_PER_NODE));
 
-    // It pretends to be clean until all of it is over, and begins again: what was held is held still.
+    // The node pretends to be clean until all incidents have ended, and begins again. Held Apps are still held.
     story.world.rounds(20, |w| liar.lies(w, []));
     assert_eq!(story.evaluate(), first);
-    // The more a node has accused, the longer it has to answer without.
+    // The more a node has accused, the longer it has to answer without evidence.
     story.world.rounds(12 * 60, |w| liar.lies(w, []));
     let clean = story.evaluate();
     assert_eq!((clean.blocked.len(), clean.held.len()), (0, 0));
@@ -368,11 +370,11 @@ fn a_node_that_accuses_all_its_pods_at_once_gets_five_apps_blocked_for_hours_and
     story.world.rounds(1, |w| liar.lies(w, 0..LIES));
     assert_eq!(story.evaluate(), first);
     story.restarts_and_stays(&first, &[&|w| liar.lies(w, 0..LIES)]);
-    assert_eq!(story.told(DecisionKind::Held), (2 * (LIES - MAX_PER_NODE), LIES - MAX_PER_NODE));
+    assert_eq!(story.counts(DecisionKind::Held), (2 * (LIES - MAX_PER_NODE), LIES - MAX_PER_NODE));
     assert_eq!(story.alerts.len(), 1, "{:?}", story.alerts);
 }
 
-/// As the agents in the field list it: one of its Pods with each scan.
+/// The agent lists one of its Pods with each scan, as the upstream agent does.
 #[test]
 fn a_node_that_accuses_one_pod_after_the_other_gets_no_more_blocked_whenever_it_is_restarted() {
     let liar = Liar::new();
@@ -382,7 +384,7 @@ fn a_node_that_accuses_one_pod_after_the_other_gets_no_more_blocked_whenever_it_
         for minute in 0..HOURS * 60 {
             if minute % minutes_between_restarts == 0 {
                 story.restart();
-                assert_eq!(story.evaluate().blocked, blocked, "nobody has answered");
+                assert_eq!(story.evaluate().blocked, blocked, "no node has answered");
                 story.world.facts = story.facts.clone();
             }
             let which = usize::try_from(minute).unwrap() % LIES;
@@ -391,7 +393,7 @@ fn a_node_that_accuses_one_pod_after_the_other_gets_no_more_blocked_whenever_it_
             assert!(blocked.len() <= MAX_PER_NODE, "minute {minute}: {blocked:?}");
         }
         assert_eq!(blocked.len(), MAX_PER_NODE);
-        assert_eq!(story.told(DecisionKind::Held).1, LIES - MAX_PER_NODE);
+        assert_eq!(story.counts(DecisionKind::Held).1, LIES - MAX_PER_NODE);
         assert_eq!(story.alerts.len(), 1, "{:?}", story.alerts);
     }
 }

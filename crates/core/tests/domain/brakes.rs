@@ -61,7 +61,8 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
     assert_eq!(again, Err(IncidentCommandError::NotHeld(held)));
 
     scans(&mut world);
-    // The rule is gone. The clearing clock clears everything, and offending again within a day is still held.
+    // The rule is gone. The clearing clock clears everything, and an App that offends again within a day is still
+    // held.
     world.rounds(40, |w| {
         for node in &nodes {
             w.answer(node, vec![]);
@@ -93,7 +94,7 @@ fn at_most_twenty_new_apps_in_a_window_and_a_falling_rate_rearms_for_later_accus
     world.wait(5 * MINUTE);
     accuse(&mut world, 30..32);
     assert_eq!(world.blocked().len(), 20);
-    // The storm is over: what comes now is judged on its own, and what is held stays held.
+    // The storm is over: new accusations are judged on their own, and held Apps stay held.
     world.wait(10 * MINUTE);
     accuse(&mut world, 32..34);
     let evaluation = world.evaluate();
@@ -158,7 +159,7 @@ fn a_mass_release_is_held_until_approved() {
 }
 
 #[test]
-fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
+fn an_approval_is_for_one_offence_and_another_hold_is_logged_again() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -187,12 +188,12 @@ fn an_approval_is_for_one_offence_and_what_is_held_again_is_said_again() {
     assert!(world.blocked().is_empty());
     let now = world.clock();
     world.answer("n2", vec![record_of("ns-a", "web", "zmap", now)]);
-    assert!(world.blocked().is_empty(), "another offence is asked about again");
+    assert!(world.blocked().is_empty(), "another offence needs another approval");
     assert_eq!(world.held(), ["ns-a"]);
 }
 
 #[test]
-fn what_the_cluster_proves_to_be_gone_is_released_whatever_the_brakes_say_but_not_while_paused() {
+fn an_app_that_is_proven_gone_is_released_whatever_the_brakes_hold_but_not_while_paused() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_releases = 0;
     let names = ["ns-a", "ns-b", "ns-c"];
@@ -206,7 +207,7 @@ fn what_the_cluster_proves_to_be_gone_is_released_whatever_the_brakes_say_but_no
     assert_eq!(world.blocked(), names);
     world.policy.mode = Mode::Enforce;
     assert!(world.blocked().is_empty());
-    // Its Pods may still be listed for a while.
+    // An agent may still list its Pods for a while.
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-c", 60)]);
     assert!(world.blocked().is_empty());
@@ -218,7 +219,7 @@ fn a_namespace_that_is_being_deleted_stays_closed_until_its_pods_are_gone() {
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.facts.terminating.insert("ns-a".into());
-    // The Pod has a long grace, and goes on.
+    // The Pod has a long termination grace, and still runs.
     for _ in 0..3 {
         world.wait(MINUTE);
         let now = world.clock();
@@ -226,7 +227,7 @@ fn a_namespace_that_is_being_deleted_stays_closed_until_its_pods_are_gone() {
         assert_eq!(world.blocked(), ["ns-a"]);
     }
     assert!(world.evaluate().decisions.is_empty());
-    // It is not known whether it goes on.
+    // It is not known whether the Pod still runs.
     world.facts.apps.remove(&app("ns-a"));
     assert_eq!(world.blocked(), ["ns-a"]);
     world.facts.apps.entry(app("ns-a")).or_default().gone = true;
@@ -237,7 +238,7 @@ fn a_namespace_that_is_being_deleted_stays_closed_until_its_pods_are_gone() {
 }
 
 #[test]
-fn what_dry_run_has_blocked_does_not_become_real_in_a_namespace_that_is_being_deleted() {
+fn a_block_of_dry_run_does_not_become_real_in_a_namespace_that_is_being_deleted() {
     let mut world = World::new(&["n1"]);
     world.policy.mode = Mode::DryRun;
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -265,7 +266,7 @@ fn a_release_that_a_brake_held_is_held_again_when_its_app_was_accused_in_between
     clean(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
     assert!(world.evaluate().held[0].release);
-    // Then its App is gone, and nothing is left to hold.
+    // Then its App is gone, so no release has to be held.
     world.facts.apps.entry(app("ns-a")).or_default().gone = true;
     assert!(world.blocked().is_empty());
 }
@@ -276,7 +277,8 @@ fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass()
     world.policy.brake.max_apps_per_node = 1;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Released by an operator and accused of something else: the brakes are asked again, and its own place is taken.
+    // Released by an operator and accused of another process: the brakes apply again, and the App's own place is
+    // taken.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world
         .incidents
@@ -321,7 +323,7 @@ fn one_tenants_apps_are_one_tenant_and_hold_no_other_tenant() {
     world.answer("n0", vec![record("ns-a", now)]);
     assert_eq!(blocked_of(&mut world, "ns-a"), 1);
 
-    // Beyond the tenant's own limit its Apps are held, and no other tenant's are.
+    // Beyond the tenant's own limit its Apps are held, but no other tenant's.
     world.wait(MINUTE);
     accuse_apps(&mut world, "ns-many", 30..100, &names);
     assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (50, 50));
@@ -336,7 +338,7 @@ fn one_tenants_apps_are_one_tenant_and_hold_no_other_tenant() {
 fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node() {
     let mut world = World::new(&["n1", "n2"]);
     accuse_apps(&mut world, "ns-many", 0..30, &["n1"]);
-    // Twenty Apps on one node's word, and five tenants: four places are kept for the other four tenants.
+    // Twenty Apps on one node's reports, and five tenants: four places are reserved for the other four tenants.
     assert_eq!((blocked_of(&mut world, "ns-many"), world.held().len()), (16, 14));
     let reason = world.evaluate().held[0].reason.clone();
     assert!(reason.contains("more than 16 Apps of one tenant"), "{reason}");
@@ -349,7 +351,7 @@ fn one_tenants_apps_on_one_node_leave_places_for_the_other_tenants_of_that_node(
     world.wait(1);
     let now = world.clock();
     world.answer("n1", vec![record("ns-e", now)]);
-    assert_eq!(blocked_of(&mut world, "ns-e"), 0, "a sixth tenant on one node's word");
+    assert_eq!(blocked_of(&mut world, "ns-e"), 0, "a sixth tenant on one node's reports");
     let held = world.evaluate().held;
     let of_e = held.iter().find(|held| *held.app.namespace == *"ns-e").unwrap();
     assert!(
@@ -423,16 +425,17 @@ fn keyword_hits_are_one_rule_whatever_the_processes_are_called() {
 }
 
 #[test]
-fn what_an_agent_cuts_out_of_its_message_is_no_rule_of_its_own() {
+fn a_text_that_an_agent_cuts_out_of_its_message_is_no_rule_of_its_own() {
     let mut world = many_nodes(18);
     for tenant in 0..18_usize {
-        // The rest of a message with `'` in it: no regular expression, or one that does not match the process's name.
+        // The rest of a message with `'` in it: an invalid regular expression, or one that does not match the
+        // process's name.
         let garbage =
             if tenant.is_multiple_of(2) { format!("t miner-{tenant} (") } else { format!("t {tenant} coin") };
         by_rule(&mut world, tenant..tenant + 1, "web", &format!("java-{tenant}"), &garbage);
     }
     assert_eq!((world.blocked().len(), world.held().len()), (10, 8));
-    // Nor is a rule that would need too much memory.
+    // A rule that would need too much memory is no rule either.
     let mut world = many_nodes(18);
     for tenant in 0..18 {
         let huge = format!(r"(\w{{500}}){{500}}|java-{tenant}");
@@ -492,17 +495,17 @@ fn an_exempted_accusation_takes_no_place_in_the_brakes() {
     world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("exporter".into())), None)];
     world.answer("liar", vec![record("ns-0", 0)]);
     assert_eq!(world.blocked(), ["ns-0"]);
-    // The accusation by n1 is exempted, and the one that is left is by a node without a free place.
+    // The accusation by n1 is exempted, and the remaining one is by a node without a free place.
     world.answer("n1", vec![record_of("ns-a", "web", "exporter", 0)]);
     world.answer("liar", vec![record("ns-0", 0), record("ns-a", 0)]);
     assert_eq!((world.blocked(), world.held()), (vec!["ns-0".to_owned()], vec!["ns-a".to_owned()]));
-    // Nor does it take a place of n1.
+    // It does not take a place of n1 either.
     world.answer("n1", vec![record_of("ns-a", "web", "exporter", 0), record("ns-b", 0)]);
     assert!(world.blocked().contains(&"ns-b".to_owned()));
 }
 
 #[test]
-fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace_again() {
+fn an_approved_app_is_blocked_without_the_brakes_or_another_grace() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 0;
     world.policy.mode = Mode::DryRun;
@@ -513,7 +516,7 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
         .execute(&IncidentCommand::Approve { app: app("ns-a") }, "ops", &world.policy, world.now)
         .unwrap();
     assert_eq!(world.blocked(), ["ns-a"]);
-    // What dry-run decided takes effect once decisions are enforced, but not while they are paused.
+    // Decisions of dry-run take effect once decisions are enforced, but not while they are paused.
     world.policy.mode = Mode::Paused;
     let evaluation = world.evaluate();
     assert_eq!((evaluation.decisions, evaluation.plan.blocks.len()), (vec![], 0));
@@ -531,7 +534,7 @@ fn an_approved_app_is_blocked_without_asking_the_brakes_or_waiting_for_the_grace
 }
 
 #[test]
-fn one_tenants_apps_are_released_as_one_and_a_mass_release_holds_what_is_over() {
+fn one_tenants_apps_are_released_as_one_and_a_mass_release_is_held_beyond_the_limit() {
     let mut world = many_nodes(4);
     world.policy.brake.max_releases = 2;
     accuse_apps(&mut world, "ns-000", 0..12, &["n0", "n1", "n2", "n3"]);
@@ -548,7 +551,7 @@ fn one_tenants_apps_are_released_as_one_and_a_mass_release_holds_what_is_over() 
         w.evaluate();
     });
     assert_eq!(world.blocked(), ["ns-002", "ns-003"], "twelve Apps of one tenant, and another tenant");
-    // What is held was counted once, so an innocent's release does not wait for an operator.
+    // The held tenant was counted once, so the release of an innocent App does not wait for an operator.
     world.wait(MINUTE);
     let now = world.clock();
     world.answer("n1", vec![record("ns-x", now)]);
@@ -598,7 +601,7 @@ fn a_held_release_takes_no_place_anew_with_each_app_of_its_tenant() {
     let mut world = World::with(&["n0", "n1", "n2", "n3"], rules);
     world.policy.brake.max_releases = 1;
     let accused = [("ns-a", "web"), ("ns-b", "one"), ("ns-b", "two"), ("ns-c", "web")];
-    // The minute from which on nothing is found of each any more.
+    // The minute from which on no process of each tenant is found any more.
     let clean = [1, 1, 3, 7];
     for minute in 0..15 {
         world.wait(MINUTE);

@@ -1,4 +1,4 @@
-//! Wall clocks that jump, and leaders whose wall clocks differ: nothing is blocked or released by a clock.
+//! Wall clocks that jump, and leaders whose wall clocks differ: no clock blocks or releases an App.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use procscan_core::policy::{Alert, Evaluation, IncidentCommand};
 pub(crate) const DAY: i64 = 86_400;
 pub(crate) const MONTH: i64 = 31 * DAY;
 
-/// Another leader goes on; its wall clock is ahead of the last leader's.
+/// Another leader begins; its wall clock is ahead of the last leader's.
 pub(crate) fn leader(world: &mut World, ahead: i64) {
     world.jump(ahead);
     world.restart();
@@ -34,9 +34,9 @@ pub(crate) fn nodes(n: usize) -> World {
 
 fn release(world: &mut World, namespace: &str, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
-    let act = IncidentCommand::Release { app: app(namespace), until };
+    let command = IncidentCommand::Release { app: app(namespace), until };
     assert_eq!(world.blocked(), [namespace]);
-    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     assert!(world.blocked().is_empty());
 }
 
@@ -59,7 +59,7 @@ fn a_leader_with_a_wrong_clock_forgets_nothing_that_passed_the_brakes() {
         world.wait(MINUTE);
         let evaluation = accuse(&mut world, 20..40);
         assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (20, 20), "{ahead}");
-        // Two more at once, and a clock that is behind.
+        // Two more changes of leader at once, with a clock that is behind.
         leader(&mut world, -2 * ahead);
         leader(&mut world, ahead);
         world.wait(MINUTE);
@@ -80,7 +80,7 @@ fn the_time_between_two_leaders_does_not_count_and_what_was_written_since_does()
     world.wait(24 * HOUR);
     world.restart();
     assert_eq!(accuse(&mut world, 20..21).held.len(), 1);
-    // Something else is written when the window is over, and tells the next leader how late it is.
+    // Another incident is written when the window is over. By that the next leader knows how much time has passed.
     let mut world = nodes(41);
     accuse(&mut world, 0..19);
     world.wait(11 * MINUTE);
@@ -106,7 +106,7 @@ fn a_leader_with_a_wrong_clock_forgets_no_release_of_the_window_and_raises_no_al
             });
             (world.blocked().len(), world.held().len(), alerts.len())
         };
-        // Two releases pass and a third one is held; then another leader goes on, and the others clear.
+        // Two releases pass and a third one is held. Then another leader begins, and the others clear.
         assert_eq!(clean(&mut world, 3), (4, 1, 1), "{ahead}");
         leader(&mut world, ahead);
         assert_eq!(clean(&mut world, 6), (4, 4, 1), "{ahead}");
@@ -155,7 +155,7 @@ fn a_wall_clock_that_jumps_ends_no_release_and_no_exemption_early() {
         world.wait(HOUR);
         accuse_one(&mut world);
         assert_eq!(world.blocked(), ["ns-a"]);
-        // Whatever the clock shows now, it opens nothing that is blocked.
+        // Whatever the clock shows now, it opens no block.
         world.jump(-2 * MONTH);
         accuse_one(&mut world);
         let evaluation = world.evaluate();
@@ -179,7 +179,7 @@ fn a_date_is_over_on_time_where_a_clock_is_set_by_seconds() {
 }
 
 #[test]
-fn a_leader_whose_clock_is_a_month_ahead_ends_no_release_for_a_day_and_says_so_once() {
+fn a_leader_whose_clock_is_a_month_ahead_ends_no_release_for_a_day_and_raises_one_alert() {
     let mut world = nodes(1);
     accuse_one(&mut world);
     release(&mut world, "ns-a", 24 * 30);
@@ -193,9 +193,9 @@ fn a_leader_whose_clock_is_a_month_ahead_ends_no_release_for_a_day_and_says_so_o
         world.wait(HOUR);
     }
     assert!(alerts.len() == 1 && is_clock(&alerts[0]), "{alerts:?}");
-    // Its clock is set right in time, and nothing has happened.
+    // If its clock is set right in time, nothing has happened.
     let mut right = nodes(1);
-    std::mem::swap(&mut right.kept, &mut world.kept);
+    std::mem::swap(&mut right.persisted, &mut world.persisted);
     right.now = world.now;
     leader(&mut right, -MONTH);
     right.wait(HOUR);
@@ -247,7 +247,7 @@ fn a_release_that_has_run_out_while_no_replica_led_lasts_only_as_long_as_was_lef
 }
 
 #[test]
-fn what_has_run_out_opens_nothing_again_after_a_restart_whatever_the_clock_says() {
+fn an_exemption_that_has_run_out_opens_nothing_after_a_restart_whatever_the_clock_shows() {
     for ahead in [0, MONTH, -MONTH] {
         for by_exemption in [false, true] {
             let mut world = nodes(1);
@@ -295,7 +295,7 @@ fn a_new_leader_cuts_no_grace_short_and_draws_none_out() {
             leader(&mut world, ahead);
             if is_mute {
                 world.is_mute = false;
-                // It could not be told before now, with two hours left.
+                // The tenant could not be notified before now, with two hours left.
                 accuse_one(&mut world);
                 world.evaluate();
                 leader(&mut world, ahead);
@@ -315,7 +315,7 @@ fn a_new_leader_cuts_no_grace_short_and_draws_none_out() {
 }
 
 #[test]
-fn a_tenant_has_the_whole_grace_from_when_it_was_told_even_if_the_clock_jumps() {
+fn a_tenant_has_the_whole_grace_from_its_notification_on_even_if_the_clock_jumps() {
     let mut world = nodes(1);
     world.policy.grace = Duration::from_secs(10 * MINUTE);
     world.is_mute = true;
@@ -333,10 +333,10 @@ fn a_tenant_has_the_whole_grace_from_when_it_was_told_even_if_the_clock_jumps() 
 }
 
 #[test]
-fn what_a_brake_holds_is_held_still_whatever_clock_the_next_leader_has() {
+fn a_held_app_stays_held_whatever_clock_the_next_leader_has() {
     for ahead in [0, MONTH, -MONTH] {
         let mut world = nodes(1);
-        // Long enough that the monotonic clock has a reading for a month ago.
+        // The monotonic clock needs a reading for a month ago.
         world.wait(40 * 24 * HOUR);
         world.policy.brake.max_new_tenants = 0;
         accuse_one(&mut world);
@@ -355,7 +355,7 @@ fn what_a_brake_holds_is_held_still_whatever_clock_the_next_leader_has() {
 }
 
 #[test]
-fn time_alone_is_waited_for_where_it_changes_a_decision() {
+fn the_next_deadline_is_when_time_alone_changes_a_decision() {
     let deadline = |world: &World| {
         let at = world.incidents.next_deadline(&world.policy, world.now);
         at.map(|at| at.uptime().saturating_sub(world.now.uptime()).as_secs())
@@ -394,20 +394,21 @@ fn time_alone_is_waited_for_where_it_changes_a_decision() {
 }
 
 #[test]
-fn what_the_version_before_has_written_is_read_on_the_safe_side() {
+fn documents_of_an_earlier_version_are_read_on_the_safe_side() {
     let strip = |world: &mut World| {
-        for kept in world.kept.values_mut() {
-            (kept.status.clock, kept.status.written, kept.status.grace_ends) = (None, None, None);
-            kept.status.grace = None;
-            if let Some(told) = &mut kept.status.told {
-                told.delivered_by_clock = None;
+        for persisted in world.persisted.values_mut() {
+            (persisted.status.clock, persisted.status.written, persisted.status.grace_ends) =
+                (None, None, None);
+            persisted.status.grace = None;
+            if let Some(sent) = &mut persisted.status.told {
+                sent.delivered_by_clock = None;
             }
-            if let Some(due) = &mut kept.status.due {
+            if let Some(due) = &mut persisted.status.due {
                 due.held.clear();
             }
         }
     };
-    // What the version before held takes a place in every brake, as it did then.
+    // An App that an earlier version held takes a place in every brake, as it did then.
     let mut world = nodes(40);
     accuse(&mut world, 0..25);
     strip(&mut world);
@@ -443,10 +444,10 @@ fn the_last_incident_of_an_app_is_known_whatever_clock_its_leader_went_by() {
         world.wait(25 * HOUR);
         accuse_one(&mut world);
         assert_eq!(world.blocked(), ["ns-a"]);
-        assert_eq!(world.kept.len(), 2);
+        assert_eq!(world.persisted.len(), 2);
         leader(&mut world, 0);
         assert_eq!(world.blocked(), ["ns-a"], "{ahead}");
-        // Conversely, an incident that has ended is not taken up again.
+        // Conversely, an incident that has ended is not continued.
         world.rounds(40, |w| drop(w.answer("n0", vec![])));
         assert!(world.blocked().is_empty());
         leader(&mut world, -ahead);

@@ -1,4 +1,5 @@
-//! The time that leaders measure is persisted while something depends on it, so that starts and stops lose little of it.
+//! The time that leaders measure is persisted while a decision depends on it, so that starts and stops lose little of
+//! it.
 
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ fn a_grace_goes_on_over_any_number_of_starts() {
 }
 
 #[test]
-fn a_running_grace_is_waited_for_with_a_write_each_half_minute_and_nothing_else_is() {
+fn only_a_running_grace_causes_a_write_each_half_minute() {
     let mut world = with_grace(60);
     offend(&mut world);
     let due = |world: &World| world.incidents.clocks_due(world.now).map(|at| at.since(world.now).as_secs());
@@ -66,9 +67,9 @@ fn a_running_grace_is_waited_for_with_a_write_each_half_minute_and_nothing_else_
     world.wait(1);
     world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
     assert_eq!((due(&world), world.incidents.dirty()), (None, vec![app("ns-a")]));
-    assert!(world.keep().is_empty());
+    assert!(world.persist().is_empty());
     assert_eq!((due(&world), world.incidents.dirty()), (Some(30), vec![]));
-    // Blocked, its clock is of no concern.
+    // Once the App is blocked, the clocks need no write.
     world.wait(HOUR);
     assert!(is_blocked(&offend(&mut world)));
     world.wait(MINUTE);
@@ -86,13 +87,13 @@ fn an_incident_that_can_not_be_written_does_not_carry_the_clocks() {
     world.wait(MINUTE);
     world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
     assert!(world.incidents.dirty().contains(&app("ns-b")), "{:?}", world.incidents.dirty());
-    world.keep();
+    world.persist();
     assert!(world.incidents.clocks_due(world.now).is_some());
-    // It is tried again and again, and another one is written for the clocks all the same.
+    // The write is tried again and again. Another incident is still written for the clocks.
     for _ in 0..8 {
         world.wait(15);
         world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-        world.keep();
+        world.persist();
     }
     assert!(
         world
@@ -112,7 +113,7 @@ fn while_writes_fail_no_more_than_one_more_incident_is_tried_each_half_minute_fo
     let tried = |world: &mut World| {
         world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
         let tried = world.incidents.dirty().len();
-        assert_eq!(world.keep().len(), tried);
+        assert_eq!(world.persist().len(), tried);
         tried
     };
     assert_eq!((0..5).map(|_| tried(&mut world)).collect::<Vec<_>>(), [1; 5]);
@@ -162,7 +163,7 @@ fn an_exemption_that_is_over_stays_over_at_the_next_start() {
 
 #[test]
 fn an_exemption_that_ends_soon_after_a_start_is_in_doubt_for_as_long_as_was_not_measured_and_no_longer() {
-    // The seconds of the stop, and of those before it of which nothing was persisted at most.
+    // The seconds of the stop, and the most seconds before it that were not persisted.
     for (ends, stopped, unwritten) in [(stop as fn(&mut World, u64), 300, 0), (kill, 60, 9 * MINUTE)] {
         let mut world = nodes(10);
         accuse(&mut world, 1..2);
@@ -186,7 +187,7 @@ fn an_exemption_that_ends_soon_after_a_start_is_in_doubt_for_as_long_as_was_not_
 }
 
 #[test]
-fn what_a_process_measures_counts_although_it_reads_what_is_persisted_again() {
+fn the_time_that_a_process_has_measured_counts_when_it_reads_the_state_again() {
     for is_dry_run in [false, true] {
         let mut world = with_grace(10);
         offend(&mut world);
@@ -201,8 +202,9 @@ fn what_a_process_measures_counts_although_it_reads_what_is_persisted_again() {
             offend(&mut world);
         }
         world.policy.mode = Mode::Enforce;
-        let kept: Vec<_> = world.kept.values().cloned().collect();
-        world.incidents = world.incidents.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
+        let persisted: Vec<_> = world.persisted.values().cloned().collect();
+        world.incidents =
+            world.incidents.restore_again(&persisted, &world.ledger.snapshot(world.now), world.now);
         assert!(!is_blocked(&offend(&mut world)), "{is_dry_run}: early");
         world.wait(MINUTE);
         assert!(!is_blocked(&offend(&mut world)), "{is_dry_run}: early");
@@ -227,7 +229,7 @@ fn a_clock_that_is_behind_a_date_that_was_over_raises_an_alert_once() {
     }
     assert!(matches!(&alerts[..], [Alert::Clock { .. }]), "{alerts:?}");
     assert_eq!(world.blocked(), ["ns-001"], "in doubt");
-    // So does a start under such a clock.
+    // A start under such a clock raises it too.
     world.jump(-DAY);
     world.restart();
     accuse_one(&mut world);
@@ -238,18 +240,18 @@ fn a_clock_that_is_behind_a_date_that_was_over_raises_an_alert_once() {
 fn where_no_date_is_ahead_the_clocks_alone_lead_to_no_write() {
     let mut world = nodes(2);
     accuse(&mut world, 1..2);
-    // What is to be written after a quarter of an hour in which nothing is heard.
-    let unsaved = |world: &mut World| {
+    // The dirty incidents after a quarter of an hour without any report.
+    let dirty = |world: &mut World| {
         world.wait(15 * MINUTE);
         world.incidents.decide(&world.ledger.snapshot(world.now), &world.policy, &world.facts, world.now);
-        let unsaved = world.incidents.dirty();
-        assert!(world.keep().is_empty());
-        unsaved
+        let dirty = world.incidents.dirty();
+        assert!(world.persist().is_empty());
+        dirty
     };
-    assert_eq!(unsaved(&mut world), [], "there is no date");
+    assert_eq!(dirty(&mut world), [], "there is no date");
     exempt(&mut world, 1);
-    assert_eq!(unsaved(&mut world), [app("ns-001")]);
+    assert_eq!(dirty(&mut world), [app("ns-001")]);
     world.wait(HOUR);
-    assert_eq!(unsaved(&mut world), [app("ns-001")], "the date has passed meanwhile");
-    assert_eq!(unsaved(&mut world), [], "it is over");
+    assert_eq!(dirty(&mut world), [app("ns-001")], "the date has passed meanwhile");
+    assert_eq!(dirty(&mut world), [], "it is over");
 }

@@ -1,4 +1,4 @@
-//! Decoys that take long to read: the results of one scan are rounds apart, and so look like scans of their own.
+//! Decoys that take long to read: the results of one scan are rounds apart, so that they look like separate scans.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ fn add_decoys(agent: &mut RealAgent, decoys: u32, lag: u64) {
 /// Most steps between two timestamps are within one scan. Then the decoys end, and the agent restarts just before its
 /// next scan.
 #[test]
-fn slow_decoys_do_not_release_what_runs_beside_them_when_the_agent_restarts() {
+fn slow_decoys_do_not_release_a_process_that_runs_beside_them_when_the_agent_restarts() {
     let cases = [
         (0, 0, 3600),
         (2, 130, 1000),
@@ -48,16 +48,16 @@ fn slow_decoys_do_not_release_what_runs_beside_them_when_the_agent_restarts() {
         agent.restart(world.now.uptime().as_secs());
         world.rounds(2 * interval / MINUTE, |world| {
             ask(world, &mut agent);
-            let told = format!("{decoys} decoys, {lag} s each, {interval} s");
-            assert_ne!(world.state("ns-j"), State::Cleared, "{told}");
-            assert!(world.blocked().contains(&"ns-j".to_owned()), "{told}");
+            let what = format!("{decoys} decoys, {lag} s each, {interval} s");
+            assert_ne!(world.state("ns-j"), State::Cleared, "{what}");
+            assert!(world.blocked().contains(&"ns-j".to_owned()), "{what}");
         });
     }
 }
 
-/// A quick decoy always takes its place at once, so the miner is never listed when the agent is asked.
+/// A quick decoy always takes the miner's place at once, so the miner is never listed when the agent is asked.
 #[test]
-fn what_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
+fn a_process_that_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
     for (decoys, lag, interval) in
         [(2, 130, 1000), (9, 65, 1000), (12, 65, 1000), (20, 65, 3600), (9, 300, 3600)]
     {
@@ -80,9 +80,9 @@ fn what_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
     }
 }
 
-/// It was known to run all the time, so it may be unseen for as long once more.
+/// The process was known to run all the time, so it may be unseen for as long once more.
 #[test]
-fn what_came_back_after_a_while_is_waited_for_six_times_as_long_and_over_restarts_of_ours() {
+fn a_process_that_came_back_after_a_while_clears_after_six_times_as_long_even_over_restarts() {
     for restarts in [false, true] {
         let mut world = World::new(&["n1"]);
         let lists = |w: &mut World| {
@@ -103,13 +103,13 @@ fn what_came_back_after_a_while_is_waited_for_six_times_as_long_and_over_restart
             assert!(rounds < 200, "never released");
             assert_eq!(world.blocked().is_empty(), world.state("ns-j") == State::Cleared);
         }
-        // Not counting the rounds in which a restarted agent says nothing.
+        // The rounds in which a restarted agent answers nothing do not count.
         assert!((6 * 20 - 2..=6 * 20 + 42).contains(&rounds), "{rounds} rounds, {restarts}");
     }
 }
 
 #[test]
-fn what_is_never_unseen_for_long_is_released_as_soon_as_ever() {
+fn a_process_that_is_never_unseen_for_long_is_released_after_the_usual_time() {
     let mut world = World::new(&["n1"]);
     let mut agent = RealAgent::new(100, 0);
     agent.run(1000, Process::of("ns-j"));
@@ -119,8 +119,8 @@ fn what_is_never_unseen_for_long_is_released_as_soon_as_ever() {
     assert_eq!(world.state("ns-j"), State::Cleared);
 }
 
-/// Copies of one process fill the whole scan interval, so that each seems to be a scan; then the aggregator restarts, and
-/// the copies end or go on. What runs beside them is listed only where nothing comes after it.
+/// Copies of one process fill the whole scan interval, so that each seems to be a scan. Then the aggregator restarts,
+/// and the copies end or run on. A process that runs beside them is listed only if nothing comes after it.
 #[test]
 fn copies_that_fill_the_scan_interval_and_a_restart_of_ours_release_nothing_that_runs() {
     for (copies, interval) in [(8, 1000), (10, 1000), (10, 3600), (12, 3600), (24, 3600)] {
@@ -135,7 +135,7 @@ fn copies_that_fill_the_scan_interval_and_a_restart_of_ours_release_nothing_that
             (interval / MINUTE + 1, 60, false),
             (interval / MINUTE + 1, 200, false),
         ] {
-            // What the operator knows of the agents.
+            // The operator has configured the scan interval.
             let assumed_interval = Duration::from_secs(interval);
             let mut world = World::with(&["n1"], Detection { assumed_interval, ..Detection::default() });
             let mut agent = RealAgent::new(interval, 0);
@@ -148,13 +148,13 @@ fn copies_that_fill_the_scan_interval_and_a_restart_of_ours_release_nothing_that
             }
             world.rounds(at, |world| ask(world, &mut agent));
             world.restart();
-            let told =
+            let what =
                 format!("{copies} copies, {interval} s, alone for {alone} min, restart after {at} min");
             let hold = |world: &mut World, agent: &mut RealAgent, rounds: u64| {
                 world.rounds(rounds, |world| {
                     ask(world, agent);
-                    let told = format!("{told}, they go on: {goes_on}, at {} s", world.clock());
-                    assert!(world.blocked().contains(&"ns-j".to_owned()), "{told}");
+                    let what = format!("{what}, they go on: {goes_on}, at {} s", world.clock());
+                    assert!(world.blocked().contains(&"ns-j".to_owned()), "{what}");
                 });
             };
             hold(&mut world, &mut agent, 300);

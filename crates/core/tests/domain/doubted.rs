@@ -13,8 +13,8 @@ fn exempt(world: &mut World, place: &str, namespaces: &str, hours: i64) {
     world.policy.exemptions.push(Exemption { place: place.to_owned(), ..declared });
 }
 
-/// Another leader goes on, and blocks another tenant: its wall clock is persisted. Returns whether `ns-a`, which is
-/// accused again, is blocked.
+/// Another leader begins, and blocks another tenant, so that its wall clock is persisted. Returns whether `ns-a`,
+/// which is accused again, is blocked.
 fn blocks_with_another(world: &mut World, ahead: i64, tenant: usize) -> bool {
     leader(world, ahead);
     accuse_one(world);
@@ -65,7 +65,7 @@ fn an_exemption_that_appears_under_a_wrong_clock_is_in_doubt_at_the_next_start_t
     accuse_one(&mut world);
     assert!(!world.blocked().contains(&"ns-a".to_owned()));
     assert!(!blocks_with_another(&mut world, 0, 3));
-    // When the clock is right again, it opens what was blocked meanwhile.
+    // When the clock is right again, the exemption opens the App that was blocked meanwhile.
     exempt(&mut world, "Exemption b", "^ns-003$", 3 - 31 * 24);
     world.evaluate();
     assert!(world.blocked().contains(&"ns-003".to_owned()));
@@ -83,12 +83,12 @@ fn an_exemption_that_leaders_doubt_is_over_when_its_time_has_been_measured() {
     for n in 0..6 {
         assert!(!blocks_with_another(&mut world, if n == 0 { MONTH } else { 0 }, 2 * n + 2), "start {n}");
         world.wait(19 * MINUTE);
-        // The next leader reads the believed time in what is written.
+        // The next leader reads the believed time from the documents.
         accuse(&mut world, 2 * n + 3..2 * n + 4);
         assert!(world.blocked().contains(&format!("ns-{:03}", 2 * n + 3)));
     }
     assert!(blocks_with_another(&mut world, 0, 14));
-    // Whatever the clock says now, it opens nothing.
+    // Whatever the clock shows now, it opens nothing.
     assert!(blocks_with_another(&mut world, -MONTH, 15));
 }
 
@@ -123,7 +123,7 @@ fn a_clock_that_jumps_while_a_shorter_gap_is_doubted_is_doubted_for_a_day_of_its
     accuse(&mut world, 1..2);
     exempt(&mut world, "Exemption a", "^ns-a$", 24 * 30);
     world.evaluate();
-    // No replica leads for an hour: that is doubted, too.
+    // No replica leads for an hour, and that hour is doubted, too.
     assert!(!blocks_with_another(&mut world, DAY / 24, 2));
     world.wait(24 * HOUR - 10 * MINUTE);
     accuse(&mut world, 3..4);
@@ -142,7 +142,7 @@ fn leaders_that_restart_every_few_hours_end_an_exemption_late_by_the_time_that_t
     accuse(&mut world, 1..2);
     exempt(&mut world, "Exemption a", "^ns-a$", 24 * 10);
     world.evaluate();
-    // Evidence is written each hour: what a leader has measured since is lost with it, here almost an hour.
+    // Evidence is written each hour. The time that a leader has measured since is lost with it, here almost an hour.
     let mut hours = 0;
     while !world.blocked().contains(&"ns-a".to_owned()) {
         world.wait(HOUR - MINUTE);
@@ -158,7 +158,8 @@ fn leaders_that_restart_every_few_hours_end_an_exemption_late_by_the_time_that_t
     assert!((24 * 10..24 * 11).contains(&hours), "{hours}");
 }
 
-/// Leaders have measured the time for which an operator released the App, and one whose clock is ahead has blocked it again.
+/// Leaders have measured the time for which an operator released the App. A leader whose clock is ahead has blocked
+/// it again.
 #[test]
 fn a_release_that_is_over_by_the_measured_time_opens_nothing_where_the_wall_clock_is_behind() {
     let mut world = nodes(20);
@@ -179,7 +180,7 @@ fn a_release_that_is_over_by_the_measured_time_opens_nothing_where_the_wall_cloc
     assert!(blocks_with_another(&mut world, -MONTH, 4));
 }
 
-/// The leader began after a pause, so what it believes lags behind its clock, which is right.
+/// The leader began after a pause, so its believed time is behind its clock, which is right.
 #[test]
 fn an_exemption_that_was_added_after_a_start_and_is_over_opens_nothing_under_a_clock_that_is_behind() {
     let mut world = nodes(20);
@@ -235,7 +236,7 @@ fn an_exemption_that_a_clock_years_ahead_took_for_over_is_in_force_again_after_a
 fn an_exemption_that_is_in_force_again_under_a_clock_that_was_set_back_is_counted_before_it_opens_anything() {
     let mut world = many_blocked();
     world.incidents = Incidents::default();
-    world.kept.clear();
+    world.persisted.clear();
     // It is in force while nothing is blocked, and ends.
     exempt(&mut world, "Exemption a", "^ns-", 1);
     world.ledger = world.new_ledger();

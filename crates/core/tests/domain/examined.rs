@@ -11,10 +11,10 @@ use procscan_core::snapshot::State;
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
 
-/// A tenant fills its node's places, and its blocked miner changes its name: each answer lists it, but there is no room
-/// for the record.
+/// A tenant fills its node's places, and its blocked miner changes its name. Each answer lists the miner, but there
+/// is no room for the record.
 #[test]
-fn an_answer_with_records_for_which_there_was_no_room_says_nothing_of_their_namespaces() {
+fn an_answer_with_records_for_which_there_was_no_room_is_inconclusive_about_their_namespaces() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_node: 4, ..Detection::default() });
     let decoys = |now| ["p1", "p2", "p3"].map(|process| record_of("ns-x", "decoy", process, now));
     world.rounds(3, |world| {
@@ -37,7 +37,7 @@ fn an_answer_with_records_for_which_there_was_no_room_says_nothing_of_their_name
 
 /// An accusation that may not lead to a new block does not pass a brake either.
 #[test]
-fn an_accusation_that_is_too_old_for_a_new_block_lets_none_through() {
+fn an_accusation_that_is_too_old_for_a_new_block_passes_no_brake() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.brake.max_tenants_per_node = 1;
     let until = Some(at(4 * HOUR + 50 * MINUTE).wall());
@@ -67,10 +67,10 @@ fn an_accusation_that_is_too_old_for_a_new_block_lets_none_through() {
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// An agent that lists one of several lists a record that can't be used: the list is not empty, and hides another
+/// An agent that lists one of several lists a record that can't be used. The list is not empty, and hides another
 /// process.
 #[test]
-fn an_answer_whose_only_record_can_not_be_used_says_nothing_of_others() {
+fn an_answer_whose_only_record_can_not_be_used_is_inconclusive_about_others() {
     let mut world = World::new(&["n1"]);
     world.rounds(60, |world| {
         let now = world.clock();
@@ -88,12 +88,12 @@ fn an_answer_whose_only_record_can_not_be_used_says_nothing_of_others() {
     });
 }
 
-/// A part of an answer comes between two answers that say that nothing has changed. The list that these repeat still says nothing
-/// of what had no room, or of others than a record that can't be used.
+/// A part of an answer comes between two answers without a change. The list that these repeat is still inconclusive
+/// about records without room, and about others than an unusable record.
 #[test]
-fn after_a_part_of_an_answer_an_unchanged_list_still_says_nothing_of_what_it_left_out() {
+fn after_a_part_of_an_answer_an_unchanged_list_is_still_inconclusive_about_what_it_left_out() {
     let cut = || {
-        let failure = Failure { reason: FailureReason::Deferred, detail: "as told".into() };
+        let failure = Failure { reason: FailureReason::Deferred, detail: "by the test".into() };
         Outcome::Partial(Answer::default(), failure)
     };
     for is_cut in [false, true] {
@@ -127,7 +127,7 @@ fn after_a_part_of_an_answer_an_unchanged_list_still_says_nothing_of_what_it_lef
     }
 }
 
-/// A slow decoy makes rounds fall between two results of one scan; then the agent restarts just before its next scan.
+/// A slow decoy makes rounds fall between two results of one scan. Then the agent restarts just before its next scan.
 #[test]
 fn a_tenant_can_not_make_an_agents_scan_interval_seem_short() {
     for has_decoy in [false, true] {
@@ -155,9 +155,9 @@ fn a_tenant_can_not_make_an_agents_scan_interval_seem_short() {
     }
 }
 
-/// What is kept of an incident is bounded: after a restart the nodes of what was left out are not known.
+/// The persisted evidence of an incident is bounded. After a restart the nodes of omitted evidence are not known.
 #[test]
-fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
+fn a_release_waits_on_every_node_for_accusations_that_were_not_persisted() {
     for many in [10, 70] {
         let mut world = World::new(&["n1", "n2"]);
         world.rounds(3, |world| {
@@ -166,7 +166,7 @@ fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
             world.answer("n2", vec![record_of("ns-x", "web-1", "xmrig", now)]);
             world.evaluate();
         });
-        // The second node is silent from now on. The first one lists many more processes of the same App.
+        // The second node does not answer from now on. The first one lists many more processes of the same App.
         world.wait(MINUTE);
         let now = world.clock();
         world.answer("n1", (0..many).map(|n| record_of("ns-x", "web-1", &format!("p{n}"), now)).collect());
@@ -181,9 +181,9 @@ fn accusations_that_were_not_kept_are_waited_for_on_every_node() {
     }
 }
 
-/// Of two Apps with a shared Service one can't be read, and the incident of the other has ended.
+/// Of two Apps with a shared Service, the incident of one can't be read, and the incident of the other has ended.
 #[test]
-fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside() {
+fn services_of_an_ended_incident_stay_closed_for_an_unreadable_app() {
     let mut world = World::new(&["n1"]);
     let of = |name: &str| App::new("ns-x", "app", name);
     for name in ["a", "c"] {
@@ -199,7 +199,7 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
     world.rounds(3, |world| accuse(world, &["a", "c"]));
     world.rounds(60, |world| accuse(world, &["a"]));
     assert_eq!(world.evaluate().plan.blocks.len(), 1);
-    let ended: Vec<_> = world.kept.values().filter(|it| &*it.spec.app.name == "c").cloned().collect();
+    let ended: Vec<_> = world.persisted.values().filter(|it| &*it.spec.app.name == "c").cloned().collect();
     let snapshot = world.snapshot();
     let mut incidents = Incidents::restore(&ended, &snapshot, world.now);
     incidents.mark_unreadable([of("a")]);
@@ -215,7 +215,7 @@ fn what_an_ended_incident_had_closed_stays_closed_for_an_app_that_is_set_aside()
 }
 
 #[test]
-fn what_an_operator_approved_before_an_exemption_is_judged_anew_when_the_exemption_is_over() {
+fn an_approval_from_before_an_exemption_does_not_count_after_it() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -243,7 +243,7 @@ fn a_release_that_could_not_be_written_waits_again_for_the_nodes_that_are_not_kn
     world.answer("n2", vec![]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    for incident in world.kept.values_mut() {
+    for incident in world.persisted.values_mut() {
         incident.status.evidence_omitted = 3;
     }
     world.restart();
@@ -255,7 +255,7 @@ fn a_release_that_could_not_be_written_waits_again_for_the_nodes_that_are_not_kn
         world.evaluate();
     });
     assert_eq!(world.blocked(), ["ns-a"], "its release can't be written");
-    // A node has been silent since, and may be one of those that are not known.
+    // A node has not answered since, and may be one of those that are not known.
     world.unwritable.clear();
     world.fail("n2");
     world.rounds(20, |world| drop((world.answer("n1", vec![]), world.fail("n2"))));

@@ -1,4 +1,4 @@
-//! A tenant pushes out what the ledger knows of its miner by ever new names of processes.
+//! A tenant pushes out of the ledger what is known of its miner, by ever new names of processes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use procscan_core::report::{FailureReason, Record};
 
 /// How many violations of a Pod the ledger has room for.
 const ROOM: usize = 40;
-/// How many of a node an incident holds when the ledger no longer knows them.
+/// How much evidence of a node an incident holds when the ledger no longer knows it.
 const FORGOTTEN: usize = 64;
 
 /// Node `n1` has found the miner of `ns-a` under `rule`, and the App is blocked.
@@ -66,14 +66,14 @@ fn hours(world: &mut World, hours: u64, mut each: impl FnMut(&mut World)) {
     }
 }
 
-/// The names of the processes that the block rests on.
+/// The names of the processes that the block is for.
 fn accused(world: &mut World) -> BTreeSet<String> {
     let plan = world.evaluate().plan;
     plan.blocks.iter().flat_map(|block| block.accused()).map(|key| key.process.to_string()).collect()
 }
 
 #[test]
-fn a_flood_that_is_exempted_opens_nothing_that_is_not_covered_before_the_limit() {
+fn an_exempted_flood_opens_no_uncovered_block_before_the_limit() {
     for rule in ["^xmrig$", "^p"] {
         let mut world = world(&["n1"], rule);
         exempt_the_flood(&mut world);
@@ -121,7 +121,8 @@ fn a_restart_during_a_flood_opens_nothing() {
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// The next leader has heard the agents too, for long enough, but nothing of the miner is left in its ledger either.
+/// The next leader has received the agents' reports too, for long enough, but its ledger has forgotten the miner as
+/// well.
 #[test]
 fn a_change_of_leader_during_a_flood_opens_nothing() {
     let mut world = World::with(&["n1"], Detection { max_keys_per_pod: ROOM, ..Detection::default() });
@@ -152,7 +153,7 @@ fn restarted(miner: Option<Record>) -> World {
 }
 
 #[test]
-fn an_exemption_of_what_was_persisted_does_not_open_what_was_not() {
+fn an_exemption_of_persisted_accusations_does_not_open_the_others() {
     // All of 64 accusations are known after a restart, and covered.
     assert!(restarted(None).blocked().is_empty());
     // Of 65 the miner's is the one that is not persisted.
@@ -164,13 +165,13 @@ fn an_exemption_of_what_was_persisted_does_not_open_what_was_not() {
         w.answer("n1", exempted(64, now).chain([record("ns-a", now)]).collect());
     });
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Its agent says that it is gone.
+    // Its agent does not list it any more.
     hours(&mut world, 3, |w| drop(w.answer("n1", exempted(64, w.clock()).collect())));
     assert!(world.blocked().is_empty());
 }
 
 #[test]
-fn what_was_not_persisted_is_not_covered_while_its_pod_can_not_be_read() {
+fn an_accusation_that_was_not_persisted_is_not_covered_while_its_pod_can_not_be_read() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
@@ -187,7 +188,7 @@ fn what_was_not_persisted_is_not_covered_while_its_pod_can_not_be_read() {
 }
 
 #[test]
-fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() {
+fn an_exemption_of_the_whole_app_covers_accusations_that_were_not_persisted() {
     let miner = || Some(record("ns-a", 0));
     let exempted_as = |set: &dyn Fn(&mut Exemption)| {
         let mut world = restarted(miner());
@@ -197,7 +198,7 @@ fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() 
     let exact = |text: &str| Some(Pattern::Exact(text.into()));
     assert!(exempted_as(&|it| it.namespace = exact("ns-a")).is_empty());
     assert!(exempted_as(&|it| it.app = exact("web")).is_empty());
-    // One that matches the names of all processes that are known, and even no name, covers no other process.
+    // An exemption that matches the names of all known processes, and even no name, covers no other process.
     let of_process = |text: &str| Some(Pattern::Regex(regex::Regex::new(text).unwrap()));
     assert_eq!(exempted_as(&|it| it.process = of_process("^[p0-9]*$")), ["ns-a"]);
     assert_eq!(exempted_as(&|it| it.rule = of_process("^([^x]|$)*$")), ["ns-a"]);
@@ -205,7 +206,7 @@ fn what_covers_an_app_whatever_it_is_accused_of_covers_what_was_not_persisted() 
         exempted_as(&|it| (it.namespace, it.process) = (exact("ns-a"), of_process("^[p0-9]*$"))),
         ["ns-a"]
     );
-    // What is over covers nothing.
+    // An exemption that is over covers nothing.
     let mut world = restarted(miner());
     let over =
         exemption(|it| it.namespace = exact("ns-a"), Some(world.now.wall() - Duration::from_secs(HOUR)));
@@ -241,7 +242,7 @@ fn of_many_accusations_those_that_nothing_covers_are_persisted() {
     world.answer("n1", exempted(64, 0).chain([under("^p", record("ns-a", 0))]).collect());
     assert_eq!(world.blocked(), ["ns-a"]);
     let has_miner = |world: &World| {
-        let [incident] = &world.kept.values().collect::<Vec<_>>()[..] else { panic!("one incident") };
+        let [incident] = &world.persisted.values().collect::<Vec<_>>()[..] else { panic!("one incident") };
         incident.status.evidence.iter().any(|evidence| *evidence.process == *"xmrig")
     };
     assert!(!has_miner(&world), "it is the last by its name");
@@ -251,7 +252,7 @@ fn of_many_accusations_those_that_nothing_covers_are_persisted() {
 }
 
 #[test]
-fn what_another_node_has_found_stays_while_its_answers_can_not_be_used() {
+fn evidence_of_another_node_stays_while_its_answers_can_not_be_used() {
     let mut world = world(&["n1", "n2"], "^p");
     world.answer("n2", vec![under("^p", record("ns-a", 0))]);
     world.evaluate();

@@ -7,7 +7,7 @@ use procscan_core::policy::{Alert, Brake, Evaluation, IncidentCommand};
 
 const TENANTS: usize = 12;
 
-/// Blocked tenants, each on the word of its own node.
+/// Blocked tenants, each on the reports of its own node.
 fn blocked_tenants() -> (World, Vec<String>) {
     let nodes: Vec<String> = (0..TENANTS).map(|n| format!("n{n}")).collect();
     let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
@@ -48,7 +48,7 @@ fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_ope
         assert!(evaluation.held[0].reason.contains("brake.max_gone_tenants"), "{:?}", evaluation.held[0]);
         let is_alert = |alert: &&Alert| matches!(alert, Alert::Brake { brake: Brake::Gone, .. });
         assert_eq!(evaluation.alerts.iter().filter(is_alert).count(), 1);
-        // Nothing opens them: neither time, nor a restart, nor the return of the Pods.
+        // Neither time, nor a restart, nor the return of the Pods opens them.
         for restarts in 0..3 {
             for minutes in [1, 30, 24 * 60] {
                 world.wait(minutes * MINUTE);
@@ -71,7 +71,7 @@ fn when_the_apps_of_many_tenants_are_gone_at_once_most_stay_blocked_until_an_ope
 }
 
 #[test]
-fn what_is_held_for_being_gone_is_blocked_as_before_when_it_is_found_again() {
+fn an_app_whose_release_as_gone_is_held_is_blocked_as_before_when_it_offends_again() {
     let (mut world, names) = blocked_tenants();
     are_gone(&mut world, &names, true);
     assert_eq!(world.held().len(), 7);
@@ -85,7 +85,7 @@ fn what_is_held_for_being_gone_is_blocked_as_before_when_it_is_found_again() {
     assert!(!world.blocked().contains(&"ns-011".to_owned()));
 }
 
-/// Nor do they take places of releases by the rules.
+/// They take no places of releases by the rules either.
 #[test]
 fn one_tenants_mass_deletion_takes_one_place_and_those_that_come_one_by_one_pass() {
     let (mut world, names) = blocked_tenants();

@@ -1,4 +1,4 @@
-//! The grace is given once in an incident: a tenant that stops and begins again has what is left of it.
+//! The grace is given once in an incident. A tenant that stops and begins again has the rest of it.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const MONTH: i64 = 30 * 24 * 3600;
 pub(crate) fn with_grace(minutes: u64) -> World {
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_mins(minutes);
-    // So that the monotonic clock has a reading for a month ago.
+    // The monotonic clock needs a reading for a month ago.
     world.wait(40 * 24 * HOUR);
     world
 }
@@ -32,26 +32,26 @@ pub(crate) fn accuse(world: &mut World) -> Evaluation {
     find(world, &["xmrig"])
 }
 
-pub(crate) fn standing(world: &World) -> Phase {
+pub(crate) fn phase(world: &World) -> Phase {
     world.incidents.incident(&app("ns-a")).expect("an incident").phase()
 }
 
-/// Nothing is found until the incident is over, half an hour later, or as many scans as long as it was away before. Gives the
-/// minutes.
+/// Nothing is found until the incident is over. That takes half an hour, or as many scans as long as the process was
+/// away before. Returns the minutes.
 pub(crate) fn stops(world: &mut World) -> u64 {
     for minute in 1..=400 {
         world.rounds(1, |w| drop(find(w, &[])));
-        if matches!(standing(world), Phase::Ended { .. }) {
+        if matches!(phase(world), Phase::Ended { .. }) {
             return minute;
         }
     }
-    panic!("{:?}", standing(world));
+    panic!("{:?}", phase(world));
 }
 
-/// The tenant offends, is told of the grace, and stops.
+/// The tenant offends, is notified of the grace, and stops.
 pub(crate) fn is_warned_and_stops(world: &mut World) -> u64 {
     assert!(accuse(world).plan.blocks.is_empty());
-    assert!(matches!(standing(world), Phase::Grace { .. }));
+    assert!(matches!(phase(world), Phase::Grace { .. }));
     stops(world)
 }
 
@@ -70,8 +70,8 @@ pub(crate) fn is_blocked_in(world: &mut World, minutes: u64, what: &str) {
 
 pub(crate) fn release(world: &mut World, hours: i64) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(hours);
-    let act = IncidentCommand::Release { app: app("ns-a"), until };
-    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+    let command = IncidentCommand::Release { app: app("ns-a"), until };
+    world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
 }
 
@@ -83,13 +83,13 @@ fn a_tenant_that_stops_until_it_is_cleared_is_blocked_when_it_begins_again_after
     assert!(is_blocked(&evaluation));
     let reason = &evaluation.plan.blocks[0].reason;
     assert!(reason.contains("; its tenant was warned before, and the grace ended at "), "{reason}");
-    // Cleared and released by the rules, it is still the same incident.
+    // After the release by the rules, the incident is still the same.
     stops(&mut world);
     assert!(is_blocked(&accuse(&mut world)));
 }
 
 #[test]
-fn a_tenant_that_begins_again_during_the_grace_has_what_is_left_of_it_and_is_told_so() {
+fn a_tenant_that_begins_again_during_the_grace_has_the_rest_of_it_and_is_notified_of_that() {
     let mut world = with_grace(600);
     let until = world.now.wall() + Duration::from_hours(10);
     let first = is_warned_and_stops(&mut world);
@@ -127,23 +127,23 @@ fn a_restart_or_another_leader_whatever_its_clock_neither_shortens_the_grace_nor
 }
 
 #[test]
-fn what_was_told_stands_through_a_restart_in_the_middle_of_the_grace() {
+fn the_warning_counts_through_a_restart_in_the_middle_of_the_grace() {
     let mut world = with_grace(10);
     accuse(&mut world);
     world.wait(4 * MINUTE);
-    // What is written says how much time has been measured.
+    // The write persists how much time has been measured.
     find(&mut world, &["xmrig", "zmap"]);
     world.restart();
     is_blocked_in(&mut world, 6, "after a restart");
-    // As the version before has written it.
+    // The document is as an earlier version wrote it.
     let mut world = with_grace(10);
     accuse(&mut world);
     world.wait(4 * MINUTE);
     find(&mut world, &["xmrig", "zmap"]);
-    for kept in world.kept.values_mut() {
-        let mut status = serde_json::to_value(&kept.status).unwrap();
+    for persisted in world.persisted.values_mut() {
+        let mut status = serde_json::to_value(&persisted.status).unwrap();
         status.as_object_mut().unwrap().remove("grace");
-        kept.status = serde_json::from_value(status).unwrap();
+        persisted.status = serde_json::from_value(status).unwrap();
     }
     world.restart();
     is_blocked_in(&mut world, 6, "after an upgrade");
@@ -165,7 +165,7 @@ fn after_a_release_a_tenant_has_a_whole_grace() {
 }
 
 #[test]
-fn an_exemption_of_what_the_tenant_was_warned_of_gives_a_whole_grace_though_the_incident_was_over() {
+fn an_exemption_of_the_warned_process_gives_a_whole_grace_though_the_incident_was_over() {
     for is_over in [true, false] {
         let mut world = with_grace(10);
         accuse(&mut world);
@@ -191,13 +191,13 @@ fn an_exemption_of_what_the_tenant_was_warned_of_gives_a_whole_grace_though_the_
 }
 
 #[test]
-fn a_tenant_gets_no_new_grace_by_starting_what_is_exempt() {
+fn a_tenant_gets_no_new_grace_by_starting_an_exempt_process() {
     let mut world = with_grace(10);
     world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
     accuse(&mut world);
     find(&mut world, &["xmrig", "zmap"]);
     world.rounds(31, |w| drop(find(w, &["zmap"])));
-    assert_eq!(standing(&world), Phase::Watched);
+    assert_eq!(phase(&world), Phase::Watched);
     stops(&mut world);
     world.restart();
     find(&mut world, &["zmap"]);
@@ -223,11 +223,11 @@ fn a_warning_that_was_not_written_has_begun_no_grace() {
     let mut world = with_grace(10);
     world.is_mute = true;
     is_warned_and_stops(&mut world);
-    // That the grace is over can be told.
+    // The tenant can be notified that the grace is over.
     world.is_mute = false;
     find(&mut world, &[]);
     world.wait(20 * MINUTE);
-    is_blocked_in(&mut world, 10, "not told");
+    is_blocked_in(&mut world, 10, "not notified");
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_later_incident_has_a_whole_grace() {
 }
 
 #[test]
-fn an_exempt_process_that_runs_on_keeps_no_old_grace() {
+fn an_exempt_process_that_runs_on_preserves_no_old_grace() {
     for (hours, is_new) in [(23, false), (25, true)] {
         let mut world = with_grace(10);
         world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
@@ -259,7 +259,7 @@ fn an_exempt_process_that_runs_on_keeps_no_old_grace() {
         world.restart();
         assert_eq!(is_blocked(&find(&mut world, &["xmrig", "zmap"])), !is_new, "{hours}");
         if is_new {
-            assert!(matches!(standing(&world), Phase::Grace { .. }));
+            assert!(matches!(phase(&world), Phase::Grace { .. }));
         }
     }
 }
@@ -271,7 +271,7 @@ fn each_pause_counts_for_itself_while_an_exempt_process_runs_on() {
     world.policy.exemptions = vec![exemption(|e| e.process = Some(Pattern::Exact("zmap".into())), None)];
     find(&mut world, &["xmrig", "zmap"]);
     for _ in 0..2 {
-        while standing(&world) != Phase::Watched {
+        while phase(&world) != Phase::Watched {
             world.rounds(1, |w| drop(find(w, &["zmap"])));
         }
         world.rounds(90, |w| drop(find(w, &["zmap"])));
@@ -280,7 +280,7 @@ fn each_pause_counts_for_itself_while_an_exempt_process_runs_on() {
 }
 
 #[test]
-fn a_release_that_could_not_be_kept_takes_no_grace_back() {
+fn a_release_that_could_not_be_persisted_revokes_no_grace() {
     let mut world = with_grace(10);
     accuse(&mut world);
     world.wait(4 * MINUTE);
@@ -292,12 +292,12 @@ fn a_release_that_could_not_be_kept_takes_no_grace_back() {
 }
 
 #[test]
-fn a_longer_grace_is_not_cut_by_what_was_told_before() {
+fn a_longer_grace_is_not_cut_by_an_earlier_warning() {
     let mut world = with_grace(10);
     let passed = is_warned_and_stops(&mut world);
     world.policy.grace = Duration::from_hours(1);
     is_blocked_in(&mut world, 60 - passed, "a longer grace");
-    // And a shorter one does not cut what was told.
+    // A shorter grace does not cut the announced one either.
     let mut world = with_grace(60);
     let passed = is_warned_and_stops(&mut world);
     world.policy.grace = Duration::from_mins(10);
@@ -317,7 +317,7 @@ fn other_labels_on_the_same_controllers_pods_give_no_new_grace() {
             world.evaluate()
         };
         pod(&mut world, "web-1", "web", "Deployment/web");
-        assert!(matches!(standing(&world), Phase::Grace { .. }));
+        assert!(matches!(phase(&world), Phase::Grace { .. }));
         world.wait(11 * MINUTE);
         let evaluation = pod(&mut world, "web-2", "renamed", origin);
         let is_blocked = evaluation.plan.blocks.iter().any(|block| *block.app.name == *"renamed");
@@ -363,13 +363,13 @@ fn a_release_of_the_app_under_its_new_name_covers_the_old_one_too_and_it_has_a_w
     found(&mut world, "web");
     found(&mut world, "renamed");
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-    let act = IncidentCommand::Release { app: App::new("ns-a", "app", "renamed"), until };
-    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+    let command = IncidentCommand::Release { app: App::new("ns-a", "app", "renamed"), until };
+    world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
     world.wait(20 * MINUTE);
     let evaluation = found(&mut world, "web");
     assert!(!is_blocked(&evaluation), "{:?}", evaluation.plan.blocks);
-    // The release ends after an hour, of which 21 minutes are over.
+    // The release ends after an hour, of which 21 minutes have passed.
     for minute in 22..=70 {
         let evaluation = found(&mut world, "web");
         assert_eq!(is_blocked(&evaluation), minute == 70, "{minute}");

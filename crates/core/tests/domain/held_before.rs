@@ -1,10 +1,10 @@
-//! A hold outlasts the incident in which a brake began it, where it is still known.
+//! A hold outlasts the incident in which a brake began it, as long as it is still known.
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use procscan_core::policy::IncidentCommand;
 
-/// The hold is older than the time in which offending again continues an incident. The operator who released the App has not
-/// approved its block.
+/// The hold is older than the time in which offending again continues an incident. The operator who released the App
+/// has not approved its block.
 #[test]
 fn a_hold_outlasts_a_release_however_long_that_lasts() {
     let mut world = held_beside_another();
@@ -25,12 +25,13 @@ fn a_hold_outlasts_a_release_however_long_that_lasts() {
     assert_eq!((blocked, held), (Vec::<String>::new(), vec!["ns-b".to_owned()]));
 }
 
-/// A backup brings back an Incident that was held, and the leader writes it as ended, because that incident had ended. The next
-/// leader hears the App offend again.
+/// A backup restores an incident that was held, and the leader writes it as ended, because that incident had ended.
+/// The next leader receives a report that the App offends again.
 #[test]
-fn an_app_that_a_restored_backup_says_was_held_is_not_blocked_without_an_approval() {
+fn an_app_that_is_held_in_a_restored_backup_is_not_blocked_without_an_approval() {
     let mut world = held_beside_another();
-    let mut backup = world.kept.values().find(|it| it.spec.app.namespace == "ns-b".into()).unwrap().clone();
+    let mut backup =
+        world.persisted.values().find(|it| it.spec.app.namespace == "ns-b".into()).unwrap().clone();
     clear(&mut world);
     for _ in 0..30 {
         world.wait(HOUR);
@@ -39,9 +40,9 @@ fn an_app_that_a_restored_backup_says_was_held_is_not_blocked_without_an_approva
         world.evaluate();
     }
     backup.status.end_again(world.now.wall());
-    world.kept.insert(backup.name.clone(), backup);
+    world.persisted.insert(backup.name.clone(), backup);
     world.restart();
-    // What is decided first can't be kept.
+    // The first decision can't be persisted.
     world.unwritable.insert("ns-b".into());
     for is_held in [false, true] {
         world.wait(MINUTE);
@@ -53,7 +54,8 @@ fn an_app_that_a_restored_backup_says_was_held_is_not_blocked_without_an_approva
     }
 }
 
-/// `ns-a` is blocked, and a brake holds `ns-b`. Since then the brake has been set so high that it would not hold it anew.
+/// `ns-a` is blocked, and a brake holds `ns-b`. Since then the limit of the brake has been raised, so that it would
+/// not hold `ns-b` anew.
 fn held_beside_another() -> World {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 1;

@@ -1,4 +1,4 @@
-//! The ledger's laws, over sequences that nobody thought of.
+//! The ledger's laws, over random sequences.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,7 +19,7 @@ const NAMESPACES: [&str; 3] = ["ns-a", "ns-b", "ns-c"];
 
 /// What one node's agent does in one round.
 #[derive(Clone, Debug)]
-enum Deed {
+enum Action {
     /// Answers with these records: which namespace, and how many seconds before now it was detected.
     List(Vec<(usize, i64)>),
     /// Answers with what it listed last, unchanged.
@@ -33,22 +33,22 @@ enum Deed {
     Fails(FailureReason),
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
+fn action() -> impl Strategy<Value = Action> {
     let records = || vec((0..NAMESPACES.len(), 0..90_i64), 0..4);
     prop_oneof![
-        2 => records().prop_map(Deed::List),
-        4 => Just(Deed::Repeat),
-        1 => Just(Deed::NotModified),
-        1 => records().prop_map(Deed::CutShort),
-        4 => Just(Deed::Empty),
-        2 => Just(Deed::Fails(FailureReason::Timeout)),
-        1 => Just(Deed::Fails(FailureReason::Refused)),
+        2 => records().prop_map(Action::List),
+        4 => Just(Action::Repeat),
+        1 => Just(Action::NotModified),
+        1 => records().prop_map(Action::CutShort),
+        4 => Just(Action::Empty),
+        2 => Just(Action::Fails(FailureReason::Timeout)),
+        1 => Just(Action::Fails(FailureReason::Refused)),
     ]
 }
 
-/// Rounds of different lengths, each with a deed of each node.
-fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Deed; 3])>> {
-    vec((prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64], [deed(), deed(), deed()]), 1..rounds)
+/// Rounds of different lengths, each with an action of each node.
+fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Action; 3])>> {
+    vec((prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64], [action(), action(), action()]), 1..rounds)
 }
 
 fn later(now: Moment, by: Duration) -> Moment {
@@ -64,7 +64,7 @@ impl Agents {
         Self { listed: BTreeMap::new() }
     }
 
-    fn outcome(&mut self, node: &'static str, deed: &Deed, now: i64) -> Outcome {
+    fn outcome(&mut self, node: &'static str, action: &Action, now: i64) -> Outcome {
         let make = |wanted: &[(usize, i64)]| -> Vec<Record> {
             wanted.iter().map(|(ns, ago)| record_of(NAMESPACES[*ns], "web", "xmrig", now - ago)).collect()
         };
@@ -72,38 +72,39 @@ impl Agents {
             let date = Some(Timestamp::from_second(START + now).unwrap());
             Answer { records: records.into_iter().collect(), date, ..Answer::default() }
         };
-        match deed {
-            Deed::List(wanted) => {
+        match action {
+            Action::List(wanted) => {
                 self.listed.insert(node, make(wanted));
                 Outcome::Complete(answer(make(wanted)))
             }
-            Deed::Repeat => Outcome::Complete(answer(self.listed.get(node).cloned().unwrap_or_default())),
-            Deed::NotModified => Outcome::Unchanged,
-            Deed::CutShort(wanted) => {
+            Action::Repeat => Outcome::Complete(answer(self.listed.get(node).cloned().unwrap_or_default())),
+            Action::NotModified => Outcome::Unchanged,
+            Action::CutShort(wanted) => {
                 let failure = Failure { reason: FailureReason::TooLarge, detail: String::new() };
                 Outcome::Partial(answer(make(wanted)), failure)
             }
-            Deed::Empty => {
+            Action::Empty => {
                 self.listed.remove(node);
                 Outcome::Complete(answer(Vec::new()))
             }
-            Deed::Fails(reason) => failed(*reason),
+            Action::Fails(reason) => failed(*reason),
         }
     }
 }
 
-/// What the laws are checked against: told from the reports alone, by the words of the specification.
+/// The model that the laws are checked against. It is computed from the reports alone, by the rules of the
+/// specification.
 #[derive(Default)]
 struct Model {
     last_answer: BTreeMap<&'static str, u64>,
     /// Answered time of a node since the last listing of a key with a new timestamp there.
     answered: BTreeMap<(&'static str, Key), u64>,
     seen: BTreeMap<(&'static str, Key), Vec<Timestamp>>,
-    heard: BTreeMap<&'static str, u64>,
+    answered_at: BTreeMap<&'static str, u64>,
 }
 
 impl Model {
-    fn tell(&mut self, node: &'static str, outcome: &Outcome, now: u64) {
+    fn note(&mut self, node: &'static str, outcome: &Outcome, now: u64) {
         if let Outcome::Complete(_) | Outcome::Unchanged = outcome {
             let gap = self.last_answer.insert(node, now).map_or(0, |last| now - last).min(MINUTE);
             for ((of, _), answered) in &mut self.answered {
@@ -113,7 +114,7 @@ impl Model {
             }
         }
         if let Outcome::Complete(answer) | Outcome::Partial(answer, _) = outcome {
-            self.heard.insert(node, now);
+            self.answered_at.insert(node, now);
             let mut newest: BTreeMap<Key, Timestamp> = BTreeMap::new();
             for record in answer.records.iter().map(Record::from) {
                 let slot = newest.entry(record.key).or_insert(record.detected_at);
@@ -145,11 +146,11 @@ proptest! {
         let mut world = World::with(&NODES, rules);
         let (mut agents, mut model) = (Agents::new(), Model::default());
         let mut cleared = BTreeSet::new();
-        for (wait, deeds) in &story {
+        for (wait, actions) in &story {
             world.wait(*wait);
-            for (node, deed) in NODES.into_iter().zip(deeds) {
-                let outcome = agents.outcome(node, deed, world.clock());
-                model.tell(node, &outcome, world.now.uptime().as_secs());
+            for (node, action) in NODES.into_iter().zip(actions) {
+                let outcome = agents.outcome(node, action, world.clock());
+                model.note(node, &outcome, world.now.uptime().as_secs());
                 world.report(node, outcome);
             }
             let snapshot = world.snapshot();
@@ -158,8 +159,8 @@ proptest! {
                     let node = NODES.into_iter().find(|n| **n == *evidence.node.0).unwrap();
                     let view = snapshot.nodes.get(&evidence.node).unwrap();
                     let id = (node, violation.key.clone());
-                    let news = if evidence.cleared.is_some() { cleared.insert(id) } else { !cleared.remove(&id) };
-                    if !news {
+                    let is_change = if evidence.cleared.is_some() { cleared.insert(id) } else { !cleared.remove(&id) };
+                    if !is_change {
                         continue;
                     }
                     match evidence.cleared {
@@ -170,14 +171,14 @@ proptest! {
                             prop_assert!(answered >= turns, "{answered} < {turns}");
                         }
                         Some(Cleared::Unreachable) => {
-                            let silent = world.now.uptime().as_secs() - model.heard.get(node).copied().unwrap_or(0);
+                            let silent = world.now.uptime().as_secs() - model.answered_at.get(node).copied().unwrap_or(0);
                             prop_assert!(silent >= world.rules.unreachable_limit.as_secs() || silent == 0);
                         }
                         Some(Cleared::Hidden) => {
                             let answered = model.answered[&(node, violation.key.clone())];
                             prop_assert!(answered >= world.rules.unreachable_limit.as_secs(), "{answered}");
                         }
-                        Some(Cleared::PodGone) => prop_assert!(false, "no Pod was said to be gone"),
+                        Some(Cleared::PodGone) => prop_assert!(false, "no Pod was proven gone"),
                         None => {}
                     }
                 }
@@ -185,9 +186,10 @@ proptest! {
         }
     }
 
-    /// Whatever snapshots show has been told before, at the moment it came about: nothing has to be looked through for it.
+    /// Every change that a snapshot shows has been returned before, at the moment when it happened. So no reader has
+    /// to search for it.
     #[test]
-    fn what_time_changes_is_told_when_it_does(story in story(60), steps in 1..5_u32) {
+    fn changes_by_time_are_returned_when_they_happen(story in story(60), steps in 1..5_u32) {
         let rules = Detection {
             max_age: Duration::from_mins(3),
             clear_after: Duration::from_mins(5),
@@ -197,39 +199,40 @@ proptest! {
         };
         let mut world = World::with(&NODES, rules.clone());
         let mut agents = Agents::new();
-        let mut told: BTreeMap<(Key, NodeName), Presence> = BTreeMap::new();
-        for (wait, deeds) in &story {
-            let mut tell = |changes: Vec<Change>| {
+        let mut returned: BTreeMap<(Key, NodeName), Presence> = BTreeMap::new();
+        for (wait, actions) in &story {
+            let mut note = |changes: Vec<Change>| {
                 for Change { key, node, kind } in changes {
                     let presence = match kind {
                         ChangeKind::Appeared => Presence::Active,
                         ChangeKind::Sighted | ChangeKind::Unconfirmed => Presence::Unconfirmed,
                         ChangeKind::Cleared(_) => Presence::Cleared,
                     };
-                    told.insert((key, node), presence);
+                    returned.insert((key, node), presence);
                 }
             };
             for _ in 0..steps {
                 world.now = later(world.now, Duration::from_secs(*wait) / steps);
-                tell(world.ledger.advance(world.now));
+                note(world.ledger.advance(world.now));
             }
-            for (node, deed) in NODES.into_iter().zip(deeds) {
-                let outcome = agents.outcome(node, deed, world.clock());
-                tell(world.ledger.absorb(&Report { target: target(node), at: world.now, outcome }));
+            for (node, action) in NODES.into_iter().zip(actions) {
+                let outcome = agents.outcome(node, action, world.clock());
+                note(world.ledger.absorb(&Report { target: target(node), at: world.now, outcome }));
             }
-            tell(world.ledger.advance(world.now));
+            note(world.ledger.advance(world.now));
             prop_assert!(world.ledger.advance(world.now).is_empty(), "once is enough");
-            let news = world.ledger.changes();
+            let changes = world.ledger.changes();
             let snapshot = world.ledger.snapshot(world.now);
-            prop_assert_eq!(snapshot.changes, news);
+            prop_assert_eq!(snapshot.changes, changes);
             for violation in &snapshot.violations {
                 for evidence in violation.evidence() {
                     let id = (violation.key.clone(), evidence.node.clone());
-                    let (told, shown) = (told[&id], evidence.presence);
-                    // What is learned of an agent's scans may give old evidence a little more time.
-                    let is_longer = (told, shown) == (Presence::Unconfirmed, Presence::Active);
-                    prop_assert!(told == shown || is_longer, "{id:?}: told {told:?}, shown {shown:?}");
-                    // A tombstone lies for as long after it was last listed as after it cleared, which took this at most.
+                    let (returned, shown) = (returned[&id], evidence.presence);
+                    // A newly learned scan interval may give old evidence a little more time.
+                    let is_longer = (returned, shown) == (Presence::Unconfirmed, Presence::Active);
+                    prop_assert!(returned == shown || is_longer, "{id:?}: returned {returned:?}, shown {shown:?}");
+                    // A tombstone stays for as long after its last listing as after it cleared, which took this at
+                    // most.
                     let longest = rules.same_incident + rules.unreachable_limit;
                     let is_over = world.now.since(evidence.last_seen) > longest + Duration::from_hours(6);
                     prop_assert!(!is_over, "a tombstone outlives its time");
@@ -238,7 +241,7 @@ proptest! {
         }
     }
 
-    /// Silence alone, however long below the limit, clears nothing.
+    /// Failures alone, for any time below the limit, clear nothing.
     #[test]
     fn failures_alone_clear_nothing_below_the_unreachable_limit(
         waits in vec((1..3000_u64, prop_oneof![Just(FailureReason::Timeout), Just(FailureReason::Refused)]), 1..28)
@@ -261,12 +264,12 @@ proptest! {
     ) {
         let (mut one, mut other) = (World::new(&NODES), World::new(&NODES));
         let mut agents = Agents::new();
-        for (wait, deeds) in &story {
+        for (wait, actions) in &story {
             one.wait(*wait);
             other.wait(*wait);
             let now = one.clock();
             let outcomes: Vec<Outcome> =
-                NODES.into_iter().zip(deeds).map(|(node, deed)| agents.outcome(node, deed, now)).collect();
+                NODES.into_iter().zip(actions).map(|(node, action)| agents.outcome(node, action, now)).collect();
             for index in [0, 1, 2] {
                 one.report(NODES[index], outcomes[index].clone());
             }
@@ -282,17 +285,17 @@ proptest! {
         prop_assert_eq!(shown(&one.snapshot()), shown(&other.snapshot()));
     }
 
-    /// A report that is delivered twice changes nothing, and neither does one that arrives after a later one.
+    /// A report that arrives twice changes nothing, and neither does one that arrives after a later one.
     #[test]
     fn duplicates_and_latecomers_change_nothing(story in story(40), late in any::<prop::sample::Index>()) {
         let (mut one, mut other) = (World::new(&NODES), World::new(&NODES));
         let mut agents = Agents::new();
         let mut sent: Vec<Report> = Vec::new();
-        for (wait, deeds) in &story {
+        for (wait, actions) in &story {
             one.wait(*wait);
             other.wait(*wait);
-            for (node, deed) in NODES.into_iter().zip(deeds) {
-                let outcome = agents.outcome(node, deed, one.clock());
+            for (node, action) in NODES.into_iter().zip(actions) {
+                let outcome = agents.outcome(node, action, one.clock());
                 let report = Report { target: target(node), at: one.now, outcome };
                 one.ledger.absorb(&report);
                 other.ledger.absorb(&report);
@@ -309,7 +312,7 @@ proptest! {
         prop_assert_eq!(shown(&one.snapshot()), shown(&other.snapshot()));
     }
 
-    /// Coverage always adds up, whoever leaves, joins, answers or does not.
+    /// Coverage always adds up, whatever targets leave, join, answer or do not answer.
     #[test]
     fn coverage_always_adds_up(
         story in vec((story(3), vec(any::<bool>(), 3), 0..4_usize), 1..12)
@@ -321,10 +324,10 @@ proptest! {
                 NODES.into_iter().zip(&present).filter(|(_, here)| **here).map(|(node, _)| target(node)).collect();
             let targets = expected.len();
             world.ledger.expect(expected, unlisted);
-            for (wait, deeds) in &rounds {
+            for (wait, actions) in &rounds {
                 world.wait(*wait);
-                for (node, deed) in NODES.into_iter().zip(deeds) {
-                    let outcome = agents.outcome(node, deed, world.clock());
+                for (node, action) in NODES.into_iter().zip(actions) {
+                    let outcome = agents.outcome(node, action, world.clock());
                     world.report(node, outcome);
                 }
                 let snapshot = world.snapshot();
@@ -334,17 +337,17 @@ proptest! {
         }
     }
 
-    /// What is old at first sight, and never changes, is never active.
+    /// A record that is old at first sight and never changes is never active.
     #[test]
-    fn what_is_old_at_first_sight_is_never_active(
-        age in 1801..100_000_i64, deeds in vec((1..4000_u64, 0..4_u8), 1..100)
+    fn a_record_that_is_old_at_first_sight_is_never_active(
+        age in 1801..100_000_i64, actions in vec((1..4000_u64, 0..4_u8), 1..100)
     ) {
         let mut world = World::new(&["n0"]);
         world.wait(100_000);
         let old = record_of("ns-a", "web", "xmrig", world.clock() - age);
-        for (wait, deed) in deeds {
+        for (wait, action) in actions {
             world.wait(wait);
-            match deed {
+            match action {
                 0 => world.fail("n0"),
                 1 => world.answer("n0", vec![]),
                 _ => world.answer("n0", vec![old.clone()]),
@@ -375,7 +378,7 @@ fn the_scan_interval_is_the_middle_one_of_the_last_steps_and_believed_up_to_an_h
     world.wait(1000);
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 21_400)]);
     assert_eq!(interval(&mut world), Some(400));
-    // From four steps on it is the median, because an agent that has restarted makes short ones.
+    // From four steps on the interval is the median, because an agent that has restarted makes short steps.
     let scans = |world: &mut World, step: u64, expected: &[u64]| {
         for expected in expected {
             world.wait(step);
@@ -389,7 +392,7 @@ fn the_scan_interval_is_the_middle_one_of_the_last_steps_and_believed_up_to_an_h
 }
 
 #[test]
-fn a_restart_does_not_make_the_silence_of_an_agent_that_scans_seldom_mean_more() {
+fn a_restart_does_not_shorten_the_clearing_time_of_an_agent_that_scans_seldom() {
     let mut world = World::new(&["n0"]);
     for _ in 0..3 {
         world.wait(1000);
@@ -421,13 +424,13 @@ fn long_scan_intervals_make_the_clock_wait_for_six_of_them_however_many_are_list
     let rounds = 6_000 / 60;
     world.rounds(rounds - 1, |w| drop(w.answer("n0", vec![])));
     assert_ne!(world.state("ns-a"), State::Cleared);
-    // A restarting agent may have needed 1000 s for its first scan: these do not count.
+    // A restarting agent may have needed 1000 s for its first scan, so these do not count.
     world.rounds(1000 / 60 + 2, |w| drop(w.answer("n0", vec![])));
     assert_eq!(world.state("ns-a"), State::Cleared);
 }
 
 #[test]
-fn a_node_that_never_returns_is_waited_for_until_the_limit() {
+fn the_wait_for_a_node_that_never_returns_ends_with_the_limit() {
     let mut world = World::new(&["n0"]);
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0)]);
     world.ledger.expect([], 0);

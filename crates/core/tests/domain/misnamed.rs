@@ -1,14 +1,16 @@
-//! Incidents that are kept under other names than their own: copies made by hand, and objects of a version with other names.
+//! Incidents that are persisted under other names than their own: copies by operators, and objects of a version with
+//! other names.
 
 use crate::common::{MINUTE, World, app, record};
 use procscan_core::policy::IncidentCommand;
 use procscan_core::state::{Incident, IncidentState};
 
-/// App `web` is blocked, held or released, and its Incident is kept under another name only. Returns its own name.
+/// App `web` is blocked, held or released, and its incident is persisted under another name only. Returns its own
+/// name.
 fn misnamed(world: &mut World) -> String {
-    let (own, mut incident) = world.kept.pop_first().unwrap();
+    let (own, mut incident) = world.persisted.pop_first().unwrap();
     incident.name = "made-by-hand".into();
-    world.kept.insert(incident.name.clone(), incident);
+    world.persisted.insert(incident.name.clone(), incident);
     own
 }
 
@@ -19,21 +21,25 @@ fn blocked() -> World {
     world
 }
 
-/// The object of another name has been ended, as every open object is that is not the App's own.
+/// The object of another name has been ended, like every open object that is not the App's own.
 fn end(incident: &mut Incident, world: &World) {
     incident.status.end_again(world.now.wall());
 }
 
 #[test]
-fn what_is_kept_under_another_name_is_written_at_once_under_its_own() {
+fn an_incident_persisted_under_another_name_is_written_at_once_under_its_own() {
     let mut world = blocked();
     let own = misnamed(&mut world);
     world.restart();
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert_eq!(world.kept[&own].status.state, IncidentState::Blocked, "nothing has changed, and it is kept");
-    let mut other = world.kept["made-by-hand"].clone();
+    assert_eq!(
+        world.persisted[&own].status.state,
+        IncidentState::Blocked,
+        "nothing has changed, and it is persisted"
+    );
+    let mut other = world.persisted["made-by-hand"].clone();
     end(&mut other, &world);
-    world.kept.insert(other.name.clone(), other);
+    world.persisted.insert(other.name.clone(), other);
     for _ in 0..2 {
         world.restart();
         assert_eq!(world.blocked(), ["ns-a"]);
@@ -41,16 +47,16 @@ fn what_is_kept_under_another_name_is_written_at_once_under_its_own() {
 }
 
 #[test]
-fn what_can_not_be_written_under_its_own_name_is_tried_again() {
+fn a_write_under_its_own_name_that_fails_is_tried_again() {
     let mut world = blocked();
     let own = misnamed(&mut world);
     world.unwritable.insert("ns-a".into());
     world.restart();
-    assert_eq!(world.blocked(), ["ns-a"], "it stays as it is kept");
-    assert!(!world.kept.contains_key(&own));
+    assert_eq!(world.blocked(), ["ns-a"], "it stays as it is persisted");
+    assert!(!world.persisted.contains_key(&own));
     world.unwritable.clear();
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert!(world.kept.contains_key(&own));
+    assert!(world.persisted.contains_key(&own));
 }
 
 #[test]
@@ -65,8 +71,8 @@ fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
     let own = misnamed(&mut world);
     world.restart();
     world.evaluate();
-    let other = world.kept.remove("made-by-hand").unwrap();
-    assert_eq!(world.kept[&own].status.releases, other.status.releases);
+    let other = world.persisted.remove("made-by-hand").unwrap();
+    assert_eq!(world.persisted[&own].status.releases, other.status.releases);
     world.restart();
     world.wait(MINUTE);
     let now = world.clock();
@@ -74,25 +80,25 @@ fn an_operators_release_is_not_lost_with_an_object_of_another_name() {
     assert!(world.blocked().is_empty());
 }
 
-/// Acts are numbered for each object, and the App's own one has its own numbers.
+/// Commands are numbered for each object, and the App's own one has its own numbers.
 #[test]
-fn acts_in_an_object_of_another_name_do_not_count_for_the_apps_own() {
+fn commands_in_an_object_of_another_name_do_not_count_for_the_apps_own() {
     let mut world = blocked();
     world.incidents.note_done_up_to(&app("ns-a"), 2);
     world.evaluate();
     let observed = |world: &World| world.incidents.incident(&app("ns-a")).unwrap().observed();
-    // A copy beside it, which says that more has been done.
-    let mut copy = world.kept.values().next().unwrap().clone();
+    // A copy beside it, which records that more has been done.
+    let mut copy = world.persisted.values().next().unwrap().clone();
     (copy.name, copy.status.observed) = ("a-copy".into(), 7);
-    world.kept.insert(copy.name.clone(), copy.clone());
+    world.persisted.insert(copy.name.clone(), copy.clone());
     world.restart();
-    assert_eq!(observed(&world), 2, "of two that say the same its own counts");
+    assert_eq!(observed(&world), 2, "of two equal ones its own counts");
     // Of several the latest counts, whatever its name.
     copy.status.clock = Some(world.now.wall() + std::time::Duration::from_mins(1));
-    world.kept.insert(copy.name.clone(), copy);
+    world.persisted.insert(copy.name.clone(), copy);
     world.restart();
     assert_eq!(observed(&world), 2);
-    world.kept.retain(|name, _| name == "a-copy");
+    world.persisted.retain(|name, _| name == "a-copy");
     world.restart();
     assert_eq!(observed(&world), 0);
 }

@@ -24,7 +24,7 @@ fn ask(world: &mut World, agent: &mut RealAgent) {
     world.report("n1", outcome);
 }
 
-/// How much longer than its clearing time a process that has ended may take: a few scans and a few rounds.
+/// How much longer than its clearing time the clearing of an ended process may take: a few scans and a few rounds.
 fn slack(interval: u64) -> u64 {
     3 * interval + 3 * MINUTE
 }
@@ -54,7 +54,7 @@ fn a_process_that_another_one_hides_does_not_clear_while_both_run() {
 }
 
 #[test]
-fn what_has_ended_clears_although_another_ones_last_record_stays_listed() {
+fn a_process_that_has_ended_clears_although_another_ones_last_record_stays_listed() {
     for interval in [100, 1000] {
         let mut world = World::new(&["n1"]);
         let mut agent = RealAgent::new(interval, 0);
@@ -72,7 +72,7 @@ fn what_has_ended_clears_although_another_ones_last_record_stays_listed() {
     }
 }
 
-/// Such processes once kept each other from clearing for ten times as long as one needs.
+/// In an earlier version such processes delayed each other's clearing to ten times the time that one needs.
 #[test]
 fn twelve_short_lived_processes_clear_as_soon_as_one() {
     let cleared = |w: &mut World| w.snapshot().count(State::Cleared);
@@ -161,7 +161,7 @@ fn hidden_by(world: &mut World, namespace: &str) -> Option<String> {
 }
 
 #[test]
-fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answered_time() {
+fn the_process_that_hides_another_is_shown_and_the_wait_ends_with_the_limit_of_answered_time() {
     let mut world = World::new(&["n1"]);
     let mut agent = RealAgent::new(100, 0);
     agent.run(1000, Process::of("ns-j"));
@@ -174,9 +174,9 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     // The hiding process may be another tenant's, so this tenant must learn nothing of it.
     let plan = world.evaluate().plan;
     let objects = render(&plan, &settings(), Existing::default());
-    let told = objects.iter().find(|object| object.metadata.namespace == "ns-j").unwrap();
-    assert!(!serde_json::to_string(&told.spec).unwrap().contains("ns-k"), "{:?}", told.spec);
-    // The node is silent every second hour: that is no answered time, but too short to count as lost.
+    let object = objects.iter().find(|object| object.metadata.namespace == "ns-j").unwrap();
+    assert!(!serde_json::to_string(&object.spec).unwrap().contains("ns-k"), "{:?}", object.spec);
+    // The node does not answer every second hour. That is no answered time, but too short to count as lost.
     let (mut answered, mut cleared) = (3 * MINUTE, Vec::new());
     while answered < LIMIT - 4 * MINUTE {
         world.rounds(60, |w| cleared.extend(w.fail("n1")));
@@ -199,7 +199,7 @@ fn what_hides_a_process_is_shown_and_the_wait_for_it_ends_with_the_limit_of_answ
     assert_eq!(hidden_by(&mut world, "ns-j"), None);
     assert_eq!(world.blocked(), ["ns-k"]);
     assert!(decisions[0].reason.contains("another process's record hid it"), "{decisions:?}");
-    // It still runs, and is found once nothing hides it any more.
+    // The process still runs, and is found once no other hides it.
     agent.end(999);
     world.rounds(4, |w| ask(w, &mut agent));
     assert_eq!(world.blocked(), ["ns-j", "ns-k"]);
@@ -225,36 +225,36 @@ fn from_an_agent_that_has_listed_two_at_once_absence_counts_whatever_it_lists() 
 
 /// After a start the clocks begin anew, and the scan interval of its agent may not be known.
 #[test]
-fn what_is_hidden_stays_hidden_over_restarts_of_ours() {
-    for is_kept in [true, false] {
+fn a_hidden_violation_stays_hidden_over_restarts_of_the_aggregator() {
+    for is_persisted in [true, false] {
         let mut world = World::new(&["n1"]);
         let mut agent = RealAgent::new(1000, 0);
         agent.run(1000, Process::of("ns-j"));
-        world.rounds(if is_kept { 60 } else { 20 }, |w| {
+        world.rounds(if is_persisted { 60 } else { 20 }, |w| {
             ask(w, &mut agent);
             w.evaluate();
         });
         agent.run(999, Process::of("ns-k"));
         for restart in 0..6 {
-            for incident in world.kept.values_mut() {
+            for incident in world.persisted.values_mut() {
                 for evidence in &mut incident.status.evidence {
-                    evidence.scan_interval = evidence.scan_interval.filter(|_| is_kept);
+                    evidence.scan_interval = evidence.scan_interval.filter(|_| is_persisted);
                 }
             }
             world.restart();
-            // In sum less than the limit, which counts over restarts.
+            // The sum is less than the limit, which counts over restarts.
             world.rounds(3 * 60, |w| {
                 ask(w, &mut agent);
                 w.evaluate();
             });
-            assert_eq!(world.blocked(), ["ns-j", "ns-k"], "restart {restart}, kept: {is_kept}");
+            assert_eq!(world.blocked(), ["ns-j", "ns-k"], "restart {restart}, persisted: {is_persisted}");
         }
     }
 }
 
-/// Its node is not known, so any node's agent may be hiding it.
+/// The node is not known, so any node's agent may be hiding the process.
 #[test]
-fn what_was_blocked_before_the_start_may_be_hidden_too() {
+fn the_process_of_an_inherited_block_may_be_hidden_too() {
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-j", "web", "xmrig")].into();
     let inherited = InheritedBlock {
@@ -275,12 +275,13 @@ fn what_was_blocked_before_the_start_may_be_hidden_too() {
     assert_eq!(world.blocked(), ["ns-k"]);
 }
 
-/// A violation that was forgotten and is listed again must not look as if its node had never been silent about it.
+/// A violation that was forgotten and is listed again must not look as if all answers of its node had been conclusive
+/// about it.
 #[test]
-fn what_is_forgotten_and_listed_again_begins_with_all_that_its_node_has_not_said() {
+fn a_violation_that_is_forgotten_and_listed_again_begins_with_all_inconclusive_time_of_its_node() {
     let rules = Detection { max_keys_per_node: 1, ..Detection::default() };
     let mut world = World::with(&["n1"], rules);
-    // The agent does not tell its time, so nothing is believed at first sight and the oldest violations are forgotten
+    // The agent does not send its time, so nothing is believed at first sight and the oldest violations are forgotten
     // first.
     let lists = |w: &mut World, namespace: &str, stamp: i64| {
         let Outcome::Complete(answer) = complete(vec![record(namespace, stamp)], 0) else { return };
@@ -288,11 +289,11 @@ fn what_is_forgotten_and_listed_again_begins_with_all_that_its_node_has_not_said
     };
     world.rounds(10, |w| lists(w, "ns-j", 0));
     world.rounds(10, |w| lists(w, "ns-k", 0));
-    let unheard = world.snapshot().nodes.get(&NodeName::new("n1")).unwrap().clock.inconclusive;
-    assert!(unheard.get() >= Duration::from_mins(5), "{unheard:?}");
+    let inconclusive = world.snapshot().nodes.get(&NodeName::new("n1")).unwrap().clock.inconclusive;
+    assert!(inconclusive.get() >= Duration::from_mins(5), "{inconclusive:?}");
     world.rounds(1, |w| lists(w, "ns-j", 1));
     let evidence = evidence(&mut world, "ns-j");
-    assert!(evidence.mark.inconclusive >= unheard, "{:?}", evidence.mark);
+    assert!(evidence.mark.inconclusive >= inconclusive, "{:?}", evidence.mark);
 }
 
 /// What happens on a node.
@@ -349,7 +350,7 @@ fn namespace(pid: u32) -> String {
 proptest! {
     #![proptest_config(crate::common::cases(48))]
 
-    /// Whatever runs beside it, starts, ends, restarts or falls silent.
+    /// Other processes may run beside it, start, end or restart, and the node may stop answering.
     #[test]
     fn a_process_that_runs_is_never_released_by_the_clock(
         mut agent in agent(), story in vec((event(), 20..240_u64), 4..24)
@@ -408,9 +409,9 @@ proptest! {
         }
     }
 
-    /// Whatever its neighbours, which have ended too, did before.
+    /// Its neighbours, which have ended too, may have done anything before.
     #[test]
-    fn what_has_ended_is_released_soon(mut agent in agent(), story in vec((event(), 2..60_u64), 1..30)) {
+    fn a_process_that_has_ended_is_released_soon(mut agent in agent(), story in vec((event(), 2..60_u64), 1..30)) {
         let mut world = World::new(&["n1"]);
         for (event, rounds) in story {
             let now = world.now.uptime().as_secs();

@@ -1,4 +1,5 @@
-//! A process that a neighbour's hides for ever is released after the limit of answered time, whichever leaders there are.
+//! A process that a neighbour's process hides for ever is released after the limit of answered time, whichever
+//! leaders there are.
 
 use crate::common::agent::{Process, RealAgent};
 use std::time::Duration;
@@ -48,11 +49,12 @@ fn outlasts(world: &mut World, agent: &mut RealAgent, every: u64) -> u64 {
 }
 
 #[test]
-fn restarts_let_what_is_hidden_wait_a_little_longer_but_not_anew() {
+fn restarts_make_a_hidden_violation_wait_a_little_longer_but_not_anew() {
     for every in [3 * 60, 7 * 60, 11 * 60] {
         let (mut world, mut agent) = hidden(100);
         let minutes = outlasts(&mut world, &mut agent, every);
-        // What was not kept yet is lost with each restart: an hour at the most, and the round of the restart.
+        // Time that was not persisted yet is lost with each restart: an hour at the most, and the round of the
+        // restart.
         let most = LIMIT / MINUTE * every / (every - 66) + 70;
         assert!((LIMIT / MINUTE - 3..=most).contains(&minutes), "{minutes} min, a restart each {every} min");
         assert!(world.blocked().contains(&"ns-k".to_owned()));
@@ -63,14 +65,14 @@ fn restarts_let_what_is_hidden_wait_a_little_longer_but_not_anew() {
 }
 
 #[test]
-fn what_was_seen_again_waits_anew_whichever_leader_has_seen_it() {
+fn evidence_that_was_seen_again_waits_anew_whichever_leader_has_seen_it() {
     for restarts_before in [false, true] {
         let (mut world, mut agent) = hidden(100);
         world.rounds(20 * 60, |w| ask(w, &mut agent));
         if restarts_before {
             world.restart();
         }
-        // One scan finds it alone; from then on it is hidden again.
+        // One scan finds it alone. From then on it is hidden again.
         agent.end(999);
         world.rounds(2, |w| ask(w, &mut agent));
         agent.run(999, Process::of("ns-k"));
@@ -81,7 +83,7 @@ fn what_was_seen_again_waits_anew_whichever_leader_has_seen_it() {
     }
 }
 
-/// The limit is for what is hidden: what may just have been seen seldom waits for its own clearing time.
+/// The limit is for hidden violations. A violation that may only be seen seldom waits for its own clearing time.
 #[test]
 fn a_new_leader_releases_nothing_by_the_limit_before_it_has_listened_for_the_clearing_time() {
     let (mut world, mut agent) = hidden(100);
@@ -96,23 +98,23 @@ fn a_new_leader_releases_nothing_by_the_limit_before_it_has_listened_for_the_cle
 }
 
 #[test]
-fn how_long_it_was_hidden_is_kept_seldom() {
+fn the_hidden_time_is_persisted_seldom() {
     let (mut world, mut agent) = hidden(100);
     let mut writes = 0;
     world.rounds(23 * 60, |w| {
-        let before = w.kept.clone();
+        let before = w.persisted.clone();
         ask(w, &mut agent);
-        let of_j = |kept: &std::collections::BTreeMap<String, procscan_core::state::Incident>| {
-            kept.values().find(|it| *it.spec.app.namespace == *"ns-j").cloned()
+        let of_j = |persisted: &std::collections::BTreeMap<String, procscan_core::state::Incident>| {
+            persisted.values().find(|it| *it.spec.app.namespace == *"ns-j").cloned()
         };
-        writes += usize::from(of_j(&w.kept) != of_j(&before));
+        writes += usize::from(of_j(&w.persisted) != of_j(&before));
     });
     assert!(writes <= 24, "{writes} writes in 23 h");
 }
 
-/// Both replicas hear of it, but the leader dies before it decides on it, so nothing of it is kept.
+/// Both replicas receive the report, but the leader is killed before it decides, so nothing of it is persisted.
 #[test]
-fn what_was_seen_again_waits_anew_where_only_its_next_leader_has_heard_it() {
+fn evidence_that_only_the_next_leader_has_seen_again_waits_anew() {
     let (mut world, mut agent) = hidden(100);
     world.follower = Some((world.new_ledger(), true));
     world.rounds(22 * 60 + 1, |w| ask(w, &mut agent));
@@ -129,7 +131,7 @@ fn what_was_seen_again_waits_anew_where_only_its_next_leader_has_heard_it() {
 }
 
 #[test]
-fn what_was_seen_again_and_could_not_be_judged_waits_anew_after_a_restart() {
+fn evidence_that_was_seen_again_and_could_not_be_judged_waits_anew_after_a_restart() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     for namespace in ["ns-j", "ns-k"] {
@@ -151,7 +153,7 @@ fn what_was_seen_again_and_could_not_be_judged_waits_anew_after_a_restart() {
 }
 
 #[test]
-fn a_new_leaders_ledger_lets_what_is_hidden_go_when_its_policy_does() {
+fn a_new_leaders_ledger_clears_a_hidden_violation_when_its_policy_does() {
     let (mut world, mut agent) = hidden(100);
     world.rounds(20 * 60, |w| ask(w, &mut agent));
     world.restart();
@@ -160,19 +162,19 @@ fn a_new_leaders_ledger_lets_what_is_hidden_go_when_its_policy_does() {
 }
 
 #[test]
-fn another_evaluation_at_the_same_moment_changes_nothing_of_what_is_kept() {
+fn another_evaluation_at_the_same_moment_changes_no_document() {
     let (mut world, mut agent) = hidden(100);
     world.rounds(3 * 60, |w| {
         ask(w, &mut agent);
         w.evaluate();
-        let before = w.kept.clone();
+        let before = w.persisted.clone();
         w.evaluate();
-        assert_eq!(w.kept, before);
+        assert_eq!(w.persisted, before);
     });
 }
 
 #[test]
-fn what_is_not_hidden_is_not_persisted_as_hidden() {
+fn evidence_that_is_not_hidden_is_not_persisted_as_hidden() {
     let rules = Detection { clear_after: Duration::from_secs(3 * HOUR), ..Detection::default() };
     let mut world = World::with(&["n1"], rules);
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -180,6 +182,6 @@ fn what_is_not_hidden_is_not_persisted_as_hidden() {
     world.rounds(150, |w| {
         w.answer("n1", vec![]);
         w.evaluate();
-        assert!(w.kept.values().all(|it| it.status.evidence[0].hidden_for.is_none()), "{}", w.clock());
+        assert!(w.persisted.values().all(|it| it.status.evidence[0].hidden_for.is_none()), "{}", w.clock());
     });
 }

@@ -1,4 +1,5 @@
-//! A name is not a Pod: which Pod a record is about, and which App that Pod belongs to.
+//! Which Pod a record is about, and which App that Pod belongs to. Pods that follow one another can have the same
+//! name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -35,7 +36,7 @@ fn created(world: &mut World, moment: Option<procscan_core::Moment>) {
     *created = moment;
 }
 
-/// An answer of an agent that does not tell its time.
+/// An answer of an agent that does not send its time.
 fn without_date(records: Vec<Record>) -> Outcome {
     Outcome::Complete(Answer { records: records.into_iter().collect(), ..Answer::default() })
 }
@@ -46,7 +47,7 @@ fn blocked(world: &mut World) -> Vec<String> {
 
 #[test]
 fn a_record_that_is_older_than_its_pod_does_not_block_it() {
-    // Whatever the agent's own clock shows.
+    // The result does not depend on the agent's own clock.
     for skew in [0, 7200, -7200] {
         let mut world = world(60);
         world.pod_on("ns-a", "web", "n1", "shop");
@@ -58,15 +59,15 @@ fn a_record_that_is_older_than_its_pod_does_not_block_it() {
         assert_eq!(evaluation.decisions[0].kind, DecisionKind::Disputed);
         assert_eq!(evaluation.disputes[0].reason, "the record is 15m older than the Pod");
         world.report("n1", complete(found(40), 3600 + skew));
-        assert!(world.evaluate().decisions.is_empty(), "said once");
+        assert!(world.evaluate().decisions.is_empty(), "logged once");
         world.wait(MINUTE);
         world.report("n1", complete(found(61), 3660 + skew));
-        assert_eq!(blocked(&mut world), ["shop"], "it offends itself");
+        assert_eq!(blocked(&mut world), ["shop"], "the new Pod offends itself");
     }
 }
 
 #[test]
-fn a_record_may_seem_older_than_its_pod_by_what_clocks_tell_wrongly() {
+fn a_record_may_seem_older_than_its_pod_by_the_tolerance_for_clocks() {
     let tolerance = i64::try_from(AGE_TOLERANCE.as_secs()).unwrap();
     for (older_by, is_believed) in [(-10, true), (0, true), (tolerance, true), (tolerance + 1, false)] {
         let mut world = world(60);
@@ -87,7 +88,7 @@ fn nothing_new_is_believed_of_a_pod_of_unknown_age() {
     assert_eq!((evaluation.plan.blocks.len(), evaluation.disputes.len(), evaluation.unverified), (0, 0, 1));
     created(&mut world, Some(at(0)));
     assert_eq!(blocked(&mut world), ["web"]);
-    // What was accepted against this Pod stays accepted.
+    // Evidence that was accepted against this Pod stays accepted.
     created(&mut world, None);
     assert_eq!((blocked(&mut world), world.evaluate().unverified), (vec!["web".to_owned()], 0));
     world.wait(MINUTE);
@@ -106,7 +107,7 @@ fn an_agent_that_does_not_tell_its_time_accuses_pods_that_are_older_than_its_ans
         let evaluation = world.evaluate();
         (evaluation.plan.blocks.len(), evaluation.disputes.len())
     };
-    assert_eq!(say(&mut world, 3600, 10), (0, 0), "it may have been found at any time");
+    assert_eq!(say(&mut world, 3600, 10), (0, 0), "the process may have been found at any time");
     // Found between 3600 and 3660, so perhaps before the Pod existed.
     assert_eq!(say(&mut world, 3660, 20), (0, 1));
     assert_eq!(say(&mut world, 3720, 20), (0, 1));
@@ -114,21 +115,21 @@ fn an_agent_that_does_not_tell_its_time_accuses_pods_that_are_older_than_its_ans
 }
 
 #[test]
-fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() {
+fn a_pods_successor_of_another_app_is_not_accused_for_its_predecessor() {
     let mut world = world(0);
     world.pod_on("ns-a", "web", "n1", "miner");
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(blocked(&mut world), ["miner"]);
     world.wait(10 * MINUTE);
     world.recreate("ns-a", "web", "n1", "shop");
-    // Its agent goes on listing what it has found, and the last scan comes in only now.
+    // Its agent still lists what it has found, and the last scan is reported only now.
     for stamp in [0, 590] {
         world.answer("n1", vec![record("ns-a", stamp)]);
         assert_eq!(blocked(&mut world), ["miner"]);
     }
     let snapshot = world.snapshot();
-    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
-    let accused = &questions.apps[&App::new("ns-a", "app", "miner")];
+    let requests = world.incidents.lookup_requests(&snapshot, &world.policy);
+    let accused = &requests.apps[&App::new("ns-a", "app", "miner")];
     assert_eq!(
         accused.iter().map(|pod| &pod.which).collect::<Vec<_>>(),
         [&PodIdentity::Uid("uid of web".into())]
@@ -139,9 +140,9 @@ fn a_pods_successor_of_another_app_is_not_accused_of_what_its_predecessor_did() 
     assert_eq!(blocked(&mut world), ["miner", "shop"]);
 }
 
-/// Removes the UIDs, as an earlier version kept none.
+/// Removes the UIDs, because an earlier version persisted none.
 fn forget_uids(world: &mut World) {
-    for incident in world.kept.values_mut() {
+    for incident in world.persisted.values_mut() {
         for evidence in &mut incident.status.evidence {
             assert!(evidence.pod_uid.take().is_some());
         }
@@ -151,13 +152,13 @@ fn forget_uids(world: &mut World) {
     }
 }
 
-fn uids(kept: &BTreeMap<String, Incident>) -> Vec<Option<String>> {
-    let evidence = kept.values().flat_map(|incident| &incident.status.evidence);
+fn uids(persisted: &BTreeMap<String, Incident>) -> Vec<Option<String>> {
+    let evidence = persisted.values().flat_map(|incident| &incident.status.evidence);
     evidence.map(|evidence| evidence.pod_uid.as_deref().map(str::to_owned)).collect()
 }
 
 #[test]
-fn what_an_earlier_version_called_otherwise_is_neither_opened_nor_blocked_twice() {
+fn an_app_that_an_earlier_version_named_otherwise_is_neither_opened_nor_blocked_twice() {
     let mut world = world(10);
     world.pod_on("ns-a", "web", "n1", "shop");
     world.answer("n1", vec![record("ns-a", 600)]);
@@ -172,12 +173,16 @@ fn what_an_earlier_version_called_otherwise_is_neither_opened_nor_blocked_twice(
         let now = world.clock();
         world.answer("n1", vec![record("ns-a", now)]);
         assert_eq!(blocked(&mut world), ["shop"]);
-        assert_eq!(uids(&world.kept), [Some("uid of web".to_owned())], "kept as soon as it is known");
+        assert_eq!(
+            uids(&world.persisted),
+            [Some("uid of web".to_owned())],
+            "persisted as soon as it is known"
+        );
     }
 }
 
 #[test]
-fn a_pod_that_came_after_what_an_earlier_version_has_kept_is_another_one() {
+fn a_pod_that_is_newer_than_the_evidence_of_an_earlier_version_is_another_one() {
     let mut world = world(10);
     world.pod_on("ns-a", "web", "n1", "miner");
     world.answer("n1", vec![record("ns-a", 600)]);
@@ -208,7 +213,7 @@ fn a_restart_does_not_make_accepted_evidence_doubtful() {
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert_eq!(blocked(&mut world), ["web"], "its grace has ended");
-    // Another Pod has come in between, and what is kept is not about it.
+    // Another Pod has come in between, and the persisted evidence is not about it.
     world.recreate("ns-a", "web", "n1", "shop");
     world.restart();
     assert_eq!((blocked(&mut world), world.evaluate().unverified), (vec!["web".to_owned()], 0));
@@ -223,8 +228,8 @@ fn without_a_cluster_ages_do_not_matter() {
     world.report("n1", without_date(vec![record("ns-a", 20)]));
     assert_eq!(blocked(&mut world), ["web"]);
     let snapshot = world.snapshot();
-    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
-    assert_eq!(questions.apps[&App::new("ns-a", "app", "web")][0].which, PodIdentity::Any);
+    let requests = world.incidents.lookup_requests(&snapshot, &world.policy);
+    assert_eq!(requests.apps[&App::new("ns-a", "app", "web")][0].which, PodIdentity::Any);
 }
 
 #[test]
@@ -246,7 +251,7 @@ fn the_node_of_a_pod_is_compared_before_its_age() {
     };
     assert_eq!(is(pod("n2", None), &mut world), (Some("the Pod runs on node n2".to_owned()), 0));
     assert_eq!(is(pod("n2", Some(at(0))), &mut world), (Some("the Pod runs on node n2".to_owned()), 0));
-    assert_eq!(is(pod("n1", None), &mut world).1, 0, "the dispute stands until it is known");
+    assert_eq!(is(pod("n1", None), &mut world).1, 0, "the dispute stays until the age is known");
     assert_eq!(is(pod("n1", Some(at(0))), &mut world), (None, 0));
     assert!(Timestamp::UNIX_EPOCH < world.now.wall());
 }
@@ -257,11 +262,11 @@ enum Event {
     Wait(u64),
     /// A scan finds the Pod's process.
     Found(usize),
-    /// The agent goes on listing what it found last, with its time or without.
+    /// The agent lists again what it found last, with its time or without.
     Listed {
         has_date: bool,
     },
-    /// Another Pod takes the name and belongs to an App; and whether the ledger is told that the Pod before is gone.
+    /// Another Pod takes the name and belongs to an App; and whether the ledger knows that the Pod before is gone.
     Recreated(usize, usize, bool),
     Relabelled(usize, usize),
     Restarted,
@@ -275,13 +280,13 @@ fn event() -> impl Strategy<Value = Event> {
         4 => prop_oneof![1..90_u64, 1..4000_u64].prop_map(Event::Wait),
         4 => pod.clone().prop_map(Event::Found),
         8 => any::<bool>().prop_map(|has_date| Event::Listed { has_date }),
-        3 => (pod.clone(), app.clone(), any::<bool>()).prop_map(|(p, a, told)| Event::Recreated(p, a, told)),
+        3 => (pod.clone(), app.clone(), any::<bool>()).prop_map(|(p, a, is_known)| Event::Recreated(p, a, is_known)),
         2 => (pod, app).prop_map(|(pod, app)| Event::Relabelled(pod, app)),
         1 => Just(Event::Restarted),
     ]
 }
 
-/// What is true of a Pod, whatever is decided.
+/// The truth about a Pod, whatever the policy decides.
 #[derive(Clone, Debug, Default)]
 struct Truth {
     /// The Apps that it has belonged to.
@@ -349,8 +354,8 @@ impl Story {
 }
 
 proptest! {
-    /// Whatever Pods of the same names come and go, only Apps are blocked one of whose Pods has offended, and only such
-    /// Pods decide how an App is reached.
+    /// Only Apps are blocked one of whose Pods has offended, and only such Pods decide how an App is reached. Pods of
+    /// the same names may come and go.
     #[test]
     fn no_app_is_blocked_for_what_another_pod_of_the_same_name_did(events in vec(event(), 1..120)) {
         let mut story = Story { world: world(60), truths: BTreeMap::new(), listed: BTreeMap::new() };
@@ -369,8 +374,8 @@ proptest! {
                 );
             }
             let snapshot = story.world.snapshot();
-            let questions = story.world.incidents.lookup_requests(&snapshot, &story.world.policy);
-            for accused in questions.apps.values().flatten() {
+            let requests = story.world.incidents.lookup_requests(&snapshot, &story.world.policy);
+            for accused in requests.apps.values().flatten() {
                 let PodIdentity::Uid(uid) = &accused.which else { panic!("{accused:?}") };
                 prop_assert!(story.truths[&**uid].has_offended, "{uid} has not");
             }

@@ -27,7 +27,7 @@ fn a_block_has_a_reason_that_a_person_can_read() {
         &*decision.reason,
         "process `xmrig` in Pod web matches rule `^xmrig$` on node n1, as of 2025-12-22T10:30:00Z"
     );
-    assert!(world.evaluate().decisions.is_empty(), "nothing new, nothing decided");
+    assert!(world.evaluate().decisions.is_empty(), "without a change there is no decision");
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn the_plan_is_the_same_while_nothing_happens() {
     for round in 1..5 {
         world.wait(MINUTE);
         world.answer("n1", vec![record("ns-a", round * 60)]);
-        assert_eq!(world.evaluate().plan, first, "fresh evidence of the same is nothing new");
+        assert_eq!(world.evaluate().plan, first, "fresh evidence of the same is no change");
     }
 }
 
@@ -57,14 +57,14 @@ fn namespaces_that_are_not_tenants_protected_or_terminating_are_left_alone() {
     assert!(evaluation.decisions[0].reason.contains("enforcement.protected_namespaces"));
 }
 
-/// A world in which tenants are told ten minutes before they are blocked.
+/// A world in which tenants are warned ten minutes before they are blocked.
 fn with_grace() -> World {
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_secs(10 * MINUTE);
     world
 }
 
-/// The tenant knows of the grace from now on: it is blocked at its end, and no sooner.
+/// The tenant knows of the grace from now on. It is blocked at the end of the grace, and no sooner.
 fn is_blocked_after_the_grace(world: &mut World) {
     assert!(world.blocked().is_empty());
     world.wait(10 * MINUTE - 1);
@@ -73,14 +73,14 @@ fn is_blocked_after_the_grace(world: &mut World) {
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// A round in which the same is found again.
+/// A round in which the same process is found again.
 fn accuse(world: &mut World) {
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
 }
 
 #[test]
-fn grace_tells_the_tenant_first_and_blocks_after_it() {
+fn a_tenant_is_warned_first_and_blocked_after_the_grace() {
     let mut world = with_grace();
     accuse(&mut world);
     let evaluation = world.evaluate();
@@ -91,7 +91,7 @@ fn grace_tells_the_tenant_first_and_blocks_after_it() {
 }
 
 #[test]
-fn a_tenant_who_can_not_be_told_yet_has_the_whole_grace_from_when_it_is() {
+fn a_tenant_that_can_not_be_notified_yet_has_the_whole_grace_from_its_notification_on() {
     let mut world = with_grace();
     world.is_mute = true;
     world.rounds(15, |w| {
@@ -103,7 +103,7 @@ fn a_tenant_who_can_not_be_told_yet_has_the_whole_grace_from_when_it_is() {
 }
 
 #[test]
-fn a_tenant_who_does_not_let_itself_be_told_is_blocked_all_the_same_an_hour_later() {
+fn a_tenant_that_prevents_its_notification_is_blocked_an_hour_later() {
     let mut world = with_grace();
     world.is_mute = true;
     accuse(&mut world);
@@ -118,7 +118,7 @@ fn a_tenant_who_does_not_let_itself_be_told_is_blocked_all_the_same_an_hour_late
 }
 
 #[test]
-fn evidence_that_has_grown_old_during_the_grace_blocks_nobody() {
+fn evidence_that_has_grown_old_during_the_grace_blocks_no_app() {
     let mut world = with_grace();
     world.policy.grace = Duration::from_secs(HOUR);
     accuse(&mut world);
@@ -128,7 +128,7 @@ fn evidence_that_has_grown_old_during_the_grace_blocks_nobody() {
 }
 
 #[test]
-fn dry_run_decides_and_enforcing_later_asks_the_brakes_again() {
+fn dry_run_decides_and_enforcing_later_applies_the_brakes_again() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.mode = Mode::DryRun;
     world.policy.brake.max_new_tenants = 3;
@@ -146,7 +146,7 @@ fn dry_run_decides_and_enforcing_later_asks_the_brakes_again() {
         "n2",
         (0..3).flat_map(|r| (0..2).map(move |i| record(&format!("ns-{r}-{i}"), now))).collect(),
     );
-    assert_eq!(world.blocked().len(), 6, "what would be blocked is shown");
+    assert_eq!(world.blocked().len(), 6, "the plan shows the would-be blocks");
     world.wait(HOUR);
     let now = world.clock();
     world.answer(
@@ -160,14 +160,14 @@ fn dry_run_decides_and_enforcing_later_asks_the_brakes_again() {
 }
 
 #[test]
-fn paused_keeps_blocks_and_decides_nothing_by_itself() {
+fn while_paused_blocks_stay_and_only_operators_decide() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
     world.policy.mode = Mode::Paused;
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
-    assert_eq!(world.blocked(), ["ns-a"], "no automatic release, no new block");
+    assert_eq!(world.blocked(), ["ns-a"], "neither the rules nor a new accusation changes it");
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world.policy.mode = Mode::Paused;
     world
@@ -179,7 +179,7 @@ fn paused_keeps_blocks_and_decides_nothing_by_itself() {
     operator.evaluate();
     operator.policy.mode = Mode::Paused;
     operator.policy.exemptions = world.policy.exemptions.clone();
-    assert!(operator.blocked().is_empty(), "what an operator declares takes effect");
+    assert!(operator.blocked().is_empty(), "an operator's exemption takes effect");
     world.policy.mode = Mode::Enforce;
     assert!(world.blocked().is_empty(), "and the release by the rules follows when they apply again");
 }
@@ -204,12 +204,12 @@ fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once(
         assert!(evaluation.plan.blocks.is_empty());
         assert_eq!(evaluation.decisions[0].kind, DecisionKind::Released);
         assert_eq!(&*evaluation.decisions[0].reason, "exempted: a contract");
-        assert_eq!(kinds(&mut world), [], "said once");
+        assert_eq!(kinds(&mut world), [], "logged once");
         world.wait(HOUR);
         world.answer("n1", vec![record("ns-a", 3600)]);
         assert_eq!(world.blocked(), ["ns-a"], "it has run out");
     }
-    // Both parts must match, and one that names nothing covers nothing.
+    // Both parts must match, and an exemption without parts covers nothing.
     for set in [&|e: &mut Exemption| (e.namespace, e.process) = (exact("ns-a"), exact("zmap")), parts[0]] {
         let mut world = World::new(&["n1"]);
         world.policy.exemptions = vec![exemption(set, None), exemption(|_| (), None)];
@@ -229,9 +229,9 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
     let until = crate::common::at(2 * HOUR).wall();
-    let act = IncidentCommand::Release { app: app("ns-a"), until };
+    let command = IncidentCommand::Release { app: app("ns-a"), until };
     assert_eq!(
-        world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap().kind,
+        world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap().kind,
         DecisionKind::Released
     );
     assert!(world.blocked().is_empty());
@@ -241,9 +241,9 @@ fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
     assert!(world.blocked().is_empty(), "the same accusation");
     world.answer("n1", vec![record("ns-a", now), record_of("ns-a", "web", "zmap", now)]);
     assert_eq!(world.blocked(), ["ns-a"], "another process is another accusation");
-    let nobody = IncidentCommand::Release { app: App::new("ns-x", "app", "web"), until };
+    let unknown = IncidentCommand::Release { app: App::new("ns-x", "app", "web"), until };
     assert!(matches!(
-        world.incidents.execute(&nobody, "ops", &world.policy, world.now),
+        world.incidents.execute(&unknown, "ops", &world.policy, world.now),
         Err(IncidentCommandError::NoIncident(_))
     ));
 }
@@ -273,25 +273,25 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
     world.answer("n1", vec![record("ns-a", 60)]);
     let opened = |w: &World| w.incidents.incidents().next().unwrap().1.opened();
     let notice = |w: &mut World| w.evaluate().plan.notices.pop().map(|notice| (notice.phase, notice.sent_at));
-    let told = notice(&mut world).unwrap();
+    let sent = notice(&mut world).unwrap();
     let first = opened(&world);
-    assert_eq!(told, (NoticePhase::Blocked, first.wall()));
+    assert_eq!(sent, (NoticePhase::Blocked, first.wall()));
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
-    assert_eq!(notice(&mut world), Some((NoticePhase::Recovered, told.1)));
-    // Its node goes on answering: what comes back after so long has begun anew.
+    assert_eq!(notice(&mut world), Some((NoticePhase::Recovered, sent.1)));
+    // Its node still answers. A process that comes back after so long has begun anew.
     world.rounds(10 * 60, |w| drop(w.answer("n1", vec![])));
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert_eq!(
         notice(&mut world),
         Some((NoticePhase::Blocked, world.now.wall())),
-        "its tenant is told again"
+        "its tenant is notified again"
     );
     assert_eq!(opened(&world), first, "the same incident goes on");
     world.rounds(40, |w| drop(w.answer("n1", vec![])));
     world.evaluate();
     world.wait(25 * HOUR);
-    assert_eq!(notice(&mut world), None, "what ended a day ago is forgotten");
+    assert_eq!(notice(&mut world), None, "an incident that ended a day ago is forgotten");
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     world.evaluate();
@@ -299,7 +299,7 @@ fn an_incident_is_one_app_and_continues_within_a_day() {
 }
 
 #[test]
-fn so_many_tenants_are_newly_told_per_round_and_the_rest_in_the_next() {
+fn a_limited_number_of_tenants_is_newly_notified_per_round_and_the_rest_in_the_next() {
     let mut world = World::new(&["n1"]);
     world.policy.max_notices_per_round = 2;
     world.answer("n1", (0..5).map(|i| record(&format!("ns-{i}"), 0)).collect());
@@ -314,7 +314,7 @@ fn so_many_tenants_are_newly_told_per_round_and_the_rest_in_the_next() {
 }
 
 #[test]
-fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
+fn a_pods_new_labels_do_not_move_its_accusations() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "guilty");
@@ -327,8 +327,8 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
     assert_eq!(names(&mut world), ["guilty"]);
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 60)]);
-    assert_eq!(names(&mut world), ["guilty"], "it is the same Pod, and one offence is one block");
-    // Once that is over, it is accused as the App that it belongs to then.
+    assert_eq!(names(&mut world), ["guilty"], "the Pod is the same, and one offence is one block");
+    // Once that is over, the Pod is accused as the App that it belongs to then.
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     assert!(names(&mut world).is_empty());
     let now = world.clock();
@@ -337,10 +337,10 @@ fn a_pods_new_labels_do_not_move_what_it_is_accused_of() {
 }
 
 #[test]
-fn a_node_that_accuses_ever_new_apps_does_not_fill_the_book() {
+fn a_node_that_accuses_ever_new_apps_does_not_fill_the_memory() {
     let nodes: Vec<String> = (0..25).map(|i| format!("liar-{i}")).collect();
     let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
-    // The ledger has room for all of them, so that only the limit of the book applies.
+    // The ledger has room for all of them, so that only the limit of the incidents applies.
     let mut world = World::with(&names, Detection { max_keys: 25_000, ..Detection::default() });
     for (i, node) in nodes.iter().enumerate() {
         let lies = (0..1000).map(|app| record_of("ns-a", &format!("p-{i}-{app}"), "x", 0)).collect();
@@ -378,7 +378,7 @@ fn an_exemption_by_rule_covers_no_keyword_hit() {
     assert!(!covers(by_rule(), &hit("^xmrig$", "")));
     let by_process = exemption(|it| it.process = Some(Pattern::Exact("^xmrig$".into())), None);
     assert!(covers(by_process, &hit("^xmrig$", "")));
-    // Nor is it counted as one that opens the App.
+    // It does not count as one that opens the App either.
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![hit("xmrig", "")]);
     let plan = world.evaluate().plan;
@@ -388,7 +388,7 @@ fn an_exemption_by_rule_covers_no_keyword_hit() {
 }
 
 #[test]
-fn what_is_exempt_is_no_reason_for_a_block_that_something_else_has_announced() {
+fn an_exempt_accusation_is_no_reason_for_a_block_that_another_one_has_announced() {
     let exact = |text: &str| Some(Pattern::Exact(text.to_owned()));
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_secs(10 * MINUTE);

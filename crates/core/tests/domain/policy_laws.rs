@@ -1,4 +1,4 @@
-//! The policy's laws, over sequences that nobody thought of.
+//! The policy's laws, over random sequences.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ enum Step {
     Restart,
     FailOver,
     Lag(bool),
-    /// From now on what is decided of those tenants can't be kept.
+    /// From now on decisions about those tenants can't be persisted.
     Unwritable(Vec<usize>),
 }
 
@@ -104,13 +104,13 @@ fn world() -> World {
     world
 }
 
-/// The same world once more, but for the follower.
+/// A copy of the world, without the follower.
 fn world_of(world: &World) -> World {
     World {
         ledger: world.new_ledger(),
         policy: world.policy.clone(),
         facts: world.facts.clone(),
-        kept: world.kept.clone(),
+        persisted: world.persisted.clone(),
         unwritable: world.unwritable.clone(),
         is_mute: world.is_mute,
         targets: world.targets.clone(),
@@ -152,7 +152,7 @@ impl Step {
                 app: None,
                 process: None,
                 rule: None,
-                reason: "told so".into(),
+                reason: "a test".into(),
                 until: None,
             }),
             Step::EndExemptions => world.policy.exemptions.clear(),
@@ -177,11 +177,11 @@ impl Step {
             }
             Step::Mode(mode) => {
                 let before = std::mem::replace(&mut world.policy.mode, *mode);
-                // Dry-run decides on a copy: what it has decided had no effect, and is not taken on.
+                // Dry-run decides on a copy. Its decisions had no effect, and are dropped.
                 if before == Mode::DryRun && *mode != Mode::DryRun {
-                    let kept: Vec<_> = world.kept.values().cloned().collect();
+                    let persisted: Vec<_> = world.persisted.values().cloned().collect();
                     let snapshot = world.snapshot();
-                    world.incidents = Incidents::restore(&kept, &snapshot, world.now);
+                    world.incidents = Incidents::restore(&persisted, &snapshot, world.now);
                 }
             }
             Step::Grace(seconds) => world.policy.grace = Duration::from_secs(*seconds),
@@ -191,9 +191,9 @@ impl Step {
             Step::Unwritable(tenants) => {
                 world.unwritable = tenants.iter().map(|tenant| namespace(*tenant)).collect();
             }
-            Step::Lag(hears) => {
+            Step::Lag(receives) => {
                 if let Some((_, listening)) = &mut world.follower {
-                    *listening = *hears;
+                    *listening = *receives;
                 }
             }
         }
@@ -208,7 +208,8 @@ proptest! {
     #[test]
     fn never_a_wrong_block(steps in vec(step(), 1..120)) {
         let mut world = world();
-        // Apps that a brake holds and nobody has approved; Apps that were ever truly accused: fresh, by their Pod's node.
+        // Apps that a brake holds and no operator has approved; Apps that were ever truly accused: fresh, by their
+        // Pod's node.
         let mut held: BTreeSet<App> = BTreeSet::new();
         let mut accused: BTreeSet<App> = BTreeSet::new();
         let mut before: BTreeSet<App> = BTreeSet::new();
@@ -217,7 +218,7 @@ proptest! {
             step.take(&mut world);
             let is_restart = matches!(step, Step::Restart | Step::FailOver);
             if mode == Mode::DryRun && (is_restart || world.policy.mode != mode) {
-                // What dry-run has held is held no more: it was held in a copy only.
+                // Apps that dry-run held are held no more, because they were held in a copy only.
                 held = world.incidents.held(&world.policy).into_iter().map(|held| held.app).collect();
             }
             let snapshot = world.snapshot();
@@ -236,22 +237,22 @@ proptest! {
             }
             let evaluation = world.evaluate();
             let now: BTreeSet<App> = evaluation.plan.blocks.iter().map(|block| block.app.clone()).collect();
-            let told = evaluation.plan.notices.iter().filter(|n| n.phase != NoticePhase::Recovered);
-            let told: BTreeSet<App> = told.map(|notice| notice.app.clone()).collect();
-            for app in now.union(&told) {
+            let notified = evaluation.plan.notices.iter().filter(|n| n.phase != NoticePhase::Recovered);
+            let notified: BTreeSet<App> = notified.map(|notice| notice.app.clone()).collect();
+            for app in now.union(&notified) {
                 prop_assert!(accused.contains(app), "{app} was only ever disputed or unverified");
-                prop_assert!(!held.contains(app), "{app} is held, and nobody has approved it");
+                prop_assert!(!held.contains(app), "{app} is held, and no operator has approved it");
                 if world.unwritable.contains(&app.namespace.to_string()) {
-                    // A release that can't be kept is none, whatever it is for.
+                    // A release that can't be persisted is none, whatever its reason.
                     continue;
                 }
-                // A block that was there may be held by the brake on releases.
-                // What dry-run has released is blocked as before, once dry-run's copy is given up.
+                // An existing block may be held by the brake on releases. An App that dry-run released is blocked as
+                // before, once dry-run's copy is dropped.
                 let goes_on = mode == world.policy.mode && !(mode == Mode::DryRun && is_restart);
-                // Paused opens nothing, whatever is protected meanwhile.
+                // While paused nothing is opened, whatever is protected meanwhile.
                 let stays = world.policy.mode == Mode::Paused && (!goes_on || before.contains(app));
                 prop_assert!(stays || world.policy.refuses(&app.namespace).is_none(), "{app} is protected");
-                let is_new = goes_on && !before.contains(app) || told.contains(app);
+                let is_new = goes_on && !before.contains(app) || notified.contains(app);
                 prop_assert!(
                     !is_new || !world.facts.terminating.contains(&app.namespace),
                     "{app} is terminating"
@@ -262,11 +263,11 @@ proptest! {
                 );
             }
             for entry in evaluation.held.iter().filter(|entry| !entry.release) {
-                prop_assert!(!now.contains(&entry.app) && !told.contains(&entry.app));
+                prop_assert!(!now.contains(&entry.app) && !notified.contains(&entry.app));
                 held.insert(entry.app.clone());
             }
-            // Switching dry-run on or off shows or hides what dry-run decided; any other difference has its decision.
-            // So does forgetting it.
+            // Switching dry-run on or off shows or hides its decisions, and so does dropping them. Any other
+            // difference has its decision.
             let is_effective = mode == world.policy.mode
                 && !(mode == Mode::DryRun && is_restart);
             if is_effective && !matches!(step, Step::Approve(_) | Step::Release(_)) {
@@ -278,7 +279,7 @@ proptest! {
                     );
                 }
             }
-            // What can't be kept has no effect: nobody is blocked, and nobody released.
+            // A decision that can't be persisted has no effect: it neither blocks nor releases an App.
             if is_effective && mode != Mode::DryRun {
                 for app in now.symmetric_difference(&before) {
                     prop_assert!(!world.unwritable.contains(&app.namespace.to_string()), "{app} changed");
@@ -307,8 +308,9 @@ proptest! {
         }
     }
 
-    /// A restart and another leader change nothing by themselves: nobody is released, freed from a brake or told again, and
-    /// nobody is blocked that an unbroken run would not have blocked at this moment. What is kept is all that the book knows.
+    /// A restart and another leader change nothing by themselves: no App is released or freed from a brake, and no
+    /// tenant is notified again. No App is blocked that an unbroken run would not have blocked at this moment. The
+    /// documents have all that the policy knows.
     #[test]
     fn a_restart_and_another_leader_change_nothing_by_themselves(
         steps in vec(step(), 1..100), fails_over in any::<bool>()
@@ -318,11 +320,11 @@ proptest! {
         for step in steps.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun))) {
             step.take(&mut world);
             let before = world.evaluate();
-            let kept: Vec<_> = world.kept.values().cloned().collect();
+            let persisted: Vec<_> = world.persisted.values().cloned().collect();
             let snapshot = world.snapshot();
-            let restored = Incidents::restore(&kept, &snapshot, world.now);
+            let restored = Incidents::restore(&persisted, &snapshot, world.now);
             let is_same = |(a, b): (&Incident, &Incident)| {
-                // The time of the last fresh evidence is kept once an hour, and the scan interval to the minute.
+                // The time of the last fresh evidence is persisted once an hour, and the scan interval to the minute.
                 let bare = |incident: &Incident| {
                     let mut bare = incident.clone();
                     for evidence in &mut bare.status.evidence {
@@ -341,13 +343,13 @@ proptest! {
                 };
                 bare(a) == bare(b)
             };
-            // Of what can't be kept only the effect is the same.
-            let of_kept = |incidents: &Incidents| {
+            // If an incident can't be persisted, only its effect is the same.
+            let of_persisted = |incidents: &Incidents| {
                 let mut documents = incidents.documents();
                 documents.retain(|incident| !world.unwritable.contains(&incident.spec.app.namespace.to_string()));
                 documents
             };
-            let (known, again) = (of_kept(&world.incidents), of_kept(&restored));
+            let (known, again) = (of_persisted(&world.incidents), of_persisted(&restored));
             prop_assert!(
                 known.len() == again.len() && known.iter().zip(&again).all(is_same),
                 "known:\n{known:#?}\nkept:\n{again:#?}"
@@ -356,9 +358,11 @@ proptest! {
             let mut other = World { follower: world.follower.take(), ..world_of(&world) };
             if fails_over { other.fail_over() } else { other.restart() }
             let after = other.evaluate();
-            // The other replica may believe what this one knows to be of an earlier Pod: that is an accusation like any other.
-            let mut known: BTreeSet<App> = kept.iter().map(|incident| App::from(&incident.spec.app)).collect();
-            // So it may where evidence and the proof that its Pod is gone have come in the same moment, which only happens here.
+            // The other replica may believe a record that this one knows to be of an earlier Pod. That is an
+            // accusation like any other.
+            let mut known: BTreeSet<App> = persisted.iter().map(|incident| App::from(&incident.spec.app)).collect();
+            // The same holds if evidence and the proof that its Pod is gone have come in the same moment, which only
+            // happens here.
             let active = |violation: &&Violation| violation.state == State::Active;
             let believed: BTreeSet<Key> =
                 other.snapshot().violations.iter().filter(active).map(|violation| violation.key.clone()).collect();
@@ -368,7 +372,7 @@ proptest! {
                     known.retain(|app| app.namespace != violation.key.namespace);
                 }
             }
-            // It may, if it has heard what this one has only restored since its own restart.
+            // The same holds if it has received a report that this one has only restored since its own restart.
             for violation in other.snapshot().violations.iter().filter(active) {
                 let is_read_back = |(at, restarted): (Moment, Duration)| at.uptime() <= restarted;
                 if violation.evidence().any(|e| e.fresh_at.zip(restarted).is_some_and(is_read_back)) {
@@ -378,7 +382,8 @@ proptest! {
             let of_known = |e: &Evaluation| {
                 let mut e = e.clone();
                 e.plan.blocks.retain(|block| known.contains(&block.app));
-                // What was heard since and can't be kept, or is believed by the other only, is one ground more or less.
+                // Evidence that came since and can't be persisted, or that only the other replica believes, makes one
+                // accusation more or less.
                 for block in &mut e.plan.blocks {
                     let block = Arc::make_mut(block);
                     (block.grounds, block.left) = (Box::default(), Box::default());
@@ -386,28 +391,28 @@ proptest! {
                 e.held.retain(|held| known.contains(&held.app));
                 e.plan.notices.retain(|notice| known.contains(&notice.app));
                 e.decisions.retain(|decision| known.contains(&decision.app) && decision.kind != DecisionKind::Disputed);
-                let told: Vec<_> = e.plan.notices.iter().map(|n| (n.app.clone(), n.sent_at)).collect();
-                (e.plan.blocks, e.held, told, e.decisions)
+                let notified: Vec<_> = e.plan.notices.iter().map(|n| (n.app.clone(), n.sent_at)).collect();
+                (e.plan.blocks, e.held, notified, e.decisions)
             };
             let (after, before) = (of_known(&after), of_known(&before));
             prop_assert_eq!((&after.0, &after.1, &after.2), (&before.0, &before.1, &before.2));
             prop_assert_eq!(after.3, vec![]);
             world.follower = other.follower.take();
             if matches!(step, Step::Restart | Step::FailOver) {
-                // The story goes on with the other one.
+                // The test continues with the other one.
                 world = other;
                 restarted = Some(world.now.uptime());
             }
         }
     }
 
-    /// An operator's release holds until its date, through whatever comes, for the accusations that it is for.
+    /// An operator's release of an accusation holds until its date, whatever happens.
     #[test]
     fn no_release_by_hand_is_ever_lost(
         before in vec(step(), 1..40), pick in 0..TENANTS, after in vec(step(), 1..60)
     ) {
         let mut world = world();
-        // An act that can't be kept is not done.
+        // A command that can't be persisted is not done.
         for step in before.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun) | Step::Unwritable(_))) {
             step.take(&mut world);
             world.evaluate();
@@ -425,7 +430,7 @@ proptest! {
         prop_assert!(world.incidents.execute(&release, "ops", &world.policy, world.now).is_ok());
         world.evaluate();
         let is_ours = |step: &&Step| {
-            // Another word of the same operator may shorten it.
+            // Another release by the same operator may shorten it.
             !matches!(step, Step::Mode(Mode::DryRun)) && !matches!(step, Step::Release(of) if *of == tenant)
         };
         for step in after.iter().filter(is_ours) {
@@ -437,7 +442,7 @@ proptest! {
         }
     }
 
-    /// A new block rests on evidence that is fresh at that very moment.
+    /// A new block has evidence that is fresh at that very moment.
     #[test]
     fn every_new_block_has_fresh_evidence_of_the_pods_own_node(steps in vec(step(), 1..80)) {
         let mut world = world();
@@ -466,23 +471,23 @@ proptest! {
         }
     }
 
-    /// The outcome is a function of the inputs: the same story told twice ends the same.
+    /// The outcome is a function of the inputs: the same sequence has the same outcome.
     #[test]
     fn the_plan_is_a_function_of_its_inputs(steps in vec(step(), 1..60)) {
-        let tell = || {
+        let run = || {
             let mut world = world();
-            let mut told = Vec::new();
+            let mut outcomes = Vec::new();
             for step in &steps {
                 step.take(&mut world);
                 let evaluation = world.evaluate();
-                told.push(format!("{:?} {:?} {:?}", evaluation.plan, evaluation.decisions, evaluation.held));
+                outcomes.push(format!("{:?} {:?} {:?}", evaluation.plan, evaluation.decisions, evaluation.held));
             }
-            told
+            outcomes
         };
-        prop_assert_eq!(tell(), tell());
+        prop_assert_eq!(run(), run());
     }
 
-    /// Held Apps stay out of the plan for as long as one likes to wait.
+    /// Held Apps stay out of the plan, however long the wait is.
     #[test]
     fn time_alone_never_blocks_a_held_app(waits in vec(1..20_000_u64, 1..60), listen in any::<bool>()) {
         let mut world = World::new(&["n0"]);

@@ -1,4 +1,4 @@
-//! A new block follows from a direct read, not from what the watches report.
+//! A new block follows from a direct read, not from reports of the watches.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ fn accuse(world: &mut World) {
     world.answer("n1", vec![record("ns-a", now)]);
 }
 
-/// Nothing is blocked before the Pod has been read once more, which is asked for.
-fn is_blocked_after_a_look(world: &mut World) {
+/// The Pod is not blocked before it has been read once more, which the lookup requests ask for.
+fn is_blocked_after_a_direct_read(world: &mut World) {
     for _ in 0..2 {
         assert!(world.blocked().is_empty());
         world.wait(1);
@@ -44,22 +44,22 @@ fn is_blocked_after_a_look(world: &mut World) {
     let early = since.uptime().saturating_sub(Duration::from_secs(1));
     world.facts.carried.insert(pod(), Moment::new(early, since.wall()));
     assert!(world.blocked().is_empty());
-    assert_eq!(asked(world), direct, "the same look is waited for");
+    assert_eq!(asked(world), direct, "the block waits for the same direct read");
     world.facts.carried.insert(pod(), since);
     assert_eq!(world.blocked(), ["ns-a"]);
     assert!(asked(world).is_empty());
 }
 
 #[test]
-fn a_new_accusation_is_blocked_after_a_look_at_its_pod() {
+fn a_new_accusation_is_blocked_after_a_direct_read_of_its_pod() {
     let mut world = world();
     world.wait(MINUTE);
     accuse(&mut world);
-    is_blocked_after_a_look(&mut world);
+    is_blocked_after_a_direct_read(&mut world);
 }
 
 #[test]
-fn what_was_read_after_the_accusation_needs_no_other_look() {
+fn a_pod_that_was_read_after_the_accusation_needs_no_other_direct_read() {
     let mut world = world();
     world.wait(MINUTE);
     accuse(&mut world);
@@ -68,7 +68,7 @@ fn what_was_read_after_the_accusation_needs_no_other_look() {
 }
 
 #[test]
-fn a_grace_that_ends_blocks_after_another_look() {
+fn a_grace_that_ends_blocks_after_another_direct_read() {
     let mut world = world();
     world.policy.grace = Duration::from_secs(10 * MINUTE);
     for _ in 0..10 {
@@ -82,11 +82,11 @@ fn a_grace_that_ends_blocks_after_another_look() {
         world.wait(MINUTE);
     }
     accuse(&mut world);
-    is_blocked_after_a_look(&mut world);
+    is_blocked_after_a_direct_read(&mut world);
 }
 
 #[test]
-fn an_exemption_that_ends_blocks_after_another_look() {
+fn an_exemption_that_ends_blocks_after_another_direct_read() {
     let mut world = world();
     let until = Some(at(HOUR).wall());
     let namespace = Some(Pattern::Exact("ns-a".into()));
@@ -98,11 +98,11 @@ fn an_exemption_that_ends_blocks_after_another_look() {
     }
     world.wait(MINUTE);
     accuse(&mut world);
-    is_blocked_after_a_look(&mut world);
+    is_blocked_after_a_direct_read(&mut world);
 }
 
 #[test]
-fn a_release_that_ends_blocks_after_another_look() {
+fn a_release_that_ends_blocks_after_another_direct_read() {
     let mut world = world();
     accuse(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -118,11 +118,11 @@ fn a_release_that_ends_blocks_after_another_look() {
             assert!(world.blocked().is_empty());
         }
     }
-    is_blocked_after_a_look(&mut world);
+    is_blocked_after_a_direct_read(&mut world);
 }
 
 #[test]
-fn a_block_goes_on_by_what_is_reported() {
+fn a_block_continues_by_reports_of_the_watches() {
     let mut world = world();
     accuse(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -133,9 +133,10 @@ fn a_block_goes_on_by_what_is_reported() {
     }
 }
 
-/// The agent scans again, and its record is renewed, before the look begins: what the watches have reported by then can't judge it.
+/// The agent scans again, and its record is renewed, before the direct read begins. Reports of the watches until then
+/// can't judge it.
 #[test]
-fn a_look_is_waited_for_although_the_record_is_renewed_before_it_begins() {
+fn a_block_waits_for_its_direct_read_although_the_record_is_renewed_before() {
     let mut world = world();
     world.policy.grace = Duration::from_secs(10 * MINUTE);
     for _ in 0..11 {
@@ -152,7 +153,7 @@ fn a_look_is_waited_for_although_the_record_is_renewed_before_it_begins() {
     assert_eq!(direct.len(), 1, "the grace has ended");
     accuse(&mut world);
     assert!(world.blocked().is_empty());
-    assert_eq!(asked(&mut world), direct, "the same look is waited for");
+    assert_eq!(asked(&mut world), direct, "the block waits for the same direct read");
     world.facts.pods.get_mut(&pod()).unwrap().asked = world.now;
     world.facts.carried.remove(&pod());
     assert_eq!(world.blocked(), ["ns-a"]);

@@ -1,4 +1,4 @@
-//! The reason of an incident says what holds now.
+//! The reason of an incident is the present one.
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record};
 use procscan_core::decision::Mode;
@@ -17,10 +17,11 @@ fn blocked() -> World {
 
 const ACCUSATION: &str = "process `xmrig` in Pod web matches rule `^xmrig$` on node n1, as of ";
 
-/// The state and the reason that are kept of the incident of `ns-a`.
+/// The persisted state and reason of the incident of `ns-a`.
 fn reason(world: &World) -> (IncidentState, String) {
-    let kept = world.kept.values().find(|kept| *kept.spec.app.namespace == *"ns-a").unwrap();
-    (kept.status.state, kept.status.reason.to_string())
+    let persisted =
+        world.persisted.values().find(|persisted| *persisted.spec.app.namespace == *"ns-a").unwrap();
+    (persisted.status.state, persisted.status.reason.to_string())
 }
 
 /// The process is found again, a minute later.
@@ -32,7 +33,7 @@ fn go_on(world: &mut World) {
 }
 
 #[test]
-fn after_a_release_it_says_by_which_operator_and_until_when() {
+fn after_a_release_the_reason_names_the_operator_and_the_date() {
     let mut world = blocked();
     let until = at(2 * HOUR).wall();
     world
@@ -49,13 +50,13 @@ fn after_a_release_it_says_by_which_operator_and_until_when() {
 }
 
 #[test]
-fn after_an_exemption_it_says_which_and_when_that_ends_the_block_or_what_is_waited_for() {
+fn after_an_exemption_the_reason_names_it_and_later_the_block_or_what_is_missing_for_one() {
     let mut world = blocked();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     world.evaluate();
     assert_eq!(reason(&world), (IncidentState::Watched, "exempted: a contract".into()));
 
-    // Without the exemption, but nothing new is decided while it is paused.
+    // The exemption is removed, but no decision is made while paused.
     world.policy.exemptions.clear();
     world.policy.mode = Mode::Paused;
     go_on(&mut world);

@@ -1,4 +1,4 @@
-//! Evidence that is newer than what is kept of it, and kept evidence of which two incidents say different things.
+//! Evidence that is newer than its persisted form, and persisted evidence on which two incidents disagree.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use procscan_core::policy::remembered;
 use procscan_core::state::Incident;
 use procscan_core::state::incident::{AppRef, ClearedBy, ClearedEvidence};
 
-/// So many Apps are blocked.
+/// A world in which that many Apps are blocked.
 fn blocked(apps: usize) -> World {
     let mut world = World::new(&["n1"]);
     let brake = &mut world.policy.brake;
@@ -28,13 +28,17 @@ fn accuse(world: &mut World, apps: usize) {
     world.answer("n1", namespaces(apps).iter().map(|namespace| record(namespace, now)).collect());
 }
 
-/// How old the kept evidence of each App is, in minutes.
+/// How old the persisted evidence of each App is, in minutes.
 fn ages(world: &World) -> BTreeMap<String, u64> {
     let age = |incident: &Incident| {
         let fresh_at = incident.status.evidence[0].fresh_at;
         world.now.wall().duration_since(fresh_at).unsigned_abs().as_secs() / MINUTE
     };
-    world.kept.values().map(|incident| (incident.spec.app.namespace.to_string(), age(incident))).collect()
+    world
+        .persisted
+        .values()
+        .map(|incident| (incident.spec.app.namespace.to_string(), age(incident)))
+        .collect()
 }
 
 #[test]
@@ -43,7 +47,7 @@ fn every_app_takes_its_turn_at_being_refreshed() {
     for _ in 0..12 {
         world.wait(HOUR / 2);
         accuse(&mut world, 250);
-        // Twice: after the decision, and after what is told.
+        // Twice: after the decision, and after the notification.
         world.evaluate();
     }
     let old: Vec<(String, u64)> = ages(&world).into_iter().filter(|(_, age)| *age > 150).collect();
@@ -51,7 +55,7 @@ fn every_app_takes_its_turn_at_being_refreshed() {
 }
 
 #[test]
-fn what_can_not_be_written_keeps_nothing_else_from_being_refreshed() {
+fn an_incident_that_can_not_be_written_delays_no_other_refresh() {
     let mut world = blocked(60);
     world.unwritable.extend(namespaces(50));
     for _ in 0..6 {
@@ -64,7 +68,7 @@ fn what_can_not_be_written_keeps_nothing_else_from_being_refreshed() {
     assert!(namespaces(60)[50..].iter().all(|namespace| ages[namespace] <= 90), "{ages:?}");
 }
 
-/// Two incidents know the same violation: `before` was written by a leader whose wall clock was `ahead`.
+/// Two incidents of the same violation: `before` was written by a leader whose wall clock was `ahead`.
 fn two(ahead: SignedDuration, before: &str, now: &str) -> [Incident; 2] {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -85,7 +89,7 @@ fn is_cleared(incident: &mut Incident) {
     incident.status.evidence[0].cleared = Some(ClearedEvidence { at, by: ClearedBy::Clock, ended: true });
 }
 
-/// The agent's own times tell which is later; the clock of the leader that wrote it may have been wrong.
+/// The agent's own times show which record is later. The clock of the leader that wrote it may have been wrong.
 #[test]
 fn of_two_records_of_one_agent_the_later_by_its_own_clock_counts_whatever_the_leaders_clocks() {
     let (before, now) = ("2025-12-22T10:40:00Z", "2025-12-22T11:40:00+00:00");
@@ -105,9 +109,9 @@ fn of_two_records_of_one_agent_the_later_by_its_own_clock_counts_whatever_the_le
     }
 }
 
-/// What has cleared in one App's incident may still count in that of another.
+/// Evidence that has cleared in one App's incident may still count in that of another.
 #[test]
-fn what_one_incident_says_has_cleared_is_not_taken_for_cleared_while_it_counts_in_another() {
+fn evidence_that_has_cleared_in_one_incident_is_not_cleared_while_it_counts_in_another() {
     let at = "2025-12-22T10:40:00Z";
     for ahead in [24, 0, -24].map(SignedDuration::from_hours) {
         for is_reversed in [false, true] {
@@ -128,14 +132,14 @@ fn the_scan_interval_beside_the_agents_latest_record_is_taken_over_whatever_the_
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 60)]);
     world.evaluate();
-    let mut kept = world.incidents.documents();
-    let [a, b] = &mut kept[..] else { panic!("two incidents") };
+    let mut persisted = world.incidents.documents();
+    let [a, b] = &mut persisted[..] else { panic!("two incidents") };
     // The first was written when the agent scanned often, by a leader whose clock was a day ahead.
     a.status.evidence[0].scan_interval = Some(100);
     a.status.evidence[0].fresh_at += SignedDuration::from_hours(24);
     b.status.evidence[0].scan_interval = Some(1000);
     let mut ledger = world.new_ledger();
-    ledger.remember(remembered(&kept), world.now);
+    ledger.remember(remembered(&persisted), world.now);
     let interval = ledger.snapshot(world.now).nodes.get(&NodeName::new("n1")).unwrap().interval;
     assert_eq!(interval.unwrap().get(), Duration::from_secs(1000));
 }

@@ -1,4 +1,4 @@
-//! Accusations that lead to nothing: in namespaces that may not be touched, and disputed ones.
+//! Accusations without effect: those in namespaces that may not be blocked, and disputed ones.
 
 use procscan_core::decision::DecisionKind;
 use procscan_core::names::PodRef;
@@ -24,7 +24,7 @@ fn logged(world: &mut World) -> Vec<String> {
 }
 
 #[test]
-fn whatever_names_a_node_makes_up_a_protected_namespace_is_logged_once_for_it() {
+fn accusations_in_a_protected_namespace_are_logged_once_whatever_names_a_node_makes_up() {
     let mut world = World::new(&["n1", "n2"]);
     let mut log = Vec::new();
     world.rounds(10, |w| {
@@ -68,7 +68,7 @@ fn a_node_that_makes_up_namespaces_too_is_logged_a_few_times_a_day() {
 }
 
 #[test]
-fn what_is_accused_again_after_a_day_is_logged_again() {
+fn an_accusation_that_is_repeated_after_a_day_is_logged_again() {
     let mut world = World::new(&["n1"]);
     let accuse = |w: &mut World| {
         let now = w.clock();
@@ -88,7 +88,7 @@ fn what_is_accused_again_after_a_day_is_logged_again() {
 
 /// The node accuses Pods that do not exist, and gives them other names each time.
 #[test]
-fn whatever_pods_a_node_makes_up_its_disputed_accusations_in_a_namespace_are_logged_once() {
+fn disputed_accusations_in_a_namespace_are_logged_once_whatever_pods_a_node_makes_up() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     let accuse = |w: &mut World, node: &str, records: Vec<Record>| {
@@ -128,7 +128,7 @@ fn whatever_pods_a_node_makes_up_its_disputed_accusations_in_a_namespace_are_log
     assert_eq!(log.len(), 16, "{log:?}");
     assert!(log[15].contains("more than 16 namespaces"), "{}", log[15]);
 
-    // An accusation that is disputed hides none in a namespace that may not be touched, nor the other way round.
+    // A disputed accusation hides none in a namespace that may not be blocked, nor the other way round.
     let now = world.clock();
     world.answer("n2", made_up("kube-system", 1, 1, now));
     assert_eq!(logged(&mut world).len(), 1);

@@ -1,4 +1,4 @@
-//! Apps with earlier names: what operators have said of these names still counts.
+//! Apps with earlier names: operators' commands for these names still apply.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ fn a_release_goes_on_for_the_next_pods_when_their_labels_name_another_app() {
         assert_eq!(blocked(&accuse(&mut world, "web-2")), [""; 0]);
         // The release covers that process only, and it ends at its time.
         assert_eq!(blocked(&accuse_of(&mut world, "web-2", "ethminer")), ["site"]);
-        assert_eq!(world.kept.values().filter(|it| *it.spec.app.name == *"site").count(), 1);
+        assert_eq!(world.persisted.values().filter(|it| *it.spec.app.name == *"site").count(), 1);
     }
 }
 
@@ -130,7 +130,7 @@ fn an_exemption_by_the_earlier_name_covers_the_app_as_long_as_it_is_not_blocked(
 }
 
 #[test]
-fn a_mistaken_exemption_that_may_mean_the_earlier_name_keeps_the_app_open() {
+fn an_unreadable_exemption_that_may_cover_the_earlier_name_leaves_the_app_open() {
     let mut world = world();
     pod(&mut world, "web-1", "web", "ReplicaSet/web");
     world.policy.unread_exemptions =
@@ -142,7 +142,7 @@ fn a_mistaken_exemption_that_may_mean_the_earlier_name_keeps_the_app_open() {
 }
 
 #[test]
-fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only() {
+fn a_held_app_is_held_under_another_name_too_and_blocked_by_an_approval_only() {
     let mut world = world();
     world.policy.brake.max_new_tenants = 0;
     pod(&mut world, "web-1", "web", "ReplicaSet/web");
@@ -165,9 +165,9 @@ fn what_is_held_is_held_under_another_name_too_and_blocked_by_an_approval_only()
     assert_eq!(blocked(&accuse(&mut world, "web-2")), ["site"]);
 }
 
-/// A tenant with a released App gives its blocked App's Pods that one's labels, and takes them away again.
+/// A tenant with a released App gives its blocked App's Pods the labels of that one, and removes them again.
 #[test]
-fn no_relabelling_opens_what_is_blocked() {
+fn no_relabelling_opens_a_block() {
     let mut world = world();
     pod(&mut world, "shop-1", "shop", "ReplicaSet/shop");
     accuse(&mut world, "shop-1");
@@ -184,7 +184,7 @@ fn no_relabelling_opens_what_is_blocked() {
 }
 
 #[test]
-fn what_earlier_versions_called_the_app_counts_too() {
+fn the_name_that_earlier_versions_gave_the_app_counts_too() {
     let mut world = world();
     world.policy.exemptions =
         vec![exemption(|exemption| exemption.app = Some(Pattern::Exact("nginx".into())), None)];
@@ -192,7 +192,7 @@ fn what_earlier_versions_called_the_app_counts_too() {
     world.comes_of("ns-a", "web-1", Lineage { origin: None, earlier: Some(app("nginx")) });
     let evaluation = accuse(&mut world, "web-1");
     assert_eq!(blocked(&evaluation), [""; 0]);
-    let status = serde_json::to_value(&world.kept.values().next().unwrap().status).unwrap();
+    let status = serde_json::to_value(&world.persisted.values().next().unwrap().status).unwrap();
     assert_eq!(status["formerly"][0]["name"], "nginx");
     world.policy.exemptions.clear();
     assert_eq!(blocked(&accuse(&mut world, "web-1")), ["web"]);
@@ -208,17 +208,17 @@ fn names_and_origins_are_remembered_within_bounds() {
         pod(&mut world, &name, &app, &origin);
         accuse(&mut world, &name);
     }
-    for incident in world.kept.values() {
+    for incident in world.persisted.values() {
         assert!(incident.status.origins.len() <= 8 && incident.status.formerly.len() <= 8);
     }
     // Twelve names, all of the same workload.
-    let before = world.kept.len();
+    let before = world.persisted.len();
     for n in 0..12 {
         pod(&mut world, &format!("api-{n}"), &format!("api-{n}"), "ReplicaSet/api");
         accuse(&mut world, &format!("api-{n}"));
     }
-    assert_eq!(world.kept.len(), before + 12);
-    let formerly = world.kept.values().map(|incident| incident.status.formerly.len());
+    assert_eq!(world.persisted.len(), before + 12);
+    let formerly = world.persisted.values().map(|incident| incident.status.formerly.len());
     assert_eq!(formerly.max(), Some(8));
     // Twelve origins of one App.
     for n in 0..12 {
@@ -238,7 +238,7 @@ fn held(evaluation: &Evaluation) -> Vec<&str> {
 }
 
 #[test]
-fn what_is_blocked_is_not_held_because_another_name_of_it_is() {
+fn a_blocked_app_is_not_held_because_another_name_of_it_is() {
     let mut world = world();
     world.policy.brake.max_apps_per_tenant = 1;
     pod(&mut world, "api-1", "api", "ReplicaSet/api");
@@ -305,7 +305,7 @@ fn a_release_goes_on_when_the_workload_comes_back_to_a_name_that_it_had_before()
         let evaluation = renamed(&mut world, "web-2", ("web-3", "web"));
         assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
         assert_eq!(blocked(&accuse(&mut world, "web-3")), [""; 0]);
-        // What was not released is blocked.
+        // An accusation that was not released is blocked.
         assert_eq!(blocked(&accuse_of(&mut world, "web-3", "ethminer")), ["web"]);
     }
 }
@@ -318,7 +318,7 @@ fn a_hold_of_an_earlier_name_counts_although_it_began_after_the_names_were_linke
         accuse(&mut world, "web-1");
         renamed(&mut world, "web-1", ("web-2", "site"));
         world.policy.brake.max_new_tenants = 0;
-        // The blocks of both have ended, and the time in which their tenant counts as known has passed.
+        // The blocks of both have ended, and so has the time in which their tenant counts as known.
         gone(&mut world, "web-2");
         world.rounds(60, |world| drop(world.answer("n1", vec![])));
         world.evaluate();
@@ -333,8 +333,8 @@ fn a_hold_of_an_earlier_name_counts_although_it_began_after_the_names_were_linke
         let evaluation = renamed(&mut world, "web-3", ("web-4", "site"));
         assert_eq!(blocked(&evaluation), [""; 0], "restart: {restarts}");
         assert!(evaluation.held.iter().any(|held| held.app == app("site")), "{:?}", evaluation.held);
-        let act = IncidentCommand::Approve { app: app("site") };
-        world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+        let command = IncidentCommand::Approve { app: app("site") };
+        world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
         assert_eq!(blocked(&accuse(&mut world, "web-4")), ["site"]);
     }
 }
@@ -375,7 +375,7 @@ fn an_app_is_not_blocked_while_the_incident_of_an_earlier_name_can_not_be_read()
         assert!(blocked(&evaluation).is_empty());
         assert!(evaluation.plan.summary.in_grace == 0);
     }
-    // Another App of the same tenant is none of its names.
+    // Another App of the same tenant is not one of its names.
     pod(&mut world, "other-1", "other", "ReplicaSet/other");
     assert_eq!(blocked(&accuse(&mut world, "other-1")), ["other"]);
 }

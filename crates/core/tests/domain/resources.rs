@@ -82,7 +82,7 @@ fn an_empty_plan_is_one_plugin_with_the_sentinel_and_nothing_else() {
 }
 
 #[test]
-fn a_blocked_app_is_in_the_rule_and_in_the_list_and_its_tenant_is_told() {
+fn a_blocked_app_is_in_the_rule_and_in_the_list_and_its_tenant_is_notified() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0), record_of("ns-a", "web", "zmap", 0)]);
     let plan = world.evaluate().plan;
@@ -190,7 +190,7 @@ fn a_long_list_names_the_ingresses_too_and_goes_back_only_well_below_its_limit()
     assert_eq!((rules, services(&short).len()), (1, 501));
     let (rules, long) = form(251, false);
     assert_eq!(rules, 2);
-    // What is reached otherwise stays plain; the rest is looked up by its Ingress first.
+    // Services that are reached otherwise stay plain; the rest is looked up by its Ingress first.
     let plain = list(&long, "/matchRules/0/service").unwrap();
     assert_eq!((plain.len(), &*plain[0]), (252, SENTINEL));
     assert!(plain[1..].iter().all(|service| service.starts_with("b.")));
@@ -208,7 +208,7 @@ fn a_long_list_names_the_ingresses_too_and_goes_back_only_well_below_its_limit()
 }
 
 #[test]
-fn what_is_blocked_is_read_back_with_every_service_that_is_closed() {
+fn blocks_are_read_back_with_every_closed_service() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     let mut plan = world.evaluate().plan;
@@ -227,7 +227,7 @@ fn what_is_blocked_is_read_back_with_every_service_that_is_closed() {
     let of_list = all.iter().find(|inherited| &*inherited.app.namespace == "ns-a").unwrap();
     assert_eq!(of_list.accused.len(), 1);
     assert!(all.iter().all(|inherited| inherited.app.namespace.starts_with("ns-")));
-    // Where the list for people has given way, each Service stands for itself, and none is forgotten.
+    // If the list for people has been dropped, each Service stands for itself, and none is forgotten.
     for max_bytes in [usize::MAX, 60_000] {
         settings.max_bytes = max_bytes;
         let inherited = read_back(&plan, &settings);
@@ -272,7 +272,7 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
             }
         }
         assert_eq!(closed.len(), 999 + 30_000);
-        // What is read back after a start has them all, as one App's.
+        // The blocks that are read back after a start have them all, as one App's.
         let specs: Vec<Value> = made.iter().map(|object| json!({"spec": object.spec})).collect();
         let inherited = wasm_plugin::blocked(&specs, &settings().gateway);
         assert_eq!(inherited.len(), 1000);
@@ -376,7 +376,7 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     let (on_every_route, _) = listed(&render(&plan, &settings, Existing::default()));
     assert_eq!(on_every_route.len(), 10);
     assert!(on_every_route.contains(&format!("{first}.cluster.local")));
-    // Without room none is listed, and with enough room none is left out.
+    // Without room no Service is listed, and with enough room none is left out.
     settings.gateway.max_service_entries = 0;
     assert_eq!(listed(&render(&plan, &settings, Existing::default())).0.len(), 0);
     settings.gateway.max_service_entries = 20_000;
@@ -403,7 +403,7 @@ fn in_a_long_list_each_service_of_a_large_app_stands_with_each_of_its_ingresses(
             assert!(all.clone().all(|ingress| of_service.contains(&**ingress)), "{service}");
         }
         assert!(objects.len() < 24, "{}", objects.len());
-        // What is read back has all of them.
+        // The blocks that are read back have all of them.
         let specs: Vec<Value> = objects.iter().map(|object| json!({"spec": object.spec})).collect();
         let inherited = wasm_plugin::blocked(&specs, &settings().gateway);
         let large = inherited.iter().find(|found| found.app == plan.blocks[50].app).unwrap();
@@ -414,7 +414,7 @@ fn in_a_long_list_each_service_of_a_large_app_stands_with_each_of_its_ingresses(
 }
 
 #[test]
-fn what_is_read_back_of_a_long_list_is_as_it_is_closed() {
+fn blocks_are_read_back_from_a_long_list_as_they_are_closed() {
     let mut plan = routed(300);
     for max_bytes in [512 * 1024, 30_000] {
         let mut settings = settings();

@@ -1,4 +1,4 @@
-//! Services that expose several Apps: what is closed, what is held, and whether people are told.
+//! Services that expose several Apps: which are closed or held, and whether the tenant is notified.
 
 use std::sync::Arc;
 
@@ -54,11 +54,11 @@ const OWN: [&str; 1] = ["web-x7k2.ns-a.svc"];
 const SHARED: [&str; 1] = ["all.ns-a.svc"];
 const OTHERS: [&str; 2] = ["blog", "shop"];
 
-fn kept(world: &World) -> &Incident {
-    world.kept.values().next().unwrap()
+fn persisted(world: &World) -> &Incident {
+    world.persisted.values().next().unwrap()
 }
 
-/// The tenant takes the selector away, and the endpoints stay: the route to the miner goes on working.
+/// The tenant removes the selector, and the endpoints stay. The route to the miner still works.
 #[test]
 fn a_service_that_was_closed_stays_closed_when_its_selector_is_taken_away() {
     for rule in [SharedServices::Block, SharedServices::Hold, SharedServices::Skip] {
@@ -94,31 +94,31 @@ fn a_shared_service_is_closed_and_the_decision_the_plan_and_the_incident_name_th
     let evaluation = accuse(&mut world);
     let decision = &evaluation.decisions[0];
     assert_eq!(decision.kind, DecisionKind::Blocked);
-    let said = "; its Services expose other Apps too, which are closed with it: app/blog, app/shop";
-    assert!(decision.reason.ends_with(said), "{}", decision.reason);
+    let remark = "; its Services expose other Apps too, which are closed with it: app/blog, app/shop";
+    assert!(decision.reason.ends_with(remark), "{}", decision.reason);
     let block = &evaluation.plan.blocks[0];
     assert_eq!((closed(block), &block.reason), ((BOTH.into(), vec![], OTHERS.into()), &decision.reason));
     let other = |name| json!({"namespace": "ns-a", "type": "app", "name": name});
     assert_eq!(serde_json::to_value(block).unwrap()["also_closes"], json!([other("blog"), other("shop")]));
-    let status = serde_json::to_value(&kept(&world).status).unwrap();
+    let status = serde_json::to_value(&persisted(&world).status).unwrap();
     assert_eq!(status["alsoCloses"], json!([other("blog"), other("shop")]));
     // The other Apps themselves are not accused.
     assert_eq!(evaluation.plan.blocks.len(), 1);
     world.restart();
     world.facts.apps.clear();
-    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "kept");
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "persisted");
 }
 
 #[test]
-fn what_is_closed_with_an_app_is_said_anew_when_it_changes() {
+fn the_apps_that_are_closed_with_an_app_are_named_anew_when_they_change() {
     let mut world = world(SharedServices::Block);
     accuse(&mut world);
     world.service("ns-a", "all", &["shop", "web"]);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec!["shop"]));
-    assert_eq!(kept(&world).status.also_closes.len(), 1);
+    assert_eq!(persisted(&world).status.also_closes.len(), 1);
     world.service("ns-a", "all", &["web"]);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec![]));
-    let status = serde_json::to_value(&kept(&world).status).unwrap();
+    let status = serde_json::to_value(&persisted(&world).status).unwrap();
     assert_eq!((status.get("alsoCloses"), status.get("alsoClosesMore")), (None, None));
     let names: Vec<String> = (0..30).map(|n| format!("app-{n:02}")).collect();
     let many: Vec<&str> = names.iter().map(String::as_str).chain(["web"]).collect();
@@ -126,18 +126,18 @@ fn what_is_closed_with_an_app_is_said_anew_when_it_changes() {
     let evaluation = world.evaluate();
     let others = evaluation.plan.blocks[0].exposure.others.as_ref().unwrap();
     assert_eq!((others.named.len(), others.more), (20, 10));
-    let status = &kept(&world).status;
+    let status = &persisted(&world).status;
     assert_eq!((status.also_closes.len(), status.also_closes_more), (20, 10));
     assert_eq!(serde_json::to_value(status).unwrap()["alsoClosesMore"], 10);
 }
 
 #[test]
-fn an_incident_that_an_earlier_version_has_kept_names_no_others() {
+fn an_incident_that_an_earlier_version_has_persisted_names_no_others() {
     let mut world = world(SharedServices::Block);
     accuse(&mut world);
-    let mut status = serde_json::to_value(&kept(&world).status).unwrap();
+    let mut status = serde_json::to_value(&persisted(&world).status).unwrap();
     status.as_object_mut().unwrap().remove("alsoCloses");
-    let incident = world.kept.values_mut().next().unwrap();
+    let incident = world.persisted.values_mut().next().unwrap();
     incident.status = serde_json::from_value(status).unwrap();
     world.restart();
     let known = std::mem::take(&mut world.facts.apps);
@@ -158,13 +158,13 @@ fn notice(world: &mut World, message: Option<&str>) -> Object {
 }
 
 #[test]
-fn the_tenant_is_told_which_other_apps_are_closed() {
+fn the_tenant_is_notified_which_other_apps_are_closed() {
     let mut world = world(SharedServices::Block);
     accuse(&mut world);
-    let said = notice(&mut world, None).spec;
+    let spec = notice(&mut world, None).spec;
     let en = "Found xmrig in ns-a. Ask ops. It shares a Service with other applications, which are closed with it: blog, shop.";
-    assert_eq!(said["message"], en, "at the end, where the text has no place for it");
-    let zh = said["i18ns"]["zh"]["message"].as_str().unwrap();
+    assert_eq!(spec["message"], en, "at the end, where the text has no place for it");
+    let zh = spec["i18ns"]["zh"]["message"].as_str().unwrap();
     assert!(zh.ends_with("以下应用与其共用同一个 Service，因此一并被关闭：blog、shop。"), "{zh}");
     let placed = notice(&mut world, Some("Blocked.{also_closes} Ask {contact}.")).spec;
     let en = "Blocked. It shares a Service with other applications, which are closed with it: blog, shop. Ask ops.";
@@ -175,7 +175,7 @@ fn the_tenant_is_told_which_other_apps_are_closed() {
 }
 
 #[test]
-fn a_tenant_that_is_only_warned_is_told_of_nothing_that_is_closed() {
+fn the_notification_of_a_warned_tenant_names_nothing_that_is_closed() {
     let mut world = world(SharedServices::Block);
     accuse(&mut world);
     // It was blocked once, and is to be blocked again.
@@ -198,9 +198,9 @@ fn with_hold_an_operator_decides_and_no_place_of_a_brake_is_taken() {
     let reason = &evaluation.decisions[0].reason;
     assert_eq!(evaluation.decisions[0].kind, DecisionKind::Held);
     assert!(reason.starts_with(&format!("{why}: app/blog, app/shop; process `xmrig`")), "{reason}");
-    let held = kept(&world).status.brake.clone().unwrap();
+    let held = persisted(&world).status.brake.clone().unwrap();
     assert_eq!((held.brake, held.of.as_deref()), (BrakeKind::SharedService, Some("all.ns-a.svc")));
-    // Nothing blocks it: neither time, nor a restart, nor the end of the sharing.
+    // Neither time, nor a restart, nor the end of the sharing blocks it.
     for _ in 0..3 {
         world.restart();
         world.wait(MINUTE);
@@ -220,7 +220,11 @@ fn with_hold_an_operator_decides_and_no_place_of_a_brake_is_taken() {
         .execute(&IncidentCommand::Approve { app: web() }, "ops", &world.policy, world.now)
         .unwrap();
     let blocks = world.evaluate().plan.blocks;
-    assert_eq!(closed(&blocks[0]), (BOTH.into(), vec![], OTHERS.into()), "what is approved is closed whole");
+    assert_eq!(
+        closed(&blocks[0]),
+        (BOTH.into(), vec![], OTHERS.into()),
+        "after the approval all Services are closed"
+    );
 }
 
 #[test]
@@ -231,28 +235,28 @@ fn an_app_that_shares_nothing_is_not_held() {
 }
 
 #[test]
-fn with_hold_what_comes_to_be_shared_after_the_block_stays_as_it_is() {
+fn with_hold_a_service_that_comes_to_be_shared_after_the_block_stays_as_it_is() {
     let mut world = world(SharedServices::Hold);
     world.service("ns-a", "all", &["web"]);
     assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
-    // It was closed before, so it stays closed, and people are told.
+    // The Service was closed before, so it stays closed, and the other Apps are named.
     share(&mut world);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
-    // It was open before, so it stays open.
+    // The Service was open before, so it stays open.
     world.service("ns-a", "new", &["mail", "web"]);
     world.evaluate();
-    assert_eq!(texts(&kept(&world).status.exposure.left_open), ["new.ns-a.svc"], "kept at once");
+    assert_eq!(texts(&persisted(&world).status.exposure.left_open), ["new.ns-a.svc"], "persisted at once");
     world.service("ns-a", "own", &["web"]);
     let expected = (vec![BOTH[0], "own.ns-a.svc", BOTH[1]], vec!["new.ns-a.svc"], OTHERS.to_vec());
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);
     world.restart();
     let known = std::mem::take(&mut world.facts.apps);
-    assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected, "kept");
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected, "persisted");
     world.facts.apps = known;
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), expected);
 }
 
-/// A tenant deletes the Service until one look has passed, and makes it again so that it selects another App too.
+/// A tenant deletes the Service until one look-up has passed, and makes it again so that it selects another App too.
 #[test]
 fn with_hold_a_service_that_was_closed_once_is_closed_again_when_it_is_made_again() {
     for restarts in [false, true] {
@@ -268,16 +272,16 @@ fn with_hold_a_service_that_was_closed_once_is_closed_again_when_it_is_made_agai
         }
         share(&mut world);
         assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], OTHERS.into()));
-        // It is remembered no longer than needed.
-        assert!(kept(&world).status.exposure.once_closed.is_empty());
+        // The Service is remembered no longer than needed.
+        assert!(persisted(&world).status.exposure.once_closed.is_empty());
         world.service("ns-a", "all", &["blog", "shop"]);
         world.evaluate();
-        assert_eq!(texts(&kept(&world).status.exposure.once_closed), SHARED);
+        assert_eq!(texts(&persisted(&world).status.exposure.once_closed), SHARED);
     }
 }
 
 #[test]
-fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
+fn with_hold_a_service_that_is_left_open_is_logged_once_and_an_approval_closes_it() {
     let mut world = world(SharedServices::Hold);
     world.service("ns-a", "all", &["web"]);
     accuse(&mut world);
@@ -289,7 +293,7 @@ fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
     let open = "it stays open until that is approved; the App's other Services are closed";
     assert_eq!(*decision.reason, *format!("{why}: {open}"));
     assert_eq!((&*evaluation.held[0].reason, evaluation.held[0].release), (why, false));
-    // Whatever the tenant makes then, nothing is logged again, nor after a restart.
+    // Whatever the tenant makes then, nothing is logged again, not even after a restart.
     for name in ["newer", "newest"] {
         world.service("ns-a", name, &["mail", "web"]);
         world.service("ns-a", "new", &[]);
@@ -311,7 +315,7 @@ fn with_hold_what_is_left_open_is_said_once_and_an_approval_closes_it() {
 }
 
 #[test]
-fn what_is_remembered_of_closed_services_has_a_bound() {
+fn the_memory_of_closed_services_has_a_bound() {
     let mut world = world(SharedServices::Hold);
     world.service("ns-a", "all", &["web"]);
     for n in 0..1010 {
@@ -322,27 +326,27 @@ fn what_is_remembered_of_closed_services_has_a_bound() {
         world.service("ns-a", &format!("svc-{n:04}"), &[]);
     }
     world.evaluate();
-    assert_eq!(kept(&world).status.exposure.once_closed.len(), 1000);
+    assert_eq!(persisted(&world).status.exposure.once_closed.len(), 1000);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]).0, BOTH);
 }
 
 #[test]
-fn with_skip_the_service_stays_open_and_the_reason_says_so() {
+fn with_skip_the_service_stays_open_and_the_reason_names_it() {
     let mut world = world(SharedServices::Skip);
     let evaluation = accuse(&mut world);
     assert_eq!(closed(&evaluation.plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
-    let said = "; left open, because other Apps are exposed by it too (enforcement.shared_services): Service all.ns-a.svc";
-    assert!(evaluation.decisions[0].reason.ends_with(said), "{}", evaluation.decisions[0].reason);
-    assert_eq!(texts(&kept(&world).status.exposure.left_open), SHARED);
+    let remark = "; left open, because other Apps are exposed by it too (enforcement.shared_services): Service all.ns-a.svc";
+    assert!(evaluation.decisions[0].reason.ends_with(remark), "{}", evaluation.decisions[0].reason);
+    assert_eq!(texts(&persisted(&world).status.exposure.left_open), SHARED);
     world.service("ns-a", "all", &["web"]);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (BOTH.into(), vec![], vec![]));
-    assert!(kept(&world).status.exposure.left_open.is_empty());
+    assert!(persisted(&world).status.exposure.left_open.is_empty());
     share(&mut world);
     assert_eq!(closed(&world.evaluate().plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
 }
 
 #[test]
-fn what_an_operator_changes_takes_effect_at_once() {
+fn a_changed_rule_for_shared_services_takes_effect_at_once() {
     let mut world = world(SharedServices::Skip);
     accuse(&mut world);
     world.policy.shared_services = SharedServices::Hold;
@@ -358,13 +362,13 @@ fn select_none(world: &mut World, selects_none: bool) {
     }
 }
 
-/// The tenant takes the selector of the shared Service away.
+/// The tenant removes the selector of the shared Service.
 fn strip_selector(world: &mut World) {
     world.service("ns-a", "all", &[]);
     select_none(world, true);
 }
 
-/// It was closed before it was shared, and `skip` leaves a Service open only as long as it is shared.
+/// The Service was closed before it was shared, and `skip` leaves a Service open only while it is shared.
 #[test]
 fn with_skip_a_service_that_was_closed_once_is_closed_again_when_its_selector_is_taken_away() {
     for restarts in [false, true] {
@@ -380,7 +384,7 @@ fn with_skip_a_service_that_was_closed_once_is_closed_again_when_its_selector_is
         }
         strip_selector(&mut world);
         assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
-        // It selects Pods of both Apps that have not started.
+        // The Service selects Pods of both Apps that have not started.
         share(&mut world);
         assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));
         select_none(&mut world, false);
@@ -388,14 +392,14 @@ fn with_skip_a_service_that_was_closed_once_is_closed_again_when_its_selector_is
     }
 }
 
-/// Nothing shows that it is the App's, as with every other Service without a selector.
+/// Nothing shows that the Service is the App's, as with every other Service without a selector.
 #[test]
 fn a_service_that_was_never_closed_stays_open_when_its_selector_is_taken_away() {
     let mut world = world(SharedServices::Skip);
     assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), SHARED.into(), vec![]));
     strip_selector(&mut world);
     assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (OWN.into(), vec![], vec![]));
-    // As soon as it selects the App alone, it is closed.
+    // As soon as the Service selects the App alone, it is closed.
     select_none(&mut world, false);
     world.service("ns-a", "all", &["web"]);
     assert_eq!(closed(&accuse(&mut world).plan.blocks[0]), (BOTH.into(), vec![], vec![]));

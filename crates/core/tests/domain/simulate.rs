@@ -8,14 +8,16 @@ use procscan_core::names::App;
 use procscan_core::policy::{IncidentCommand, IssuedBy, Policy, SimulatedOutcome, simulate};
 use procscan_core::state::Incident;
 
-fn fates(world: &World, policy: &Policy) -> Vec<SimulatedOutcome> {
-    let kept: Vec<Incident> = world.kept.values().cloned().collect();
-    simulate(&kept, policy, at(0).wall(), world.now.wall())
+fn outcomes(world: &World, policy: &Policy) -> Vec<SimulatedOutcome> {
+    let persisted: Vec<Incident> = world.persisted.values().cloned().collect();
+    simulate(&persisted, policy, at(0).wall(), world.now.wall())
 }
 
 fn differing(world: &World, policy: &Policy) -> Vec<(String, bool, String)> {
-    let fates = fates(world, policy).into_iter().filter(SimulatedOutcome::differs);
-    fates.map(|fate| (fate.app.namespace.to_string(), fate.would_be_blocked, fate.would_be)).collect()
+    let outcomes = outcomes(world, policy).into_iter().filter(SimulatedOutcome::differs);
+    outcomes
+        .map(|outcome| (outcome.app.namespace.to_string(), outcome.would_be_blocked, outcome.would_be))
+        .collect()
 }
 
 fn exempt(namespace: &str) -> Exemption {
@@ -31,7 +33,8 @@ fn exempt(namespace: &str) -> Exemption {
     }
 }
 
-/// Three tenants by one node, another by its own, each with its own process; a release by hand in between.
+/// Three tenants are accused by one node, another by its own, each with its own process. A release by an operator
+/// comes in between.
 fn recorded() -> World {
     let mut world = World::new(&["n1", "n2"]);
     world.wait(MINUTE);
@@ -54,10 +57,10 @@ fn recorded() -> World {
 fn the_same_rules_make_no_difference() {
     let world = recorded();
     assert_eq!(differing(&world, &world.policy), []);
-    let all = fates(&world, &world.policy);
+    let all = outcomes(&world, &world.policy);
     assert_eq!(all.len(), 4);
-    assert!(all.iter().all(|fate| fate.was_blocked && fate.would_be_blocked));
-    // What has cleared was blocked in that time all the same.
+    assert!(all.iter().all(|outcome| outcome.was_blocked && outcome.would_be_blocked));
+    // An App whose evidence has cleared was still blocked in that time.
     let mut world = recorded();
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
@@ -66,9 +69,9 @@ fn the_same_rules_make_no_difference() {
     });
     assert!(world.blocked().is_empty());
     assert_eq!(differing(&world, &world.policy), []);
-    // Before the time that is asked for, nothing has been.
-    let kept: Vec<Incident> = world.kept.values().cloned().collect();
-    assert_eq!(simulate(&kept, &world.policy, at(HOUR).wall(), world.now.wall()), []);
+    // Nothing has happened before the time that is asked for.
+    let persisted: Vec<Incident> = world.persisted.values().cloned().collect();
+    assert_eq!(simulate(&persisted, &world.policy, at(HOUR).wall(), world.now.wall()), []);
 }
 
 #[test]
@@ -88,7 +91,7 @@ fn exemptions_brakes_and_grace_make_the_difference_that_they_would_have_made() {
     policy.namespaces = regex::Regex::new("^tenant-").unwrap();
     assert_eq!(differing(&world, &policy).len(), 4);
 
-    // Longer than any of it lasted.
+    // The grace is longer than any offence lasted.
     let mut policy = world.policy.clone();
     policy.grace = Duration::from_secs(HOUR);
     assert_eq!(differing(&world, &policy).len(), 4);
@@ -97,7 +100,7 @@ fn exemptions_brakes_and_grace_make_the_difference_that_they_would_have_made() {
 }
 
 #[test]
-fn less_strict_rules_block_what_was_held_or_exempt() {
+fn less_strict_rules_block_held_and_exempt_apps() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_tenants_per_node = 1;
     world.policy.exemptions = vec![exempt("ns-x")];
@@ -110,9 +113,12 @@ fn less_strict_rules_block_what_was_held_or_exempt() {
     let blocked: Vec<String> = differing(&world, &policy).into_iter().map(|(name, _, _)| name).collect();
     assert_eq!(blocked, ["ns-1", "ns-2"]);
     policy.exemptions.clear();
-    let fates = differing(&world, &policy);
-    assert_eq!(fates.len(), 3);
-    assert!(fates.iter().all(|(_, would, why)| *would && why.starts_with("blocked: process")), "{fates:?}");
+    let outcomes = differing(&world, &policy);
+    assert_eq!(outcomes.len(), 3);
+    assert!(
+        outcomes.iter().all(|(_, would, why)| *would && why.starts_with("blocked: process")),
+        "{outcomes:?}"
+    );
     // An approval is repeated when it was given.
     let first: App = world.evaluate().held[0].app.clone();
     world.wait(MINUTE);
@@ -180,13 +186,13 @@ fn a_release_ends_in_the_replay_when_it_ended() {
     }
     assert_eq!(world.blocked(), ["ns-a"]);
     assert_eq!(differing(&world, &world.policy), []);
-    let fate = &fates(&world, &world.policy)[0];
-    assert!(fate.was_blocked && fate.would_be_blocked, "{fate:?}");
+    let outcome = &outcomes(&world, &world.policy)[0];
+    assert!(outcome.was_blocked && outcome.would_be_blocked, "{outcome:?}");
 
-    // The date is lost: the dates that the incident has count, and without those the next thing that the rules did.
+    // The date is lost. The dates of the incident's releases count, and without those the next action by the rules.
     for with_releases in [true, false] {
-        let mut kept: Vec<Incident> = world.kept.values().cloned().collect();
-        for incident in &mut kept {
+        let mut persisted: Vec<Incident> = world.persisted.values().cloned().collect();
+        for incident in &mut persisted {
             for decision in incident.status.decisions.iter_mut().filter(|it| *it.actor == *"ops") {
                 decision.reason = "released".into();
             }
@@ -196,7 +202,7 @@ fn a_release_ends_in_the_replay_when_it_ended() {
                 incident.status.releases.clear();
             }
         }
-        let fates = simulate(&kept, &world.policy, at(0).wall(), world.now.wall());
-        assert!(fates.len() == 1 && !fates[0].differs(), "{fates:?}");
+        let outcomes = simulate(&persisted, &world.policy, at(0).wall(), world.now.wall());
+        assert!(outcomes.len() == 1 && !outcomes[0].differs(), "{outcomes:?}");
     }
 }

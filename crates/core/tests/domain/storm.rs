@@ -1,4 +1,4 @@
-//! The law of the brakes, over made-up storms.
+//! The law of the brakes, over random storms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -64,7 +64,7 @@ fn storm_record(tenant: usize, app: usize, rule: usize, now: i64) -> Record {
         return record_of(&namespace(tenant), &pod, &format!("p{rule}"), now);
     }
     let mut record = record_of(&namespace(tenant), &pod, &format!("k{tenant}"), now);
-    // Empty, or cut out of a message.
+    // The rule is empty, or cut out of a message.
     Arc::make_mut(&mut record.claim).regex = if app.is_multiple_of(2) { "" } else { "t coin (" }.into();
     record
 }
@@ -72,9 +72,9 @@ fn storm_record(tenant: usize, app: usize, rule: usize, now: i64) -> Record {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Within any window no more is blocked than the brakes allow, approvals aside: in any order, whichever nodes
-    /// accuse, whatever operators release, whatever can't be kept, and even if another leader goes on with a wrong wall
-    /// clock.
+    /// Within any window no more Apps are blocked than the brakes allow, approvals excepted. That holds in any order,
+    /// whichever nodes accuse, whatever operators release and whatever can't be persisted. It also holds if another
+    /// leader has a wrong wall clock.
     #[test]
     fn brakes_hold_whatever_comes(steps in vec(storm_step(), 1..120)) {
         let mut world = World::new(&NODES);
@@ -122,7 +122,7 @@ proptest! {
                 let of_tenant = recent.iter().filter(|other| other.namespace == app.namespace).count();
                 prop_assert!(of_tenant <= 3, "{of_tenant} Apps of {}", app.namespace);
             }
-            // An App that only one node has ever accused counts for that node, and one that only one rule has ever hit
+            // An App that only one node has ever accused counts for that node. One that only one rule has ever hit
             // counts for that rule.
             for node in 0..NODES.len() {
                 let only = |app: &&&App| accusers[**app].iter().all(|(by, _)| *by == node);

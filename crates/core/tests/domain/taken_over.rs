@@ -1,4 +1,4 @@
-//! What a new leader finds closed in the gateway: nothing of it is opened before it is known anew.
+//! Services that a new leader finds closed in the gateway: none is opened before its routes are known anew.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ fn reached(services: &[&str], ingresses: &[&str], otherwise: &[&str]) -> Exposur
     }
 }
 
-/// What the gateway closes of the App in `namespace`.
+/// The block of the gateway for the App in `namespace`.
 fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str]) -> InheritedBlock {
     let plain: BTreeSet<&str> = plain.iter().copied().collect();
     let on_ingresses = OnIngresses {
@@ -57,12 +57,12 @@ fn exposure_of(world: &mut World, namespace: &str) -> Exposure {
 }
 
 #[test]
-fn an_ingress_that_the_gateway_names_and_nothing_is_kept_of_stays_closed_until_it_is_known_anew() {
+fn an_ingress_that_only_the_gateway_names_stays_closed_until_it_is_known_anew() {
     let web = "web.ns-a.svc";
     let before = reached(&[web], &["ns-a/first", "ns-a/later"], &[]);
     let mut world = blocked(&[("ns-a", before.clone())]);
-    // An earlier version did not keep what it had closed last.
-    for incident in world.kept.values_mut() {
+    // An earlier version did not persist what it had closed last.
+    for incident in world.persisted.values_mut() {
         incident.status.exposure.ingresses = texts(&["ns-a/first"]);
     }
     let facts = std::mem::take(&mut world.facts);
@@ -77,11 +77,11 @@ fn an_ingress_that_the_gateway_names_and_nothing_is_kept_of_stays_closed_until_i
 }
 
 #[test]
-fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
+fn closed_services_without_persisted_routes_stay_in_their_form() {
     let services = ["a.ns-a.svc", "b.ns-a.svc"];
     let before = reached(&services, &["ns-a/in"], &[]);
     let mut world = blocked(&[("ns-a", before.clone())]);
-    for incident in world.kept.values_mut() {
+    for incident in world.persisted.values_mut() {
         (incident.status.exposure.ingresses, incident.status.exposure.otherwise) = (Vec::new(), None);
     }
     world.facts = ClusterFacts::default();
@@ -91,7 +91,7 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
     // A list without Ingresses closes a Service on every route, and that stays so.
     for (closed, plain) in [(&services[..], &services[..]), (&services[..], &services[1..])] {
         world.restart();
-        for incident in world.kept.values_mut() {
+        for incident in world.persisted.values_mut() {
             (incident.status.exposure.ingresses, incident.status.exposure.otherwise) = (Vec::new(), None);
         }
         world.restart();
@@ -101,7 +101,7 @@ fn where_no_routes_were_kept_what_is_closed_keeps_its_form() {
 }
 
 #[test]
-fn a_service_that_was_kept_closed_on_every_route_stays_so_where_the_gateway_names_ingresses_only() {
+fn a_service_persisted_as_closed_on_every_route_stays_so_where_the_gateway_names_ingresses_only() {
     let services = ["a.ns-a.svc", "b.ns-a.svc"];
     let before = reached(&services, &["ns-a/in"], &services[1..]);
     let mut world = blocked(&[("ns-a", before.clone())]);
@@ -112,7 +112,7 @@ fn a_service_that_was_kept_closed_on_every_route_stays_so_where_the_gateway_name
 }
 
 #[test]
-fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
+fn an_app_without_a_persisted_incident_is_closed_in_the_form_in_which_it_is_found() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     let services = ["a.ns-a.svc", "b.ns-a.svc"];
@@ -127,7 +127,7 @@ fn what_nothing_is_kept_of_is_closed_in_the_form_in_which_it_is_found() {
 }
 
 #[test]
-fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together() {
+fn nothing_is_opened_before_every_app_has_been_looked_up_and_then_all_together() {
     let of = |namespace: &str| {
         (format!("web.{namespace}.svc"), format!("{namespace}/first"), format!("{namespace}/second"))
     };
@@ -143,7 +143,7 @@ fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together()
     world.incidents.inherit(gateway, &world.policy, world.now);
     assert_eq!(exposure_of(&mut world, "ns-a"), before_a);
 
-    // Meanwhile the first App has another Ingress, and no other way in.
+    // Meanwhile the first App has another Ingress, and is reached in no other way.
     let now_a = reached(&[&web_a], &[&second_a], &[]);
     facts.apps.get_mut(&app("ns-a")).unwrap().exposure = Some(now_a.clone());
     let of_b = facts.apps.remove(&app("ns-b"));
@@ -165,7 +165,7 @@ fn nothing_is_opened_before_every_app_has_been_looked_at_and_then_all_together()
 }
 
 #[test]
-fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_holds_up_no_other() {
+fn a_released_app_is_opened_at_once_and_an_app_without_a_look_up_delays_no_other() {
     let [a, b] = ["ns-a", "ns-b"]
         .map(|name| (name, reached(&[&format!("web.{name}.svc")], &[&format!("{name}/in")], &[])));
     let mut world = blocked(&[a, b]);
@@ -178,7 +178,7 @@ fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_hol
     world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     assert_eq!(world.blocked(), ["ns-b"]);
 
-    // The other App was looked at, but could not be read.
+    // The other App was looked up, but could not be read.
     world.restart();
     world.incidents.inherit([gateway[1].clone()], &world.policy, world.now);
     world.facts = facts;
@@ -190,7 +190,7 @@ fn what_an_operator_releases_is_opened_at_once_and_what_can_not_be_looked_at_hol
 }
 
 #[test]
-fn how_many_services_are_closed_is_said_with_the_first_question() {
+fn the_first_lookup_request_has_the_number_of_closed_services() {
     let mut world = blocked(&[("ns-a", reached(&["a.ns-a.svc", "b.ns-a.svc"], &["ns-a/in"], &[]))]);
     world.facts = ClusterFacts::default();
     world.restart();
@@ -200,8 +200,9 @@ fn how_many_services_are_closed_is_said_with_the_first_question() {
 }
 
 #[test]
-fn what_is_closed_by_an_incident_that_is_lost_stays_closed_although_an_older_one_is_known() {
-    // Hours since the older one ended, whether an incident of an unknown App can't be read, and what follows.
+fn services_of_a_lost_incident_stay_closed_although_an_older_one_is_known() {
+    // Hours since the older incident ended, whether an incident of an unknown App can't be read, and whether the App
+    // stays closed.
     for (hours, is_unknown, is_closed) in
         [(0, false, false), (0, true, true), (72, false, true), (72, true, true)]
     {
@@ -238,7 +239,7 @@ fn what_is_closed_by_an_incident_that_is_lost_stays_closed_although_an_older_one
 }
 
 #[test]
-fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_that_was() {
+fn a_released_app_is_not_inherited_as_blocked_however_old_the_release_is() {
     for is_unknown in [false, true] {
         let mut world = World::new(&["n1"]);
         world.answer("n1", vec![record("ns-a", 0)]);
@@ -265,7 +266,7 @@ fn what_an_operator_has_released_is_not_taken_over_as_blocked_however_long_ago_t
 }
 
 #[test]
-fn what_the_gateway_closes_is_another_incidents_once_the_older_one_can_not_go_on() {
+fn a_block_of_the_gateway_belongs_to_another_incident_once_the_older_one_can_not_go_on() {
     for (more, is_closed) in [(0, false), (1, true)] {
         let mut world = World::new(&["n1", "n2"]);
         world.answer("n1", vec![record("ns-a", 0)]);

@@ -1,4 +1,5 @@
-//! Agents whose scan interval is not learned yet: until one of them must have scanned, its silence proves nothing.
+//! Agents whose scan interval is not learned yet. Until such an agent must have scanned, its answers prove no
+//! absence.
 
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ fn ask(world: &mut World, agent: &mut RealAgent, round: u64) {
     world.ledger.round_done();
 }
 
-/// Its only scan so far has found the process.
+/// Waits until the only scan so far has found the process.
 fn found_once(world: &mut World, agent: &mut RealAgent, round: u64) {
     while agent.lists().is_none() {
         ask(world, agent, round);
@@ -39,7 +40,7 @@ fn found_once(world: &mut World, agent: &mut RealAgent, round: u64) {
 }
 
 #[test]
-fn what_runs_is_not_released_between_the_first_two_scans_that_find_it() {
+fn a_running_process_is_not_released_between_the_first_two_scans_that_find_it() {
     for (interval, round) in [(100, 10), (100, 60), (SHIPPED, 10), (SHIPPED, 60)] {
         let mut world = world(30, round);
         let mut agent = RealAgent::new(interval, 0);
@@ -54,7 +55,7 @@ fn what_runs_is_not_released_between_the_first_two_scans_that_find_it() {
 
 /// A restarted agent scans one interval after its start.
 #[test]
-fn what_runs_is_not_released_while_its_agent_restarts_before_its_second_scan() {
+fn a_running_process_is_not_released_while_its_agent_restarts_before_its_second_scan() {
     for clear_after in [30, 1800] {
         for restarts in [[900, 900], [990, 990], [500, 990], [990, 0]] {
             let mut world = world(clear_after, 10);
@@ -65,21 +66,21 @@ fn what_runs_is_not_released_while_its_agent_restarts_before_its_second_scan() {
                 for _ in 0..after / 10 - 2 {
                     ask(&mut world, &mut agent, 10);
                 }
-                // While it restarts, nothing listens.
+                // While the agent restarts, nothing listens.
                 world.wait(10);
                 world.report("n1", failed(FailureReason::Refused));
                 agent.restart(world.now.uptime().as_secs());
             }
             for _ in 0..2 * SHIPPED / 10 {
                 ask(&mut world, &mut agent, 10);
-                let told = format!("{clear_after} s, {restarts:?}, at {} s", world.clock());
-                assert_eq!(world.blocked(), ["ns-j"], "{told}");
+                let what = format!("{clear_after} s, {restarts:?}, at {} s", world.clock());
+                assert_eq!(world.blocked(), ["ns-j"], "{what}");
             }
         }
     }
 }
 
-/// For how many seconds it stays blocked after its end; its only scan so far has found it.
+/// For how many seconds the App stays blocked after the end of the process. The only scan so far has found it.
 fn stays(world: &mut World, agent: &mut RealAgent) -> u64 {
     found_once(world, agent, 10);
     agent.processes.clear();
@@ -94,7 +95,7 @@ fn stays(world: &mut World, agent: &mut RealAgent) -> u64 {
 }
 
 #[test]
-fn what_was_found_once_and_has_ended_is_released_when_its_agent_must_have_scanned() {
+fn a_process_that_was_found_once_and_has_ended_is_released_when_its_agent_must_have_scanned() {
     for interval in [100, SHIPPED] {
         let mut agent = RealAgent::new(interval, 0);
         agent.run(1000, Process::of("ns-j"));
@@ -103,7 +104,7 @@ fn what_was_found_once_and_has_ended_is_released_when_its_agent_must_have_scanne
         agent.run(1000, Process::of("ns-j"));
         assert_eq!(stays(&mut world(1800, 10), &mut agent), 1800, "no later than ever by the defaults");
     }
-    // An operator knows how often the agents scan.
+    // An operator has configured how often the agents scan.
     let mut agent = RealAgent::new(100, 0);
     agent.run(1000, Process::of("ns-j"));
     let mut world = world(30, 10);
@@ -123,8 +124,8 @@ fn once_the_interval_is_learned_nothing_is_assumed() {
     assert_eq!(world.state("ns-j"), State::Cleared);
 }
 
-/// The reference agent lists all, and takes off its list what has ended: it is released as soon as a later record shows
-/// how often it scans.
+/// The reference agent lists all processes, and removes those that have ended. The App is released as soon as a later
+/// record shows how often the agent scans.
 #[test]
 fn a_later_record_of_another_process_shows_that_its_agent_has_scanned() {
     let mut world = world(30, 5);
@@ -141,14 +142,14 @@ fn a_later_record_of_another_process_shows_that_its_agent_has_scanned() {
     assert_eq!(world.blocked(), ["ns-k"]);
 }
 
-/// Nothing is known of such an agent, so what it may be hiding is waited for as long.
+/// Nothing is known of such an agent, so the wait for what it may be hiding is as long.
 #[test]
-fn what_was_blocked_before_the_start_waits_until_every_agent_must_have_scanned() {
+fn an_inherited_block_waits_until_every_agent_must_have_scanned() {
     let mut world = world(30, 10);
     let mut agent = RealAgent::new(SHIPPED, 0);
     agent.run(1000, Process::of("ns-j"));
     found_once(&mut world, &mut agent, 10);
-    for evidence in world.kept.values_mut().flat_map(|incident| &mut incident.status.evidence) {
+    for evidence in world.persisted.values_mut().flat_map(|incident| &mut incident.status.evidence) {
         assert_eq!(evidence.scan_interval, None);
     }
     agent.restart(world.now.uptime().as_secs());
@@ -159,9 +160,9 @@ fn what_was_blocked_before_the_start_waits_until_every_agent_must_have_scanned()
     }
 }
 
-/// Its agent answers for ten minutes, is down for a minute, and so on: it may never have scanned.
+/// Its agent answers for ten minutes, is down for a minute, and so on. So it may never have scanned.
 #[test]
-fn an_agent_that_restarts_again_and_again_keeps_its_blocks_for_the_limit_and_no_longer() {
+fn an_agent_that_restarts_again_and_again_holds_its_blocks_for_the_limit_and_no_longer() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-j", 0)]);
     assert_eq!(world.blocked(), ["ns-j"]);

@@ -1,4 +1,4 @@
-//! Apps that the gateway can't close: the decision, the plan and the incident say so.
+//! Apps that the gateway can't close: the decision, the plan and the incident have a remark about it.
 
 use crate::common::{World, record};
 use procscan_core::decision::DecisionKind;
@@ -13,14 +13,17 @@ fn world() -> World {
     world
 }
 
-/// Accuses the App, and gives the reason of its block.
+/// Accuses the App. Returns the reason of its block.
 fn blocked_because(world: &mut World) -> String {
     world.answer("n1", vec![record("ns-a", 0)]);
     let evaluation = world.evaluate();
     let decision = evaluation.decisions.iter().find(|it| it.kind == DecisionKind::Blocked).unwrap();
     assert_eq!(evaluation.plan.blocks[0].reason, decision.reason);
-    let kept = world.kept.values().next().unwrap();
-    assert_eq!((kept.status.state, &kept.status.reason), (IncidentState::Blocked, &decision.reason));
+    let persisted = world.persisted.values().next().unwrap();
+    assert_eq!(
+        (persisted.status.state, &persisted.status.reason),
+        (IncidentState::Blocked, &decision.reason)
+    );
     decision.reason.to_string()
 }
 
@@ -36,7 +39,7 @@ fn a_block_of_an_app_without_a_service_says_that_nothing_is_closed() {
 }
 
 #[test]
-fn the_reason_says_it_of_an_approved_block_too_and_only_for_as_long_as_it_is_so() {
+fn an_approved_block_has_the_remark_too_and_only_while_nothing_is_closed() {
     let mut world = world();
     let app = App::new("ns-a", "app", "web");
     world.facts.apps.entry(app.clone()).or_default().exposure =
@@ -45,14 +48,14 @@ fn the_reason_says_it_of_an_approved_block_too_and_only_for_as_long_as_it_is_so(
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();
     world.incidents.execute(&IncidentCommand::Approve { app }, "ops", &world.policy, world.now).unwrap();
-    let said = |world: &mut World| {
+    let reason_of = |world: &mut World| {
         let block = world.evaluate().plan.blocks[0].clone();
-        let kept = &world.kept.values().next().unwrap().status;
-        assert_eq!((kept.state, &kept.reason), (IncidentState::Blocked, &block.reason));
+        let persisted = &world.persisted.values().next().unwrap().status;
+        assert_eq!((persisted.state, &persisted.reason), (IncidentState::Blocked, &block.reason));
         block.reason.to_string()
     };
     for _ in 0..2 {
-        let reason = said(&mut world);
+        let reason = reason_of(&mut world);
         assert!(
             reason.starts_with("the block that a brake held is approved") && reason.ends_with(NO_SERVICE),
             "{reason}"
@@ -61,12 +64,12 @@ fn the_reason_says_it_of_an_approved_block_too_and_only_for_as_long_as_it_is_so(
         world.restart();
     }
     world.service("ns-a", "web", &["web"]);
-    let reason = said(&mut world);
+    let reason = reason_of(&mut world);
     assert!(!reason.contains("nothing is closed"), "{reason}");
 }
 
 #[test]
-fn a_block_that_closes_something_does_not_say_so() {
+fn a_block_that_closes_a_service_has_no_remark_that_nothing_is_closed() {
     let mut world = world();
     world.service("ns-a", "web", &["web"]);
     let reason = blocked_because(&mut world);
@@ -83,15 +86,15 @@ fn without_a_plain_list_a_block_of_an_app_without_an_ingress_says_that_nothing_i
     assert!(reason.ends_with(&format!("; nothing is closed at the gateway: {why}")), "{reason}");
     let blocks = world.evaluate().plan.blocks;
     assert_eq!(blocks[0].exposure.nothing_closed.as_deref(), Some(why));
-    let kept = |world: &World| world.kept.values().next().unwrap().status.exposure.clone();
-    assert_eq!(kept(&world).nothing_closed.as_deref(), Some(why));
+    let persisted = |world: &World| world.persisted.values().next().unwrap().status.exposure.clone();
+    assert_eq!(persisted(&world).nothing_closed.as_deref(), Some(why));
     world.restart();
-    assert_eq!(world.incidents.documents()[0].status.exposure, kept(&world), "it outlasts a restart");
+    assert_eq!(world.incidents.documents()[0].status.exposure, persisted(&world), "it outlasts a restart");
 
-    // As soon as an Ingress leads to it, it is closed.
+    // As soon as an Ingress leads to the App, it is closed.
     let fact = world.facts.apps.get_mut(&App::new("ns-a", "app", "web")).unwrap();
     fact.exposure.as_mut().unwrap().ingresses = vec!["ns-a/in".into()];
     let blocks = world.evaluate().plan.blocks;
     assert_eq!(blocks[0].exposure.nothing_closed, None);
-    assert_eq!(kept(&world).nothing_closed, None);
+    assert_eq!(persisted(&world).nothing_closed, None);
 }

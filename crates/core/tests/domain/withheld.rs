@@ -1,4 +1,4 @@
-//! Exemptions that would open too many tenants: the next leader decides of them as the one before did.
+//! Exemptions that would open too many tenants: the next leader decides about them as the one before did.
 
 use procscan_core::decision::Mode;
 use procscan_core::exemption::{Exemption, Pattern};
@@ -30,7 +30,7 @@ fn change_leader(world: &mut World, fails_over: bool) {
 }
 
 #[test]
-fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_left() {
+fn a_withheld_exemption_opens_nothing_under_the_next_leader_because_fewer_tenants_are_left() {
     for (left, fails_over) in [(15, false), (15, true), (5, false), (5, true)] {
         let mut world = many_blocked();
         world.policy.exemptions = vec![of("^ns-", None)];
@@ -41,11 +41,11 @@ fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_
             change_leader(&mut world, fails_over);
             let evaluation = world.evaluate();
             assert_eq!(evaluation.plan.blocks.len(), left, "{left} left, {fails_over}");
-            assert_eq!(evaluation.alerts.len(), 1, "it is said anew: {:?}", evaluation.alerts);
+            assert_eq!(evaluation.alerts.len(), 1, "the alert is raised anew: {:?}", evaluation.alerts);
             let [withheld] = &world.incidents.withheld()[..] else { panic!("one is withheld") };
             assert!(withheld.reason.contains(&format!("`confirm: {left}`")), "{}", withheld.reason);
         }
-        // It holds back no new block either, and takes effect with the number.
+        // It prevents no new block either, and takes effect with the number.
         world.wait(MINUTE);
         let now = world.clock();
         world.answer("n1", vec![record("ns-new", now)]);
@@ -58,9 +58,9 @@ fn what_was_withheld_is_not_opened_by_the_next_leader_because_fewer_tenants_are_
     }
 }
 
-/// Some entries of it can't be read for a while, and it is read again as it was.
+/// Some exemptions can't be read for a while. Then this one is read again as it was.
 #[test]
-fn what_is_withheld_stays_so_while_it_can_not_be_read() {
+fn a_withheld_exemption_stays_withheld_while_it_can_not_be_read() {
     let mut world = many_blocked();
     world.policy.exemptions = vec![of("^ns-", None)];
     assert_eq!(world.blocked().len(), 25);
@@ -77,7 +77,7 @@ fn what_is_withheld_stays_so_while_it_can_not_be_read() {
 
 /// The first exemption covers all tenants, the second only one of them.
 #[test]
-fn that_one_exemption_is_withheld_says_nothing_of_another() {
+fn a_withheld_exemption_does_not_withhold_another_one() {
     let mut world = many_blocked();
     world.policy.exemptions = vec![of("^ns-", None)];
     assert_eq!(world.blocked().len(), 25);
@@ -88,12 +88,12 @@ fn that_one_exemption_is_withheld_says_nothing_of_another() {
 }
 
 #[test]
-fn what_was_in_force_is_not_withheld_by_the_next_leader_because_it_covers_more_tenants_now() {
+fn an_exemption_in_force_is_not_withheld_by_the_next_leader_because_it_covers_more_tenants_now() {
     for fails_over in [false, true] {
         let mut world = many_blocked();
         world.policy.exemptions = vec![of("^ns-00[0-4]|^ns-1", None)];
         assert_eq!(world.blocked().len(), 20);
-        // It covers twenty-five more, none of which is blocked.
+        // It covers twenty-five more Apps, none of which is blocked.
         world.wait(MINUTE);
         let now = world.clock();
         let more = |w: &mut World, now: i64| {
@@ -111,7 +111,7 @@ fn what_was_in_force_is_not_withheld_by_the_next_leader_because_it_covers_more_t
     }
 }
 
-/// Declaring it again is a new act of the operator.
+/// Declaring it again is a new declaration by the operator.
 #[test]
 fn an_exemption_that_was_taken_away_and_comes_again_is_counted_anew_by_any_leader() {
     for restarts in [false, true] {
@@ -131,23 +131,23 @@ fn an_exemption_that_was_taken_away_and_comes_again_is_counted_anew_by_any_leade
 }
 
 #[test]
-fn that_an_exemption_is_withheld_is_kept_in_a_few_incidents_and_once() {
+fn a_withheld_exemption_is_persisted_in_a_few_incidents_and_once() {
     let mut world = many_blocked();
     world.policy.exemptions = vec![of("^ns-", None)];
-    let before: Vec<_> = world.kept.values().cloned().collect();
+    let before: Vec<_> = world.persisted.values().cloned().collect();
     world.evaluate();
-    let changed = world.kept.values().zip(&before).filter(|(now, before)| now != before).count();
+    let changed = world.persisted.values().zip(&before).filter(|(now, before)| now != before).count();
     assert!((1..=8).contains(&changed), "{changed}");
-    let before = world.kept.clone();
+    let before = world.persisted.clone();
     for _ in 0..3 {
         world.evaluate();
         assert!(world.incidents.dirty().is_empty());
     }
-    assert_eq!(world.kept, before);
+    assert_eq!(world.persisted, before);
 }
 
 #[test]
-fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than_a_brake_lets() {
+fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than_a_brake_allows() {
     let others = regex::Regex::new("^nz-").unwrap();
     for is_protected in [false, true] {
         let mut world = many_blocked();
@@ -162,19 +162,20 @@ fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than
         mistake(&mut world);
         let evaluation = world.evaluate();
         assert_eq!((evaluation.plan.blocks.len(), evaluation.decisions), (25, vec![]));
-        assert_eq!(evaluation.plan.notices, notices, "their tenants are told so still");
+        assert_eq!(evaluation.plan.notices, notices, "their tenants' notices stay");
         let [Alert::Exemption { message }] = &evaluation.alerts[..] else {
             panic!("{:?}", evaluation.alerts)
         };
         assert!(message.contains("25 tenants") && message.contains("raise brake.max_releases"), "{message}");
         assert_eq!(world.incidents.withheld().len(), 1);
-        assert!(world.evaluate().alerts.is_empty(), "said once");
-        // The next leader says so, too.
+        assert!(world.evaluate().alerts.is_empty(), "the alert is raised once");
+        // The next leader raises the alert, too.
         world.restart();
         world.answer("n1", vec![]);
         let evaluation = world.evaluate();
         assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
-        // Nothing is heard of them, so they stay closed whether they go on or not, and nothing new is blocked.
+        // Accusations in their namespaces are not applied, so they stay closed whether the processes run or not.
+        // Nothing new is blocked.
         for goes_on in [true, false] {
             world.rounds(100, |world| {
                 let now = world.clock();
@@ -185,11 +186,11 @@ fn namespaces_that_may_not_be_blocked_any_more_open_no_more_tenants_at_once_than
             let evaluation = world.evaluate();
             assert_eq!((evaluation.plan.blocks.len(), evaluation.held.len()), (25, 0));
         }
-        // An operator releases some; the others are not opened by that.
+        // An operator releases some. The others are not opened by that.
         for namespace in &namespaces(25)[..6] {
             let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-            let act = IncidentCommand::Release { app: app(namespace), until };
-            world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+            let command = IncidentCommand::Release { app: app(namespace), until };
+            world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
         }
         assert_eq!(world.blocked().len(), 19);
         // The operator raises the limit, because the change was meant.

@@ -1,10 +1,11 @@
-//! A player of the real node agent: what it lists is what the real one would list, whatever really runs.
+//! A model of the real node agent. It lists what the real agent would list, whatever processes run.
 //!
-//! - It scans at each tick, the first time one interval after its start.
-//! - It looks at processes in the string order of their PIDs; those with a long command line take longer and come last.
-//! - Its list is emptied before each result is entered, so the last result of a scan is the only one that is left.
-//! - A scan that finds nothing leaves the list as it is.
-//! - Times are whole seconds in its own zone; its answers carry its own clock.
+//! * It scans at each tick, the first time one interval after its start.
+//! * It looks at processes in the string order of their PIDs; those with a long command line take longer and come
+//!   last.
+//! * Its list is emptied before each result is entered, so the last result of a scan is the only one that is left.
+//! * A scan that finds nothing leaves the list as it is.
+//! * Times are whole seconds in its own zone; its answers carry its own clock.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +35,7 @@ impl Process {
     }
 }
 
-/// What one scan finds, and when; in seconds since the start, by a clock that is right.
+/// A result of a scan: the time in seconds since the start, by a right clock, and the process.
 type Found = (u64, Process);
 
 #[derive(Clone, Debug)]
@@ -49,7 +50,7 @@ pub struct RealAgent {
     pub skew: i64,
     /// Its zone, in hours.
     pub zone: i8,
-    /// What really runs on its node, by PID.
+    /// The processes that run on its node, by PID.
     pub processes: BTreeMap<u32, Process>,
     /// Results of the last scan that are still to come, the next one last.
     coming: Vec<Found>,
@@ -71,7 +72,7 @@ impl RealAgent {
         }
     }
 
-    /// It restarts: its list is in memory only.
+    /// Restarts the agent. Its list is in memory only.
     pub fn restart(&mut self, now: u64) {
         (self.listed, self.next_scan) = (None, now + self.interval);
         self.coming.clear();
@@ -90,7 +91,7 @@ impl RealAgent {
         self.next_scan <= now || !self.coming.is_empty()
     }
 
-    /// Lets time pass: its ticks up to `now`, with what runs now.
+    /// Advances to `now`: runs its ticks with the processes that run now.
     pub fn advance(&mut self, now: u64) {
         while self.next_scan <= now {
             self.enter(self.next_scan);
@@ -116,7 +117,7 @@ impl RealAgent {
         self.coming.reverse();
     }
 
-    /// Enters the results that have come by `now`, each in place of whatever was there.
+    /// Enters the results that have come by `now`, each in place of the result before.
     fn enter(&mut self, now: u64) {
         while let Some(found) = self.coming.pop_if(|(at, _)| *at <= now) {
             self.listed = Some(found);
@@ -128,12 +129,12 @@ impl RealAgent {
         self.next_scan
     }
 
-    /// Which process its list holds.
+    /// The process in its list.
     pub fn lists(&self) -> Option<&Process> {
         self.listed.as_ref().map(|(_, process)| process)
     }
 
-    /// What its list holds: when that was found, in seconds since the start by a clock that is right, and the process.
+    /// The result in its list: the time in seconds since the start, by a right clock, and the process.
     pub fn found(&self) -> Option<(u64, &Process)> {
         self.listed.as_ref().map(|(at, process)| (*at, process))
     }
@@ -151,7 +152,7 @@ impl RealAgent {
         format!("{record}\n").into_bytes()
     }
 
-    /// Its answer, asked `now`.
+    /// Its answer at `now`.
     pub fn outcome(&mut self, now: u64) -> Outcome {
         self.advance(now);
         let (mut answer, whole) = decode(&self.body(), &Limits::default());

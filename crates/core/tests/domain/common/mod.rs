@@ -1,4 +1,4 @@
-//! A small world for the domain's tests: time that is told, nodes that answer what they are told to.
+//! A small world for the domain's tests: the test sets the time, and what each node answers.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod agent;
@@ -29,7 +29,7 @@ pub const START: i64 = 1_766_399_400;
 pub const MINUTE: u64 = 60;
 pub const HOUR: u64 = 3600;
 
-/// Facts that are as recent as anything.
+/// A moment later than any other, for cluster facts that count as recent.
 pub fn always() -> Moment {
     Moment::new(Duration::MAX, Timestamp::UNIX_EPOCH)
 }
@@ -48,23 +48,23 @@ pub struct World {
     pub facts: ClusterFacts,
     pub now: Moment,
     pub rules: Detection,
-    /// What is kept of the incidents, by name.
-    pub kept: BTreeMap<String, Incident>,
-    /// The namespaces of whose Apps nothing can be kept.
+    /// The persisted incidents, by name.
+    pub persisted: BTreeMap<String, Incident>,
+    /// The namespaces whose incidents can't be persisted.
     pub unwritable: BTreeSet<String>,
-    /// The namespaces of whose Apps what is kept is written, but the answer says that it is not.
+    /// The namespaces whose incidents are persisted, but the answer to the write says that they are not.
     pub late: BTreeSet<String>,
-    /// What was decided last and written so.
+    /// The last decisions that were persisted in that way.
     pub decided_late: Vec<Decision>,
-    /// What the gateway closes, for the next leader.
+    /// The blocks of the gateway, for the next leader.
     pub closed: Vec<InheritedBlock>,
     /// Notifications can't be written.
     pub is_mute: bool,
-    /// Another replica's ledger, and whether it hears what this one hears.
+    /// Another replica's ledger, and whether it receives the same reports.
     pub follower: Option<(Ledger, bool)>,
-    /// How many seconds its wall clock is ahead of this one's.
+    /// How many seconds the other replica's wall clock is ahead.
     pub follower_ahead: i64,
-    /// Who is expected to answer.
+    /// The targets.
     pub targets: Vec<Target>,
 }
 
@@ -156,7 +156,7 @@ pub fn many_blocked() -> World {
 }
 
 pub fn failed(reason: FailureReason) -> Outcome {
-    Outcome::Failed(Failure { reason, detail: "as told".into() })
+    Outcome::Failed(Failure { reason, detail: "by the test".into() })
 }
 
 impl World {
@@ -175,7 +175,7 @@ impl World {
             facts: ClusterFacts::default(),
             now: at(0),
             rules,
-            kept: BTreeMap::new(),
+            persisted: BTreeMap::new(),
             unwritable: BTreeSet::new(),
             late: BTreeSet::new(),
             decided_late: Vec::new(),
@@ -187,16 +187,16 @@ impl World {
         }
     }
 
-    /// A ledger that has heard nothing yet.
+    /// A ledger without any report.
     pub fn new_ledger(&self) -> Ledger {
         let mut ledger = Ledger::new(self.rules.clone(), self.now);
         ledger.expect(self.targets.clone(), 0);
         ledger
     }
 
-    /// Keeps what has to be kept, as the service does before anything follows from a decision. In dry-run nothing is. Gives the
-    /// Apps of which it could not be kept.
-    pub fn keep(&mut self) -> BTreeSet<App> {
+    /// Persists dirty incidents, as the service does before anything follows from a decision. In dry-run nothing is
+    /// persisted. Returns the Apps whose incidents could not be persisted.
+    pub fn persist(&mut self) -> BTreeSet<App> {
         if self.policy.mode == Mode::DryRun {
             return BTreeSet::new();
         }
@@ -204,26 +204,26 @@ impl World {
             |namespaces: &BTreeSet<String>, app: &App| namespaces.contains(&app.namespace.to_string());
         let (mut failed, written): (Vec<_>, Vec<_>) =
             self.incidents.dirty().into_iter().partition(|app| is_in(&self.unwritable, app));
-        // Through the form in which it is kept.
+        // The incident goes through its persisted form.
         for incident in written.iter().filter_map(|app| self.incidents.document(app)) {
             let spec = serde_json::from_str(&serde_json::to_string(&incident.spec).unwrap()).unwrap();
             let status = serde_json::from_str(&serde_json::to_string(&incident.status).unwrap()).unwrap();
-            self.kept.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
+            self.persisted.insert(incident.name.clone(), Incident { name: incident.name, spec, status });
         }
-        let (late, saved): (Vec<_>, Vec<_>) = written.into_iter().partition(|app| is_in(&self.late, app));
-        self.incidents.commit(&saved);
+        let (late, persisted): (Vec<_>, Vec<_>) = written.into_iter().partition(|app| is_in(&self.late, app));
+        self.incidents.commit(&persisted);
         failed.extend(late);
         self.incidents.roll_back(&failed);
         failed.into_iter().collect()
     }
 
-    /// Everything is forgotten but what is kept.
+    /// Restarts: only the persisted state is left.
     pub fn restart(&mut self) {
         let ledger = self.new_ledger();
         self.take_over(ledger);
     }
 
-    /// Another replica goes on, which has heard the agents itself, but nothing of the cluster.
+    /// Another replica leads. It has received reports itself, but knows nothing of the cluster.
     pub fn fail_over(&mut self) {
         let (ledger, _) = self.follower.take().unwrap_or_else(|| (self.new_ledger(), true));
         self.jump(self.follower_ahead);
@@ -237,15 +237,15 @@ impl World {
         self.read_again();
     }
 
-    /// What is kept is read again, and what the gateway closes is taken over.
+    /// Reads the persisted state again, and inherits the blocks of the gateway.
     pub fn read_again(&mut self) {
-        let kept: Vec<Incident> = self.kept.values().cloned().collect();
-        self.ledger.remember(remembered(&kept), self.now);
-        self.incidents = Incidents::restore(&kept, &self.ledger.snapshot(self.now), self.now);
+        let persisted: Vec<Incident> = self.persisted.values().cloned().collect();
+        self.ledger.remember(remembered(&persisted), self.now);
+        self.incidents = Incidents::restore(&persisted, &self.ledger.snapshot(self.now), self.now);
         self.incidents.inherit(std::mem::take(&mut self.closed), &self.policy, self.now);
     }
 
-    /// What time it is to the other replica.
+    /// The time by the other replica's clock.
     pub fn follower_now(&self) -> Moment {
         let wall = self.now.wall() + jiff::SignedDuration::from_secs(self.follower_ahead);
         Moment::new(self.now.uptime(), wall)
@@ -312,7 +312,7 @@ impl World {
 
     pub fn violation(&mut self, namespace: &str) -> Violation {
         let mut all = self.snapshot().violations.into_iter().filter(|v| *v.key.namespace == *namespace);
-        let one = all.next().unwrap_or_else(|| panic!("nothing is known of {namespace}"));
+        let one = all.next().unwrap_or_else(|| panic!("there is no violation in {namespace}"));
         assert!(all.next().is_none(), "more than one violation in {namespace}");
         one
     }
@@ -324,17 +324,18 @@ impl World {
     pub fn evaluate(&mut self) -> Evaluation {
         let snapshot = self.snapshot();
         let mut decided = self.incidents.decide(&snapshot, &self.policy, &self.facts, self.now);
-        let failed = self.keep();
+        let failed = self.persist();
         let is_late = |app: &App| self.late.contains(&app.namespace.to_string());
         let decisions = std::mem::take(&mut decided.decisions);
-        let (lost, kept): (Vec<_>, Vec<_>) = decisions.into_iter().partition(|it| failed.contains(&it.app));
-        decided.decisions = kept;
+        let (lost, committed): (Vec<_>, Vec<_>) =
+            decisions.into_iter().partition(|it| failed.contains(&it.app));
+        decided.decisions = committed;
         self.decided_late = lost.into_iter().filter(|it| is_late(&it.app)).collect();
         let plan = self.incidents.plan(&self.policy, &self.facts, self.now);
         if !self.is_mute {
-            let told = plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
-            self.incidents.note_written(&told.collect(), self.now);
-            self.keep();
+            let written = plan.notices.iter().map(|notice| (notice.app.clone(), notice.sent_at.into()));
+            self.incidents.note_written(&written.collect(), self.now);
+            self.persist();
         }
         let held = self.incidents.held(&self.policy);
         let Decided { decisions, alerts, disputes, unverified } = decided;

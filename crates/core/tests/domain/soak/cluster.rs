@@ -1,4 +1,4 @@
-//! What the API server says, as it is asked: never more than what really is there.
+//! The simulated API server. It never shows more than what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,12 +12,12 @@ use procscan_core::policy::{AppFact, ClusterFacts, Lineage, LookupRequests, PodF
 use super::tenants::{ALL_APPS, Pod, Tenant, app_of, host, namespace, tenant_in};
 use super::{MINUTE, Soak};
 
-/// What is known of it, and how: a leader that has just begun knows nothing.
+/// The present leader's knowledge of the cluster. A leader that has just begun knows nothing.
 #[derive(Default)]
 pub(super) struct Cluster {
-    /// It does not answer until then.
+    /// The API server does not answer until then.
     pub(super) deaf_until: u64,
-    /// Which Pod was seen under a name, and when last; nothing once it is gone.
+    /// Which Pod was seen under a name, and when last; `None` once it is gone.
     lives: BTreeMap<PodRef, Option<(String, Moment)>>,
     /// Since when an App has had no Pod.
     empty: BTreeMap<App, u64>,
@@ -34,20 +34,20 @@ fn name_of(tenant: usize, pod: &str) -> PodRef {
 }
 
 impl Soak {
-    /// The cluster is asked what the policy wants to know.
+    /// Answers the policy's lookup requests.
     pub(super) fn look(&mut self) {
         if self.now() < self.cluster.deaf_until {
             return;
         }
         let now = self.world.now;
         let nothing = Ledger::new(Detection::default(), now).snapshot(now);
-        let questions = self.world.incidents.lookup_requests(&nothing, &self.world.policy);
+        let requests = self.world.incidents.lookup_requests(&nothing, &self.world.policy);
         let mut facts = ClusterFacts::default();
         for (number, tenant) in self.tenants.iter().enumerate() {
             if tenant.is_terminating && tenant.living().next().is_some() {
                 facts.terminating.insert(namespace(number).into());
             }
-            // Those that are gone are asked for while they are accused; those of long ago are not any more.
+            // Pods that are gone are looked up while they are accused. Pods of long ago are not accused any more.
             let dead = tenant.pods.iter().rev().filter(|pod| !pod.is_alive()).take(6);
             for pod in dead {
                 let fact = PodFact { asked: now, state: PodState::Gone };
@@ -58,16 +58,16 @@ impl Soak {
                 facts.pods.insert(name_of(number, &pod.name), PodFact { asked: now, state });
             }
         }
-        self.note_lives(&questions);
-        let mut apps: BTreeSet<App> = questions.apps.keys().cloned().collect();
+        self.note_lives(&requests);
+        let mut apps: BTreeSet<App> = requests.apps.keys().cloned().collect();
         apps.extend((0..self.tenants.len()).flat_map(|tenant| ALL_APPS.map(|app| app_of(tenant, app))));
         for app in apps {
-            let fact = self.app(&app, &questions);
+            let fact = self.app(&app, &requests);
             if !fact.shared.is_empty() {
                 self.tenants[tenant_in(&app.namespace)].has_shared.insert(app.name.to_string());
             }
             if fact.gone {
-                // That is proof: whatever has been heard of its Pods is over with them.
+                // That is proof that the App is gone, so reports of its Pods do not count any more.
                 self.tenants[tenant_in(&app.namespace)].forget_dead(&app.name);
             }
             facts.apps.insert(app, fact);
@@ -90,15 +90,15 @@ impl Soak {
         }
     }
 
-    /// Which Pods have gone since the last look: the ledger is told.
-    fn note_lives(&mut self, questions: &LookupRequests) {
+    /// Reports to the ledger which Pods have gone since the last look-up.
+    fn note_lives(&mut self, requests: &LookupRequests) {
         let now = self.world.now;
         let mut gone: Vec<(PodRef, Moment)> = Vec::new();
         let mut there: BTreeMap<PodRef, String> = BTreeMap::new();
         for (number, tenant) in self.tenants.iter().enumerate() {
             there.extend(tenant.living().map(|pod| (name_of(number, &pod.name), pod.uid.clone())));
         }
-        let accused = questions.apps.values().flatten().map(|accused| accused.pod.clone());
+        let accused = requests.apps.values().flatten().map(|accused| accused.pod.clone());
         let names: BTreeSet<PodRef> =
             accused.chain(there.keys().cloned()).chain(self.cluster.lives.keys().cloned()).collect();
         for name in names {
@@ -115,17 +115,17 @@ impl Soak {
         }
     }
 
-    fn app(&mut self, app: &App, questions: &LookupRequests) -> AppFact {
+    fn app(&mut self, app: &App, requests: &LookupRequests) -> AppFact {
         let number = tenant_in(&app.namespace);
         let tenant = &self.tenants[number];
-        let accused = questions.apps.get(app).map(Vec::as_slice).unwrap_or_default();
+        let accused = requests.apps.get(app).map(Vec::as_slice).unwrap_or_default();
         let is_accused = |pod: &Pod| {
             let is_it = |which: &PodIdentity| matches!(which, PodIdentity::Uid(uid) if **uid == *pod.uid);
             accused.iter().any(|accused| is_it(&accused.which) && *accused.pod.pod == *pod.name)
         };
         let pods: Vec<&Pod> =
             tenant.living().filter(|pod| *pod.app == *app.name || is_accused(pod)).collect();
-        // Of which Pod of a name it is, may not be known: then one of that name may be it.
+        // It may not be known which Pod of a name is accused. Then a Pod of that name may be the one.
         let may_be_there = accused.iter().any(|accused| {
             accused.which == PodIdentity::Unknown && tenant.living().any(|pod| *pod.name == *accused.pod.pod)
         });
@@ -140,7 +140,7 @@ impl Soak {
     }
 }
 
-/// How an App, whose Pods are these, is reached.
+/// How an App with these Pods is reached.
 fn reach(number: usize, tenant: &Tenant, app: &App, pods: &[&Pod], now: u64) -> AppFact {
     if pods.is_empty() {
         return AppFact::default();

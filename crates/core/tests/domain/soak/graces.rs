@@ -1,4 +1,4 @@
-//! Which graces tenants have been given, by what really happened.
+//! The graces that tenants have been given, by what really happened.
 
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::Evaluation;
@@ -7,8 +7,8 @@ use super::tenants::tenant_in;
 use super::{SAME_INCIDENT, Soak};
 
 impl Soak {
-    /// Which Apps' tenants know of a grace of the same incident, as far as it is certain: nothing has hindered it, no other
-    /// leader has begun, and the App has not been away for as long as another incident takes.
+    /// Notes which Apps' tenants certainly know of a grace of the same incident. Nothing has hindered the
+    /// notification, and no other leader has begun. The App has not been away for as long as another incident takes.
     pub(super) fn note_warned(&mut self, evaluation: &Evaluation) {
         let now = self.now();
         for notice in &evaluation.plan.notices {
@@ -18,12 +18,12 @@ impl Soak {
             }
         }
         let mut warned = std::mem::take(&mut self.warned);
-        warned.retain(|app, (told, found)| {
+        warned.retain(|app, (notified_at, found)| {
             let number = tenant_in(&app.namespace);
             let tenant = &self.tenants[number];
             let last = tenant.of(&app.name).filter_map(|pod| pod.last_found).max();
             *found = last.map_or(*found, |last| last.max(*found));
-            *told >= self.leaders.since
+            *notified_at >= self.leaders.since
                 && now - *found < SAME_INCIDENT
                 && !tenant.is_terminating
                 && !self.is_hindered(number)

@@ -1,4 +1,4 @@
-//! What must hold after each minute, and in the end.
+//! The laws that must hold after each minute, and in the end.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use super::{
     BEGIN, CLEAR_AFTER, HOUR, MAX_AGE, MAX_KEYS, MINUTE, MOST_BACK, NODES, Soak, TENANTS, UNREACHABLE, apps,
 };
 
-/// How a release says that the node's answers prove the absence.
+/// The text of a release by which the node's answers prove the absence.
 const BY_THE_CLOCK: &str = "the whole clearing time";
 
 impl Soak {
@@ -28,8 +28,8 @@ impl Soak {
             match decision.kind {
                 DecisionKind::Blocked => {
                     self.blocked_rightly(&decision.app);
-                    self.released_by_nobody(&decision.app);
-                    self.asked_about(&decision.app, evaluation);
+                    self.check_not_released(&decision.app);
+                    self.check_shared_services(&decision.app, evaluation);
                 }
                 DecisionKind::Released => self.released_rightly(&decision.app, &decision.reason),
                 _ => {}
@@ -44,7 +44,7 @@ impl Soak {
             self.blocked_in_time(tenant, evaluation);
         }
         self.closed_rightly(evaluation);
-        self.note_kept();
+        self.note_persisted();
         self.note_closed(evaluation);
         self.bounded();
         self.blocked = blocked;
@@ -56,31 +56,32 @@ impl Soak {
         for app in self.blocked.symmetric_difference(blocked) {
             let kind = if blocked.contains(app) { DecisionKind::Blocked } else { DecisionKind::Released };
             let mut decisions = decisions.iter().chain(&self.operators.decisions);
-            // What an operator approves is blocked by that.
+            // An approval by an operator blocks an App, too.
             let is_it = |it: &Decision| {
                 it.kind == kind || (it.kind == DecisionKind::Approved && blocked.contains(app))
             };
-            let is_said = decisions.any(|decision| decision.app == *app && is_it(decision));
+            let is_explained = decisions.any(|decision| decision.app == *app && is_it(decision));
             let is_known = self.leaders.uncertain.contains(app) || self.leaders.reopened.contains(app);
-            if !is_said && !is_known {
+            if !is_explained && !is_known {
                 self.fail(&format!("{app} is {kind:?} without a decision"));
             }
         }
     }
 
     fn blocked_rightly(&mut self, app: &App) {
-        self.told.blocks += 1;
+        self.counts.blocks += 1;
         let tenant = &self.tenants[tenant_in(&app.namespace)];
         let is_dateless = tenant.of(&app.name).any(|pod| pod.is_dateless);
         let is_unjudged = tenant.of(&app.name).any(|pod| pod.is_unjudged);
-        // What came without its agent's clock may have been no evidence then, and is some after a restart that hears it with the clock;
-        // so is what could not be judged before the release of other evidence.
-        let is_known = tenant.released_after.get(&*app.name) == Some(&tenant.heard_of(&app.name));
+        // A record without its agent's clock may not have been evidence then. It is evidence after a restart if it
+        // comes with the clock. The same holds for evidence that could not be judged before the release of other
+        // evidence.
+        let is_known = tenant.released_after.get(&*app.name) == Some(&tenant.reported_of(&app.name));
         if is_known && !is_dateless && !is_unjudged {
             let log = self.log_of(app);
             self.fail(&format!("{app} is blocked again, and nothing is new since its release\n{log}"));
         }
-        // However seldom its node scans, and however long it is told before.
+        // This holds however seldom its node scans, and however long the grace is.
         let is_recent = |at: u64| self.now() - at <= MAX_AGE + MINUTE;
         if !is_dateless && !tenant.of(&app.name).any(|pod| pod.last_found.is_some_and(is_recent)) {
             let found: Vec<_> = tenant.of(&app.name).map(|pod| (&pod.uid, pod.last_found)).collect();
@@ -91,10 +92,10 @@ impl Soak {
     }
 
     fn released_rightly(&mut self, app: &App, reason: &str) {
-        self.told.releases += 1;
+        self.counts.releases += 1;
         let number = tenant_in(&app.namespace);
-        let heard = self.tenants[number].heard_of(&app.name);
-        self.tenants[number].released_after.insert(app.name.to_string(), heard);
+        let reported = self.tenants[number].reported_of(&app.name);
+        self.tenants[number].released_after.insert(app.name.to_string(), reported);
         let (now, tenant) = (self.now(), &self.tenants[number]);
         let is_deaf = now < self.cluster.deaf_until;
         if reason.contains("is being deleted") {
@@ -109,29 +110,30 @@ impl Soak {
             }
             return;
         }
-        // By an operator's word, which covers what had been heard when it was said.
-        let is_by_word = reason.starts_with("released by ");
-        let said_at = self.operators.released_at.get(app).copied().filter(|_| is_by_word);
+        // A release by an operator covers the reports that had come by then.
+        let is_by_operator = reason.starts_with("released by ");
+        let released_at = self.operators.released_at.get(app).copied().filter(|_| is_by_operator);
         let mut early = None;
         for pod in tenant.of(&app.name) {
-            // Each answer vouches for a minute at most.
-            let Some(heard) = pod.heard[LEADER] else { continue };
-            // The leader before may have accepted it and not kept it. This one can't any more: the Pod is gone, and what ran in it.
-            if !pod.is_alive() && heard.at < self.leaders.since {
+            // Each answer counts for a minute at most.
+            let Some(reported) = pod.reported[LEADER] else { continue };
+            // The leader before may have accepted the evidence and not persisted it. This leader can't accept it any
+            // more, because the Pod and its processes are gone.
+            if !pod.is_alive() && reported.at < self.leaders.since {
                 continue;
             }
-            if said_at.is_some_and(|at| heard.at <= at) {
+            if released_at.is_some_and(|at| reported.at <= at) {
                 continue;
             }
             let node = &self.nodes[pod.node];
             let is_lost = |node: &Node| now - node.last_sign >= UNREACHABLE;
-            let accused_at = pod.accused_at.unwrap_or(heard.at);
+            let accused_at = pod.accused_at.unwrap_or(reported.at);
             let is_found = pod.is_alive() && pod.running.as_ref().is_some_and(|it| it.since <= accused_at);
             let is_honest = !node.has_lied && node.disturbed < accused_at;
-            // What its node has found, and still runs, is never gone by the clock, whatever hides it.
+            // A process that its node has found and that still runs never clears by the clock, whatever hides it.
             let is_wrong = is_found && is_honest && reason.contains(BY_THE_CLOCK);
             if pod.apps.len() > 1 {
-                // What is found under another name after it has another label counts for the other App.
+                // A process that is found under another name after a change of labels counts for the other App.
                 let is_open = |app: &str| {
                     let incident = self.world.incidents.incident(&app_of(number, app));
                     incident.is_some_and(|incident| !matches!(incident.phase(), Phase::Ended { .. }))
@@ -147,9 +149,9 @@ impl Soak {
             if is_wrong {
                 self.fail(&format!("{app} is released and {} runs in {:?}: {reason}", pod.uid, pod.running));
             }
-            let proven = (node.answered - heard.answered) * MINUTE;
+            let proven = (node.answered - reported.answered) * MINUTE;
             if proven < CLEAR_AFTER && !is_lost(node) {
-                early = Some((now - heard.at, pod.uid.clone(), proven));
+                early = Some((now - reported.at, pod.uid.clone(), proven));
             }
         }
         if let Some((silent, uid, proven)) = early {
@@ -160,7 +162,8 @@ impl Soak {
         }
     }
 
-    /// What is closed exposes an App one of whose Pods has offended, and the others that it exposes are named.
+    /// Each closed Service exposes an App one of whose Pods has offended, and the block names the other Apps that it
+    /// exposes.
     fn closes_no_innocent(&self, block: &Block) {
         let number = tenant_in(&block.app.namespace);
         let tenant = &self.tenants[number];
@@ -196,10 +199,10 @@ impl Soak {
         }
     }
 
-    /// What offends in peace for long enough is blocked, with every Service that exposes it.
+    /// A process that offends undisturbed for long enough is blocked, with every Service that exposes it.
     fn blocked_in_time(&mut self, number: usize, evaluation: &Evaluation) {
         let now = self.now();
-        // Nothing is blocked in a namespace that is being deleted: what is closed there goes with it.
+        // Nothing is blocked in a namespace that is being deleted, because closed Services go with it.
         if self.is_hindered(number) || self.tenants[number].is_terminating {
             self.tenants[number].disturbed = now;
         }
@@ -213,20 +216,20 @@ impl Soak {
             let node = &self.nodes[home];
             let lists = node.listed.first().is_some_and(|it| (it.tenant, it.pod) == (number, place));
             if node.is_real() && !lists {
-                // Another one hides it, for as long as that may run.
+                // Another process hides it, for as long as that one may run.
                 self.tenants[number].pods[place].disturbed = now;
                 continue;
             }
             let disturbed = self.tenants[number].disturbed.max(pod.disturbed).max(node.disturbed);
             let undisturbed = now - since.max(disturbed);
-            // It is given once in an incident.
+            // The grace is given once in an incident.
             let app = app_of(number, &pod.app);
-            let told = self.warned.get(&app).filter(|_| pod.apps.len() == 1);
+            let warned = self.warned.get(&app).filter(|_| pod.apps.len() == 1);
             let is_given =
-                told.is_some_and(|(at, _)| since.max(disturbed) >= at + self.world.policy.grace.as_secs());
+                warned.is_some_and(|(at, _)| since.max(disturbed) >= at + self.world.policy.grace.as_secs());
             let grace = if is_given { 0 } else { grace };
-            // A clock that jumps back makes a grace last longer, by what it has jumped and by the hour for which a tenant that can't be
-            // told is waited for.
+            // A clock that jumps back makes a grace last longer. It adds the jump, and the hour of the wait for a
+            // tenant that can't be notified.
             let limit = 6 * node.interval + 3 * MINUTE + grace;
             let is_blocked = blocks.iter().any(|block| pod.apps.contains(&*block.app.name));
             if self.waits_for_operator(number, pod, evaluation) {
@@ -234,7 +237,7 @@ impl Soak {
                 continue;
             }
             if !is_blocked {
-                self.told.late = self.told.late.max(undisturbed);
+                self.counts.late = self.counts.late.max(undisturbed);
             }
             if undisturbed <= limit || node.is_full {
                 continue;
@@ -278,8 +281,8 @@ impl Soak {
         if grace > 0 { grace + HOUR + MOST_BACK } else { 0 }
     }
 
-    /// What has been heard is kept where it can be.
-    fn note_kept(&mut self) {
+    /// Notes which reports are persisted.
+    fn note_persisted(&mut self) {
         let (is_late, is_unwritable) = (&self.world.late, &self.world.unwritable);
         for (number, tenant) in self.tenants.iter_mut().enumerate() {
             let namespace = namespace(number);
@@ -287,12 +290,13 @@ impl Soak {
                 continue;
             }
             for place in &tenant.alive {
-                tenant.pods[*place].kept = tenant.pods[*place].heard[LEADER];
+                tenant.pods[*place].persisted = tenant.pods[*place].reported[LEADER];
             }
         }
     }
 
-    /// How many Pods a node accuses as far as the leader knows. A node that lies for long has used up its places for true accusations.
+    /// How many Pods a node accuses as far as the leader knows. A node that lies for long has used up its places for
+    /// true accusations.
     fn accusations(&mut self, node: usize) -> usize {
         let snapshot = self.world.snapshot();
         let name = self.nodes[node].name.as_str();
@@ -300,7 +304,7 @@ impl Soak {
         snapshot.violations.iter().filter(by).count()
     }
 
-    /// What has been decided of an App, for people.
+    /// The decisions about an App, for people.
     pub(super) fn log_of(&self, app: &App) -> String {
         let document = self.world.incidents.document(app);
         let log = document.iter().flat_map(|it| &it.status.decisions);
@@ -341,9 +345,9 @@ impl Soak {
         if incidents > TENANTS * ALL_APPS.len() {
             self.fail(&format!("{incidents} incidents"));
         }
-        if self.told.rounds.is_multiple_of(60) {
+        if self.counts.rounds.is_multiple_of(60) {
             let snapshot = self.world.snapshot();
-            self.told.most_violations = self.told.most_violations.max(snapshot.violations.len());
+            self.counts.most_violations = self.counts.most_violations.max(snapshot.violations.len());
             if snapshot.violations.len() > NODES * MAX_KEYS || snapshot.nodes.len() > NODES {
                 self.fail(&format!(
                     "{} violations of {} nodes",
@@ -354,9 +358,9 @@ impl Soak {
         }
     }
 
-    /// Everything ends well: whatever was wrong is over, and in the end nothing is left of it.
+    /// Ends all troubles, and checks that no block, incident or violation is left in the end.
     pub(super) fn finish(&mut self) {
-        // Six scans that are taken to be an hour apart, and as long again for what the last one hides.
+        // Six scans that are assumed to be an hour apart, and as long again for what the last process hides.
         let patience = 2 * 6 * 60 + 120;
         let mut minutes = patience;
         self.minute(true);
@@ -368,11 +372,11 @@ impl Soak {
             self.fail(&format!("still blocked after good days: {:?}", self.blocked));
         }
         let now = self.now();
-        // Only a restart takes the last one off its list.
+        // Only a restart removes the last record from an agent's list.
         self.nodes.iter_mut().for_each(|node| node.restart(now));
         (0..patience + 8 * 60).for_each(|_| self.minute(true));
         let left = self.world.snapshot().violations.len();
-        let open = |standing: &Phase| !matches!(standing, Phase::Ended { .. });
+        let open = |phase: &Phase| !matches!(phase, Phase::Ended { .. });
         let incidents = self.world.incidents.incidents().filter(|(_, it)| open(&it.phase())).count();
         if left + incidents > 0 {
             let known: Vec<String> = (0..TENANTS).map(|tenant| self.known_of(tenant)).collect();

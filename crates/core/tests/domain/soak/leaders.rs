@@ -1,4 +1,4 @@
-//! Who leads, by which clock, and what can be kept.
+//! The leaders: restarts, their clocks, and which writes fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,21 +20,22 @@ use super::{DAY, MINUTE, MOST_BACK, Soak, TENANTS, apps};
 use crate::common::settings;
 
 pub(super) struct Leaders {
-    /// A leader restarts, or another goes on, once in so many minutes.
+    /// A leader restarts, or another one begins, once in so many minutes.
     every: usize,
     /// When the leader began.
     pub(super) since: u64,
     pub(super) mute_until: u64,
     unwritable_until: u64,
     late_until: u64,
-    /// What is kept, as it was at a time, and what the gateway closed then.
+    /// A backup of the persisted incidents, and of the gateway's blocks at that time.
     backup: Option<(BTreeMap<String, Incident>, Option<Plan>)>,
-    /// What the gateway closes.
+    /// The blocks of the gateway.
     plan: Option<Plan>,
-    /// The Apps of which it is not certain what is kept: what was decided of them has been written, and the answer said otherwise.
+    /// The Apps whose persisted state is not certain: their decisions have been written, and the answer said
+    /// otherwise.
     pub(super) uncertain: BTreeSet<App>,
-    /// The Apps that a restored backup says are blocked, and that are not: nothing can be written of them, so the next leader takes them
-    /// for blocked. Until then.
+    /// The Apps that are blocked in a restored backup, but not in fact. Their incidents can't be written, so the next
+    /// leader takes them for blocked. They are in this set until then.
     pub(super) reopened: BTreeSet<App>,
 }
 
@@ -63,17 +64,17 @@ impl Leaders {
 }
 
 impl Soak {
-    /// What goes wrong with clocks, and with what is kept and told.
+    /// Makes clocks jump, and writes of state and notifications fail.
     pub(super) fn trouble_of_leaders(&mut self) {
         let now = self.now();
         if self.random.once_in(300) {
-            // The leader's jumps; no agent's does, nor does another replica's.
+            // The leader's clock jumps, but no agent's and no other replica's.
             let by = i64::try_from(self.random.seconds(0, 2 * MOST_BACK)).unwrap()
                 - i64::try_from(MOST_BACK).unwrap();
             let now = self.world.now;
             self.world.now = Moment::new(now.uptime(), now.wall() + SignedDuration::from_secs(by));
             self.world.follower_ahead -= by;
-            self.told.jumps += 1;
+            self.counts.jumps += 1;
         }
         if self.random.once_in(400) {
             self.leaders.mute_until = now + self.random.seconds(MINUTE, 30 * MINUTE);
@@ -87,12 +88,12 @@ impl Soak {
             self.leaders.late_until = now + self.random.seconds(MINUTE, 10 * MINUTE);
         }
         if self.random.once_in(700) {
-            self.leaders.backup = Some((self.world.kept.clone(), self.leaders.plan.clone()));
+            self.leaders.backup = Some((self.world.persisted.clone(), self.leaders.plan.clone()));
         }
         if self.random.once_in(150)
-            && let Some((_, hears)) = &mut self.world.follower
+            && let Some((_, receives)) = &mut self.world.follower
         {
-            *hears = !*hears;
+            *receives = !*receives;
         }
         self.world.is_mute = now < self.leaders.mute_until;
         if now >= self.leaders.unwritable_until {
@@ -116,7 +117,7 @@ impl Soak {
         some.map(namespace).collect()
     }
 
-    /// Whether something that is decided of that tenant may have no effect, or none that is known.
+    /// Whether a decision about that tenant may have no effect, or no known one.
     pub(super) fn is_hindered(&self, tenant: usize) -> bool {
         let now = self.now();
         let namespace = namespace(tenant);
@@ -125,10 +126,10 @@ impl Soak {
             || self.world.late.contains(&namespace)
     }
 
-    /// What was decided and written though the answer said otherwise.
+    /// The decisions that were written although the answer said otherwise.
     pub(super) fn note_late(&mut self) -> Vec<Decision> {
         let late = std::mem::take(&mut self.world.decided_late);
-        self.told.late_answers += u64::try_from(late.len()).unwrap();
+        self.counts.late_answers += u64::try_from(late.len()).unwrap();
         let (is_late, is_unwritable) = (&self.world.late, &self.world.unwritable);
         let is_in =
             |namespaces: &BTreeSet<String>, app: &App| namespaces.contains(&app.namespace.to_string());
@@ -137,7 +138,7 @@ impl Soak {
         late
     }
 
-    /// What the gateway closes from now on.
+    /// Notes what the gateway closes from now on.
     pub(super) fn note_plan(&mut self, plan: Plan) {
         self.leaders.plan = Some(plan);
     }
@@ -151,13 +152,13 @@ impl Soak {
         wasm_plugin::blocked(&plugins, &settings.gateway)
     }
 
-    /// Perhaps another one leads now, or knows no more than what is kept.
+    /// Perhaps lets another replica lead, or makes the leader read the persisted state again.
     pub(super) fn lead(&mut self) {
         self.end_history();
         if self.random.once_in(2000) && self.leaders.backup.is_some() {
             self.restore_backup();
         } else if !self.leaders.uncertain.is_empty() && self.random.once_in(3) {
-            // The leader has lost its certainty of what is kept.
+            // The leader is not certain of the persisted state any more.
             self.world.closed = self.closed();
             self.world.read_again();
             self.begin(false, true);
@@ -166,54 +167,54 @@ impl Soak {
         }
     }
 
-    /// Everything is forgotten but what is kept, or another replica goes on.
+    /// Only the persisted state is left, or another replica leads.
     fn another_leader(&mut self, is_restored: bool) {
         self.world.closed = self.closed();
         if is_restored {
             self.forget_closed();
             for pod in self.tenants.iter_mut().flat_map(|tenant| &mut tenant.pods) {
-                pod.kept = None;
+                pod.persisted = None;
             }
         }
         let is_restart = self.random.once_in(2);
         if is_restart {
             self.world.restart();
             for pod in self.tenants.iter_mut().flat_map(|tenant| &mut tenant.pods) {
-                pod.heard[LEADER] = pod.kept;
+                pod.reported[LEADER] = pod.persisted;
             }
         } else {
-            self.told.other_clocks += u64::from(self.world.follower_ahead != 0);
+            self.counts.other_clocks += u64::from(self.world.follower_ahead != 0);
             self.world.fail_over();
             if self.random.once_in(4) {
-                // A new one takes the place of the one that has gone.
+                // A new replica takes the place of the one that has gone.
                 self.world.follower_ahead = Leaders::difference(&mut self.random);
             }
-            // What it has not heard itself is no evidence to it, but for what is kept.
+            // A report that the replica has not received itself is no evidence to it, unless it is persisted.
             for pod in self.tenants.iter_mut().flat_map(|tenant| &mut tenant.pods) {
-                pod.heard = [pod.heard[OTHER], None];
+                pod.reported = [pod.reported[OTHER], None];
             }
-            self.told.failovers += 1;
+            self.counts.failovers += 1;
         }
-        self.told.restarts += 1;
+        self.counts.restarts += 1;
         self.begin(is_restored, !is_restart);
     }
 
-    /// A leader's first evaluation, before it knows anything of the cluster. `has_heard` is whether it has collected the
-    /// nodes' answers before.
-    fn begin(&mut self, is_restored: bool, has_heard: bool) {
+    /// A leader's first evaluation, before it knows anything of the cluster. `has_answers` is whether it has
+    /// collected the nodes' answers before.
+    fn begin(&mut self, is_restored: bool, has_answers: bool) {
         self.cluster.forget();
         self.forget_uncertain();
         self.leaders.since = self.now();
         self.world.facts = ClusterFacts::default();
-        // Everything that is persisted of these has cleared. They wait for nodes' answers because not all of it could be
-        // persisted, or because the leader before has begun since and has not heard their nodes for the clearing time.
-        // This one may have, and then it releases them at once; `judge` compares that with what has run where. Not while
-        // it knows any accusation in the namespace that has not cleared, fresh or old: it has looked up no Pod yet. What
-        // never was fresh is no accusation.
+        // All persisted evidence of these Apps has cleared. They wait for nodes' answers, because not all evidence
+        // could be persisted. Or the leader before has begun since, and has not had their nodes' answers for the
+        // clearing time. This leader may have had them, and then it releases the Apps at once. `judge` compares that
+        // with what has run where. It does not while it knows an accusation in the namespace that has not cleared,
+        // because it has looked up no Pod yet. A record that never was fresh is no accusation.
         let snapshot = self.world.snapshot();
-        // Nor is one that counts against another App as it is persisted.
+        // Persisted evidence that counts against another App is no accusation either.
         let mut persisted: BTreeMap<(&Text, &Text, &Text, &Text), BTreeSet<App>> = BTreeMap::new();
-        for it in self.world.kept.values() {
+        for it in self.world.persisted.values() {
             for of in it.status.evidence.iter().filter(|of| of.cleared.is_none()) {
                 let id = (&it.spec.app.namespace, &of.pod, &of.process, &of.node);
                 persisted.entry(id).or_default().insert(App::from(&it.spec.app));
@@ -229,21 +230,21 @@ impl Soak {
             uncleared.any(|id| persisted.get(&id).is_none_or(|apps| apps.contains(app)))
         };
         let has_cleared = |it: &&Incident| {
-            has_heard
+            has_answers
                 && !is_accused(&App::from(&it.spec.app))
                 && it.status.evidence.iter().all(|of| of.cleared.as_ref().is_some_and(|it| it.ended))
         };
         let cleared: BTreeSet<App> =
-            self.world.kept.values().filter(has_cleared).map(|it| App::from(&it.spec.app)).collect();
-        let kept_before = self.world.kept.clone();
+            self.world.persisted.values().filter(has_cleared).map(|it| App::from(&it.spec.app)).collect();
+        let persisted_before = self.world.persisted.clone();
         let evaluation = self.world.evaluate();
         if is_restored {
-            // What has been decided since is not known any more.
+            // Decisions since the backup are not known any more.
             self.blocked = apps(&evaluation);
         }
         let now = apps(&evaluation);
-        // An operator has released these, and the time that the operator said is not over. By its wall clock the leader
-        // before doubted that, so it opened nothing.
+        // An operator has released these Apps, and the time of the release is not over. By its wall clock the leader
+        // before doubted that, so the release opened nothing.
         let started = self.now();
         let is_released =
             |app: &App| self.operators.released_at.get(app).is_some_and(|at| started < at + RELEASE);
@@ -255,19 +256,19 @@ impl Soak {
             let why: Vec<&Decision> =
                 evaluation.decisions.iter().filter(|it| lost.contains(&it.app)).collect();
             let known: String = lost.iter().map(|app| self.known_of(tenant_in(&app.namespace))).collect();
-            let kept = kept_before.values().filter(|it| lost.contains(&App::from(&it.spec.app)));
-            let kept: Vec<_> = kept.map(|it| &it.status).collect();
-            self.fail(&format!("released by a restart: {lost:?}: {why:?}\n{kept:?}\n{known}"));
+            let persisted = persisted_before.values().filter(|it| lost.contains(&App::from(&it.spec.app)));
+            let persisted: Vec<_> = persisted.map(|it| &it.status).collect();
+            self.fail(&format!("released by a restart: {lost:?}: {why:?}\n{persisted:?}\n{known}"));
         }
         self.judge(&evaluation);
         self.leaders.reopened.clear();
     }
 
-    /// What has ended and says otherwise is written as ended, where it can be written.
+    /// Incidents that have ended and whose documents are open are written as ended, if they can be written.
     fn end_history(&mut self) {
         let (world, leaders) = (&mut self.world, &mut self.leaders);
         leaders.reopened.clear();
-        for incident in world.kept.values_mut().filter(|it| it.status.state != IncidentState::Ended) {
+        for incident in world.persisted.values_mut().filter(|it| it.status.state != IncidentState::Ended) {
             let app = App::from(&incident.spec.app);
             if world.incidents.name_of(&app).as_ref() == Some(&incident.name) {
                 continue;
@@ -276,29 +277,30 @@ impl Soak {
                 leaders.reopened.insert(app);
             } else {
                 incident.status.end_again(world.now.wall());
-                self.told.reopened += 1;
+                self.counts.reopened += 1;
             }
         }
     }
 
-    /// What is kept goes back to what it was: its leader sees it and writes it anew, or another one begins before it has.
+    /// Restores the backup of the persisted state. The leader sees it and writes anew, or another one begins before.
     fn restore_backup(&mut self) {
-        let Some((kept, plan)) = self.leaders.backup.clone() else { return };
-        self.told.backups += 1;
+        let Some((persisted, plan)) = self.leaders.backup.clone() else { return };
+        self.counts.backups += 1;
         self.operators.released.clear();
-        let before = std::mem::replace(&mut self.world.kept, kept);
+        let before = std::mem::replace(&mut self.world.persisted, persisted);
         if self.random.once_in(2) {
-            let kept = &self.world.kept;
-            let is_other =
-                |name: &str| kept.get(name).map(|it| &it.status) != before.get(name).map(|it| &it.status);
+            let persisted = &self.world.persisted;
+            let is_other = |name: &str| {
+                persisted.get(name).map(|it| &it.status) != before.get(name).map(|it| &it.status)
+            };
             self.world.incidents.mark_deleted(is_other);
-            // Until it is written anew, where that can't be done now.
+            // The Apps stay uncertain until their incidents are written anew, if that can't be done now.
             let others = before.values().filter(|incident| is_other(&incident.name));
             self.leaders.uncertain.extend(others.map(|incident| App::from(&incident.spec.app)));
             self.end_history();
             return;
         }
-        // Perhaps with everything else in the cluster's store.
+        // Perhaps the backup also has everything else in the cluster's store.
         if self.random.once_in(2) {
             self.leaders.plan = plan;
         }

@@ -1,19 +1,21 @@
-//! Days of a cluster in which everything goes wrong again and again, told in seconds.
+//! Days of a cluster in which everything goes wrong again and again, simulated in seconds.
 //!
-//! - [`nodes`]: agents that list one of several, fall silent, answer garbage, lie and restart; nodes with two addresses.
-//! - [`tenants`]: what really runs where.
-//! - [`deeds`]: tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
-//! - [`services`]: they take selectors away, or change them, and what is closed stays so.
-//! - [`cluster`]: what the API server says of it, as late as it is.
-//! - [`leaders`]: restarts, other leaders whose clocks differ, what can't be kept or is answered too late, restored backups.
-//! - [`operators`]: releases, and approvals of what is held.
-//! - [`graces`]: of which graces tenants have been told.
-//! - [`laws`]: what must hold. They compare with what [`tenants`] has told, and with nothing that the policy knows.
+//! * [`nodes`]: agents that list one of several, stop answering, answer garbage, lie and restart; nodes with two
+//!   addresses.
+//! * [`tenants`]: what really runs where.
+//! * [`events`]: tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
+//! * [`services`]: tenants remove selectors or change them, and closed Services stay closed.
+//! * [`cluster`]: the API server, with its delays.
+//! * [`leaders`]: restarts, other leaders whose clocks differ, writes that fail or are answered too late, restored
+//!   backups.
+//! * [`operators`]: releases, and approvals of held Apps.
+//! * [`graces`]: the graces of which tenants have been notified.
+//! * [`laws`]: what must hold. They compare with [`tenants`], and with nothing that the policy knows.
 //!
-//! `make soak` runs it for longer; `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` tell the same story again.
+//! `make soak` runs it for longer. `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` repeat a sequence.
 
 mod cluster;
-mod deeds;
+mod events;
 mod graces;
 mod laws;
 mod leaders;
@@ -29,7 +31,7 @@ use std::time::Duration;
 use random::Random;
 
 use self::cluster::Cluster;
-use self::deeds::Deed;
+use self::events::Event;
 use self::leaders::Leaders;
 use self::nodes::{Fault, Node};
 use self::operators::Operators;
@@ -47,18 +49,18 @@ const NODES: usize = 12;
 const TENANTS: usize = 30;
 const OFFENDERS: usize = 20;
 const DAY: u64 = 24 * HOUR;
-/// When the story begins: what was before has a time too, however wrong a wall clock is.
+/// When the simulation begins. Earlier events have a time too, however wrong a wall clock is.
 const BEGIN: u64 = 400 * DAY;
 /// Violations that one node may have in the ledger: fewer than a flood brings, and more than a process of ever new names.
 const MAX_KEYS: usize = 400;
 const CLEAR_AFTER: u64 = 30 * MINUTE;
 const UNREACHABLE: u64 = 6 * HOUR;
 const SAME_INCIDENT: u64 = 6 * HOUR;
-/// What is older may have been heard before by another replica, in seconds.
+/// Older evidence may have been reported before to another replica, in seconds.
 const MAX_AGE: u64 = 30 * MINUTE;
 /// How far our own wall clock jumps back or ahead at most.
 const MOST_BACK: u64 = 3 * HOUR;
-/// How exactly it is told when something happens, in seconds.
+/// The resolution of the times of events, in seconds.
 const TICK: u64 = 5;
 
 struct Soak {
@@ -67,23 +69,23 @@ struct Soak {
     world: World,
     nodes: Vec<Node>,
     tenants: Vec<Tenant>,
-    /// What happens at a time.
-    coming: BTreeMap<u64, Vec<Deed>>,
+    /// The planned events, by time.
+    coming: BTreeMap<u64, Vec<Event>>,
     cluster: Cluster,
     leaders: Leaders,
     operators: Operators,
     blocked: BTreeSet<App>,
-    /// When the tenant of an App was told of the grace, and when the App offended last since.
+    /// When the tenant of an App was notified of the grace, and when the App offended last since.
     warned: BTreeMap<App, (u64, u64)>,
     flood: u64,
     /// How many Pods there have been.
     pods: u64,
-    /// How often what is told of happened.
-    told: Told,
+    /// How often each kind of event happened.
+    counts: Counts,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Counts {
     rounds: u64,
     restarts: u64,
     /// Of them by another replica; by one whose clock differs.
@@ -100,18 +102,18 @@ struct Told {
     /// How often a Service was seen closed that selected no running Pod.
     stayed: u64,
     deleted: u64,
-    /// Decisions that were kept though the answer said otherwise.
+    /// Decisions that were persisted although the answer said otherwise.
     late_answers: u64,
     backups: u64,
-    /// Incidents that have ended, and of which a backup said that they are open.
+    /// Incidents that have ended and were open in a restored backup.
     reopened: u64,
     outages: u64,
     blocks: u64,
     releases: u64,
     /// By operators.
     approvals: u64,
-    acts: u64,
-    /// For how long a process offended in peace until the block, at most, in seconds.
+    commands: u64,
+    /// The longest time for which a process offended undisturbed until the block, in seconds.
     late: u64,
     most_violations: usize,
 }
@@ -138,7 +140,7 @@ impl Soak {
         world.policy.grace = Duration::from_secs([0, 30 * MINUTE][random.below(2)]);
         world.policy.shared_services =
             [SharedServices::Block, SharedServices::Skip, SharedServices::Hold][random.below(3)];
-        // What brakes hold waits for people; they have tests of their own.
+        // Held Apps wait for operators, and the brakes have tests of their own.
         let brake = &mut world.policy.brake;
         brake.max_new_tenants = 1000;
         brake.max_tenants_per_node = 1000;
@@ -165,7 +167,7 @@ impl Soak {
             warned: BTreeMap::new(),
             flood: 0,
             pods: 0,
-            told: Told::default(),
+            counts: Counts::default(),
         };
         (0..TENANTS).for_each(|tenant| soak.settle(tenant));
         soak
@@ -177,10 +179,10 @@ impl Soak {
     }
 
     fn fail(&self, what: &str) -> ! {
-        panic!("seed {}, minute {}: {what}\n{:?}", self.seed, (self.now() - BEGIN) / MINUTE, self.told)
+        panic!("seed {}, minute {}: {what}\n{:?}", self.seed, (self.now() - BEGIN) / MINUTE, self.counts)
     }
 
-    /// A minute in which things happen.
+    /// Simulates a minute.
     fn minute(&mut self, is_quiet: bool) {
         let before = self.world.now;
         self.world.now = Moment::new(
@@ -191,7 +193,7 @@ impl Soak {
             self.calm();
         } else {
             self.trouble();
-            self.deeds();
+            self.events();
         }
         self.pass(before.uptime().as_secs());
         let (at, follower_at) = (self.world.now, self.world.follower_now());
@@ -202,7 +204,7 @@ impl Soak {
         (0..NODES).for_each(|node| self.answer(node));
         self.look();
         self.world.ledger.round_done();
-        self.told.rounds += 1;
+        self.counts.rounds += 1;
         let evaluation = self.world.evaluate();
         self.judge(&evaluation);
         if !is_quiet {
@@ -210,16 +212,16 @@ impl Soak {
         }
     }
 
-    /// What happens in this minute, which began at `from`, in its order: agents scan in between.
+    /// Runs the events of this minute, which began at `from`, in their order. Agents scan in between.
     fn pass(&mut self, from: u64) {
         let now = self.now();
-        while let Some((at, deeds)) = self.coming.first_key_value().map(|(at, _)| *at).and_then(|at| {
+        while let Some((at, events)) = self.coming.first_key_value().map(|(at, _)| *at).and_then(|at| {
             let is_due = at <= now;
             is_due.then(|| self.coming.remove_entry(&at)).flatten()
         }) {
             self.scan(at.max(from));
-            for deed in deeds {
-                self.take(deed, at);
+            for event in events {
+                self.take(event, at);
             }
         }
         self.scan(now);
@@ -231,7 +233,7 @@ impl Soak {
         let now = self.now();
         if self.random.once_in(500) {
             self.cluster.deaf_until = now + self.random.seconds(MINUTE, 30 * MINUTE);
-            self.told.outages += 1;
+            self.counts.outages += 1;
         }
         self.trouble_of_leaders();
         self.operate();
@@ -251,9 +253,9 @@ impl Soak {
         for tenant in 0..TENANTS {
             self.stop_all(tenant);
         }
-        self.coming.retain(|_, deeds| {
-            deeds.retain(|deed| !matches!(deed, Deed::Start(..)));
-            !deeds.is_empty()
+        self.coming.retain(|_, events| {
+            events.retain(|event| !matches!(event, Event::Start(..)));
+            !events.is_empty()
         });
         self.nodes.iter_mut().for_each(|node| node.fault = Fault::None);
         self.cluster.deaf_until = 0;
@@ -273,9 +275,9 @@ fn story(seed: u64, days: u64) {
     let mut soak = Soak::new(seed);
     (0..days * 24 * 60).for_each(|_| soak.minute(false));
     soak.finish();
-    println!("seed {seed}, {days} days: {:?}", soak.told);
-    assert!(soak.told.blocks > 0 && soak.told.releases > 0, "nothing has happened");
-    assert!(soak.told.stayed > 0, "nothing without a running Pod has been closed");
+    println!("seed {seed}, {days} days: {:?}", soak.counts);
+    assert!(soak.counts.blocks > 0 && soak.counts.releases > 0, "nothing has happened");
+    assert!(soak.counts.stayed > 0, "nothing without a running Pod has been closed");
 }
 
 #[test]
@@ -286,9 +288,9 @@ fn days_of_trouble_end_well() {
     (1..=3).for_each(|seed| story(seed, 1));
 }
 
-/// Run by `make soak`: other stories each time, for so many seconds, or so many of them.
+/// Run by `make soak`: other sequences each time, for so many seconds, or so many of them.
 #[test]
-#[ignore = "takes as long as it is told to"]
+#[ignore = "takes as long as its variables set"]
 fn weeks_of_trouble_end_well() {
     let stories = number("PROCSCAN_SOAK_STORIES");
     let seconds = number("PROCSCAN_SOAK_SECONDS").unwrap_or(if stories.is_some() { u64::MAX } else { 60 });
@@ -297,7 +299,7 @@ fn weeks_of_trouble_end_well() {
     let first = number("PROCSCAN_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 16);
     let seeds = (first..).take(stories.map_or(usize::MAX, |stories| usize::try_from(stories).unwrap()));
     for seed in seeds.take_while(|_| begun.elapsed().as_secs() < seconds) {
-        // Said before, so that it is known even if it never ends.
+        // Printed before, so that the seed is known even if the run never ends.
         println!("seed {seed}");
         story(seed, days);
     }

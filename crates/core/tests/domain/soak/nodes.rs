@@ -1,18 +1,18 @@
-//! Nodes and their agents: what is listed, and what comes of asking for it.
+//! Nodes and their agents: their lists, and their answers.
 
 use procscan_core::names::NodeName;
 use procscan_core::report::{Answer, Failure, FailureReason, Outcome, Record, Target};
 
 use super::random::Random;
-use super::tenants::{Heard, Pod, Running, Tenant, namespace, tenant_in};
+use super::tenants::{Pod, Reported, Running, Tenant, namespace, tenant_in};
 use super::{BEGIN, DAY, MAX_AGE, MINUTE, NODES, Soak, TENANTS};
 use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, complete, failed, record_of, target};
 
-/// How old records are by the word of an agent that is wrong about it, in seconds. No multiple of a scan interval, so that none is
-/// taken for one that really was found then.
+/// How old records are by an agent whose ages are wrong, in seconds. It is no multiple of a scan interval, so that no
+/// record is taken for one that really was found then.
 const STALE: i64 = 5 * 3600 + 7;
-/// Whose word it is.
+/// The replicas, as indexes of [`super::tenants::Pod::reported`].
 pub(super) const LEADER: usize = 0;
 pub(super) const OTHER: usize = 1;
 
@@ -21,7 +21,7 @@ pub(super) enum Fault {
     None,
     Silent,
     Refused,
-    /// A part of the list, and then something that is none.
+    /// A part of the list, and then an invalid part.
     BrokenOff,
     /// A list of other nodes' Pods.
     Lies,
@@ -29,7 +29,7 @@ pub(super) enum Fault {
     Floods,
     /// The list, without the agent's clock.
     NoDate,
-    /// What is listed was found hours ago, it says.
+    /// The list, with ages of hours.
     Stale,
 }
 
@@ -39,7 +39,7 @@ impl Fault {
     }
 }
 
-/// What a node's agent lists: found in which of which tenant's Pods, as which process, and when, by a clock that is right.
+/// A result in a node's list: the tenant, the Pod, the process, and when it was found, by a right clock.
 #[derive(Clone, Debug)]
 pub(super) struct Listed {
     pub(super) tenant: usize,
@@ -53,16 +53,16 @@ pub(super) struct Node {
     pub(super) name: String,
     /// The real agent, which lists one of several; others list all that they find.
     real: Option<RealAgent>,
-    /// It has lied of several at once, and so is taken for one that lists all that it finds.
+    /// It has lied about several at once, so it is taken for an agent that lists all that it finds.
     pub(super) has_lied: bool,
     pub(super) interval: u64,
     next_scan: u64,
     pub(super) listed: Vec<Listed>,
     /// How far its clock is ahead.
     skew: i64,
-    /// It has two addresses. Its agent listens at this one of them only, or at both.
+    /// Set if it has two addresses. Its agent listens at one of them, or at both.
     addresses: Option<Listens>,
-    /// It has accused so many that there may be no room for another.
+    /// It has accused so many Pods that there may be no room for another.
     pub(super) is_full: bool,
     pub(super) fault: Fault,
     pub(super) ends: u64,
@@ -70,7 +70,7 @@ pub(super) struct Node {
     pub(super) disturbed: u64,
     /// Whole answers.
     pub(super) answered: u64,
-    /// When anything of an answer came last.
+    /// When the last sign of an answer came.
     pub(super) last_sign: u64,
 }
 
@@ -134,7 +134,7 @@ impl Node {
 }
 
 impl Soak {
-    /// What goes wrong with nodes in this minute.
+    /// Makes nodes fail in this minute.
     pub(super) fn faults(&mut self) {
         let now = self.now();
         for node in 0..NODES {
@@ -151,12 +151,12 @@ impl Soak {
                     Fault::Stale,
                 ];
                 let fault = faults[self.random.below(faults.len())];
-                // One floods; what it says of itself is its own trouble.
+                // Only one node floods. Its accusations of its own Pods affect only itself.
                 let fault = if fault == Fault::Floods && node > 0 { Fault::Lies } else { fault };
                 self.nodes[node].fault = fault;
                 self.nodes[node].is_full |= fault == Fault::Floods;
                 self.nodes[node].ends = ends;
-                self.told.faults += 1;
+                self.counts.faults += 1;
             }
             if self.random.once_in(500) {
                 self.nodes[node].restart(now);
@@ -225,7 +225,7 @@ impl Soak {
         }
     }
 
-    /// The node is asked, and what it says is taken in.
+    /// Asks a node and applies its answer.
     pub(super) fn answer(&mut self, number: usize) {
         let now = self.now();
         let fault = self.nodes[number].fault;
@@ -257,7 +257,7 @@ impl Soak {
         }
         if !fault.is_silence() {
             let is_certain = matches!(fault, Fault::None | Fault::Lies) && !self.nodes[number].is_full;
-            self.hear(number, is_certain);
+            self.note_reports(number, is_certain);
         }
     }
 
@@ -284,7 +284,7 @@ impl Soak {
             Fault::Refused => failed(FailureReason::Refused),
             Fault::BrokenOff => {
                 let records = list(0).into_iter().take(1).collect();
-                let failure = Failure { reason: FailureReason::Malformed, detail: "as told".into() };
+                let failure = Failure { reason: FailureReason::Malformed, detail: "by the test".into() };
                 Outcome::Partial(Answer { records, ..Answer::default() }, failure)
             }
             Fault::Lies => {
@@ -309,8 +309,9 @@ impl Soak {
         matches!(self.world.follower, Some((_, true)))
     }
 
-    /// Notes what was certainly fresh in the answer of a node; what may have been believed is heard, but it is no evidence here.
-    fn hear(&mut self, number: usize, is_certain: bool) {
+    /// Notes what was certainly fresh in the answer of a node. Other records may have been believed, but are no
+    /// evidence here.
+    fn note_reports(&mut self, number: usize, is_certain: bool) {
         let (at, node) = (self.now(), &self.nodes[number]);
         let is_deaf = at < self.cluster.deaf_until;
         let listening = if self.other_listens() { OTHER } else { LEADER };
@@ -318,9 +319,9 @@ impl Soak {
             let ago = if node.fault == Fault::Stale { STALE } else { 0 };
             let stamp = i64::try_from(listed.found).unwrap() - ago;
             let pod = &mut self.tenants[listed.tenant].pods[listed.pod];
-            // Where it is heard later only it may be known from what is kept.
-            let is_news = pod.heard_all.insert((listed.process.clone(), stamp));
-            if !pod.is_alive() || !is_news {
+            // A replica that receives the record only later may know it from the persisted state.
+            let is_new = pod.reported_all.insert((listed.process.clone(), stamp));
+            if !pod.is_alive() || !is_new {
                 continue;
             }
             pod.is_dateless = matches!(node.fault, Fault::NoDate | Fault::BrokenOff);
@@ -334,7 +335,7 @@ impl Soak {
                 continue;
             }
             for replica in LEADER..=listening {
-                pod.heard[replica] = Some(Heard { at, answered: node.answered });
+                pod.reported[replica] = Some(Reported { at, answered: node.answered });
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What operators do, and what follows from it.
+//! The commands of operators, and their effects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,20 +17,21 @@ pub(super) const RELEASE: u64 = 3 * HOUR;
 
 #[derive(Default)]
 pub(super) struct Operators {
-    /// What they have done since the last minute.
+    /// The decisions about their commands since the last minute.
     pub(super) decisions: Vec<Decision>,
-    /// What they have ever approved.
+    /// The Apps that they have ever approved.
     approved: BTreeSet<App>,
-    /// Until when they have released an App. Nothing is known of it after a backup was restored.
+    /// Until when they have released an App. Empty after a backup was restored.
     pub(super) released: BTreeMap<App, u64>,
     /// When they have released an App last.
     pub(super) released_at: BTreeMap<App, u64>,
-    /// The tenants of whose Apps they have ever released one: by a leader's wall clock a release may last for a month longer.
+    /// The tenants of whose Apps they have ever released one. By a leader's wall clock a release may last for a month
+    /// longer.
     excused: BTreeSet<usize>,
 }
 
 impl Soak {
-    /// What operators do in this minute: they release Apps of some tenants, and approve what is held of others.
+    /// Executes commands in this minute: releases Apps of some tenants, and approves held Apps of others.
     pub(super) fn operate(&mut self) {
         self.operators.decisions.clear();
         let held: Vec<App> =
@@ -38,9 +39,9 @@ impl Soak {
         for app in held {
             let number = tenant_in(&app.namespace);
             if number.is_multiple_of(2) && !self.is_hindered(number) && self.random.once_in(60) {
-                self.act(&IncidentCommand::Approve { app: app.clone() });
+                self.execute(&IncidentCommand::Approve { app: app.clone() });
                 self.operators.approved.insert(app);
-                self.told.approvals += 1;
+                self.counts.approvals += 1;
             }
         }
         for number in (4..OFFENDERS).step_by(5) {
@@ -52,23 +53,23 @@ impl Soak {
                 continue;
             };
             let until = self.world.now.wall() + SignedDuration::from_secs(RELEASE.cast_signed());
-            self.act(&IncidentCommand::Release { app: app.clone(), until });
+            self.execute(&IncidentCommand::Release { app: app.clone(), until });
             let until = self.now() + RELEASE;
             self.operators.released_at.insert(app.clone(), self.now());
             self.operators.released.insert(app, until);
             self.operators.excused.insert(number);
-            self.told.acts += 1;
+            self.counts.commands += 1;
         }
     }
 
-    fn act(&mut self, act: &IncidentCommand) {
-        match self.world.incidents.execute(act, "ops", &self.world.policy, self.world.now) {
+    fn execute(&mut self, command: &IncidentCommand) {
+        match self.world.incidents.execute(command, "ops", &self.world.policy, self.world.now) {
             Ok(decision) => self.operators.decisions.push(decision),
-            Err(error) => self.fail(&format!("{act:?} has no effect: {error}")),
+            Err(error) => self.fail(&format!("{command:?} has no effect: {error}")),
         }
     }
 
-    /// Whether what is found in the Pod is held, and is to be: until an operator has looked at it.
+    /// Whether the App of the Pod is held, and has to be held until an operator has looked at it.
     pub(super) fn waits_for_operator(&self, number: usize, pod: &Pod, evaluation: &Evaluation) -> bool {
         if self.operators.excused.contains(&number) {
             return true;
@@ -80,16 +81,18 @@ impl Soak {
         is_asked && evaluation.held.iter().any(|held| is_its(&held.app))
     }
 
-    /// What an operator has released is not blocked before the time that was said. Under another process name it may be.
-    pub(super) fn released_by_nobody(&self, app: &App) {
+    /// An App that an operator has released is not blocked before the date of the release. Under another process name
+    /// it may be.
+    pub(super) fn check_not_released(&self, app: &App) {
         let is_released = self.operators.released.get(app).is_some_and(|until| self.now() < *until);
         if is_released && !self.tenants[tenant_in(&app.namespace)].renames {
             self.fail(&format!("{app} is blocked, and an operator has released it\n{}", self.log_of(app)));
         }
     }
 
-    /// Where operators want to be asked, no innocent App is closed with another before one was.
-    pub(super) fn asked_about(&self, app: &App, evaluation: &Evaluation) {
+    /// With `enforcement.shared_services: hold` no innocent App is closed with another one before an operator has
+    /// approved it.
+    pub(super) fn check_shared_services(&self, app: &App, evaluation: &Evaluation) {
         let number = tenant_in(&app.namespace);
         let is_known = !self.is_hindered(number) && !self.world.facts.apps.is_empty();
         if self.world.policy.shared_services != SharedServices::Hold

@@ -1,5 +1,5 @@
-//! Which Services stay closed when tenants take their selectors away, or change them. A tenant may then route the traffic by
-//! endpoints of its own.
+//! Which Services stay closed when tenants remove their selectors, or change them. A tenant may then route the
+//! traffic by endpoints of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use procscan_core::names::Text;
 use procscan_core::plan::Block;
 use procscan_core::policy::Evaluation;
 
-use super::deeds::Deed;
+use super::events::Event;
 use super::tenants::{ALL_APPS, SHARED, Tenant, host, namespace};
 use super::{HOUR, MINUTE, Soak, TENANTS};
 
@@ -21,11 +21,11 @@ const NONE: &str = "none";
 #[derive(Default)]
 pub(super) struct Shut {
     now: BTreeSet<Text>,
-    /// Those that were closed at any time since its block began.
+    /// The Services that were closed at any time since its block began.
     ever: BTreeSet<Text>,
 }
 
-/// Which Apps a Service selects as long as its tenant does nothing about it.
+/// Which Apps a Service selects as long as its tenant changes nothing.
 pub(super) fn selected_by(service: &str) -> BTreeSet<String> {
     let is_its = |app: &&str| service == SHARED || service.strip_suffix("-x7k2") == Some(*app);
     ALL_APPS.iter().filter(|app| is_its(app)).map(ToString::to_string).collect()
@@ -56,13 +56,13 @@ impl Soak {
         let at = self.some_time();
         let back = at + self.random.seconds(MINUTE, 3 * HOUR);
         let usual = selected_by(&service);
-        self.plan(at, Deed::Select(tenant, service.clone(), selected));
-        self.plan(back, Deed::Select(tenant, service, usual));
-        self.told.selectors += 1;
+        self.plan(at, Event::Select(tenant, service.clone(), selected));
+        self.plan(back, Event::Select(tenant, service, usual));
+        self.counts.selectors += 1;
     }
 
-    /// While what an App is blocked for runs, what was closed for it stays closed as long as it selects no running Pod; and what
-    /// selects running Pods of other Apps only is open.
+    /// While a process of a blocked App runs, its closed Services stay closed as long as they select no running Pod.
+    /// A Service that selects only running Pods of other Apps is open.
     pub(super) fn closed_rightly(&mut self, evaluation: &Evaluation) {
         for tenant in 0..TENANTS {
             let is_its = |block: &&Arc<Block>| *block.app.namespace == *namespace(tenant);
@@ -86,7 +86,7 @@ impl Soak {
         }
     }
 
-    /// Whether the leader knows how the Pods of that App are reached, and can keep what follows from it.
+    /// Whether the leader knows how the Pods of that App are reached, and can persist the result.
     fn knows_reach(&self, tenant: usize, app: &str) -> bool {
         !self.is_hindered(tenant)
             && !self.world.facts.apps.is_empty()
@@ -98,7 +98,7 @@ impl Soak {
         if !tenant.running().any(|(pod, _)| pod.apps.contains(app)) {
             return;
         }
-        // What was closed and open in between is closed again, if it is known that the App is there.
+        // A Service that was closed, and open in between, is closed again if it is known that the App is there.
         let closed = if self.knows_reach(number, app) { &shut.ever } else { &shut.now };
         let selecting_none = tenant.services.keys().filter(|service| tenant.selects_none(service, now));
         let hosts: Vec<Text> = selecting_none.map(|service| host(number, service)).collect();
@@ -109,7 +109,7 @@ impl Soak {
             }
             stayed += 1;
         }
-        self.told.stayed += stayed;
+        self.counts.stayed += stayed;
     }
 
     fn others_are_open(&self, number: usize, app: &str, block: &Block) {
@@ -126,13 +126,13 @@ impl Soak {
         }
     }
 
-    /// A restored backup knows only what was closed when it was made.
+    /// A restored backup has only the Services that were closed when it was made.
     pub(super) fn forget_closed(&mut self) {
         self.tenants.iter_mut().for_each(|tenant| tenant.shut.clear());
     }
 
-    /// Forgets what was closed once for Apps of which it is not certain what is kept: the next leader may know only what is
-    /// closed now.
+    /// Forgets which Services were closed once for Apps whose persisted state is not certain. The next leader may
+    /// know only those that are closed now.
     pub(super) fn forget_uncertain(&mut self) {
         for app in &self.leaders.uncertain {
             let shut = &mut self.tenants[super::tenants::tenant_in(&app.namespace)].shut;

@@ -1,4 +1,4 @@
-//! What really runs where: the truth that the laws compare with.
+//! The truth that the laws compare with: what really runs where.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,9 +9,10 @@ use procscan_core::names::{App, Text};
 
 /// The Apps of a tenant, as the labels of its Pods name them.
 pub(super) const ALL_APPS: [&str; 3] = ["web", "shop", INNOCENT];
-/// Those that may offend, and whose Pods change their labels.
+/// The Apps that may offend, and whose Pods change their labels.
 pub(super) const APPS: [&str; 2] = ["web", "shop"];
-/// Nothing ever runs in a Pod that is or was of this one; but one may take the place, and the name, of one that offended.
+/// No process ever offends in a Pod that is or was of this App. But such a Pod may take the place, and the name, of
+/// one that offended.
 pub(super) const INNOCENT: &str = "blog";
 /// A Service of all of them.
 pub(super) const SHARED: &str = "all";
@@ -19,9 +20,9 @@ pub(super) const SHARED: &str = "all";
 /// One tenant, which has a namespace of its own.
 #[allow(clippy::struct_excessive_bools)] // Each is a habit or a state of its own.
 pub(super) struct Tenant {
-    /// Those that there are, and those that there were.
+    /// All Pods, present and removed.
     pub(super) pods: Vec<Pod>,
-    /// The places of those that there are.
+    /// The places of the present Pods.
     pub(super) alive: Vec<usize>,
     /// Which Apps each of its Services selects: none, if it has no selector.
     pub(super) services: BTreeMap<String, BTreeSet<String>>,
@@ -33,18 +34,18 @@ pub(super) struct Tenant {
     pub(super) renames: bool,
     /// Its Pods have another label every few minutes.
     pub(super) relabels: bool,
-    /// What made a Pod makes its successor too, whatever App that is of.
+    /// The controller of a Pod makes its successor too, whatever App that belongs to.
     pub(super) keeps_origins: bool,
     pub(super) is_terminating: bool,
-    /// When something other than a node last stood in the way of a block.
+    /// When something other than a node last prevented a block.
     pub(super) disturbed: u64,
-    /// How much had been heard of an App when it was last released.
+    /// How many reports of an App there were when it was last released.
     pub(super) released_after: BTreeMap<String, usize>,
     /// The Apps that a Service has ever exposed together with others.
     pub(super) has_shared: BTreeSet<String>,
-    /// What has ever been closed for an App.
+    /// The Services that have ever been closed for an App.
     pub(super) closed: BTreeMap<String, BTreeSet<Text>>,
-    /// What is closed for an App that is blocked now.
+    /// The Services that are closed for an App that is blocked now.
     pub(super) shut: BTreeMap<String, Shut>,
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Pod {
     pub(super) uid: String,
     pub(super) node: usize,
     pub(super) created: u64,
-    /// When it has a node and its image: until then it is `Pending`.
+    /// When it has a node and its image. Until then it is `Pending`.
     pub(super) starts: u64,
     pub(super) removed: Option<u64>,
     /// The App that its labels name now, and all that they have named.
@@ -65,17 +66,17 @@ pub(super) struct Pod {
     pub(super) running: Option<Running>,
     /// When a scan last found something in it.
     pub(super) last_found: Option<u64>,
-    /// By the leader, and by the other replica.
-    pub(super) heard: [Option<Heard>; 2],
-    /// By the leader, as far as it could be kept.
-    pub(super) kept: Option<Heard>,
-    /// What has been heard of it by any replica, as listed.
-    pub(super) heard_all: BTreeSet<(String, i64)>,
-    /// When something new was last listed of it in peace, whether it could be judged then or not.
+    /// The last fresh evidence, as the leader and the other replica received it.
+    pub(super) reported: [Option<Reported>; 2],
+    /// The leader's, as far as it could be persisted.
+    pub(super) persisted: Option<Reported>,
+    /// All records of it that any replica has received.
+    pub(super) reported_all: BTreeSet<(String, i64)>,
+    /// When a new record of it was last listed undisturbed, whether it could be judged then or not.
     pub(super) accused_at: Option<u64>,
-    /// The last that was heard was without the agent's clock, so it is not known how old it was.
+    /// The last report came without the agent's clock, so its age is not known.
     pub(super) is_dateless: bool,
-    /// It may have been no evidence then for another reason: the cluster could not be asked.
+    /// It may not have been evidence then for another reason: the cluster could not be read.
     pub(super) is_unjudged: bool,
     /// When another process on its node was last listed instead of its own.
     pub(super) disturbed: u64,
@@ -89,9 +90,9 @@ pub(super) struct Running {
     pub(super) is_slow: bool,
 }
 
-/// The last fresh evidence that has been taken in.
+/// The last fresh evidence that has been applied.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heard {
+pub(super) struct Reported {
     pub(super) at: u64,
     /// How many answers the node had given by then.
     pub(super) answered: u64,
@@ -157,7 +158,7 @@ impl Tenant {
         self.living().filter_map(|pod| Some((pod, pod.running.as_ref()?)))
     }
 
-    /// What a process of it is called when it is found `at` that time.
+    /// The name of a process of the tenant that is found at the time `at`.
     pub(super) fn process_name(&self, at: u64) -> String {
         if self.renames { format!("x{}", at / MINUTE) } else { "xmrig".to_owned() }
     }
@@ -174,15 +175,15 @@ impl Tenant {
         self.pods.iter().filter(move |pod| pod.apps.contains(app))
     }
 
-    /// How much has been heard of an App by now.
-    pub(super) fn heard_of(&self, app: &str) -> usize {
-        self.of(app).map(|pod| pod.heard_all.len()).sum()
+    /// How many reports of an App there have been.
+    pub(super) fn reported_of(&self, app: &str) -> usize {
+        self.of(app).map(|pod| pod.reported_all.len()).sum()
     }
 
-    /// What has been heard of the Pods of an App is over: it is proven that none of them is left.
+    /// Drops the reports of an App's removed Pods, because it is proven that none of them is left.
     pub(super) fn forget_dead(&mut self, app: &str) {
         for pod in self.pods.iter_mut().filter(|pod| !pod.is_alive() && pod.apps.contains(app)) {
-            (pod.heard, pod.kept) = ([None; 2], None);
+            (pod.reported, pod.persisted) = ([None; 2], None);
         }
     }
 

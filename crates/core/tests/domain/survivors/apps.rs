@@ -1,4 +1,4 @@
-//! Pods, their Apps and their namespaces: what is gone, what belongs to another App, and what can't be known.
+//! Pods, their Apps and their namespaces: those that are gone, that belong to another App, or that can't be read.
 
 use crate::common::{HOUR, MINUTE, World, app, at, exemption, record, record_of};
 use procscan_core::decision::{DecisionKind, Mode};
@@ -43,7 +43,7 @@ fn a_static_target_accuses_the_pods_of_its_host_by_any_of_its_addresses() {
 }
 
 #[test]
-fn that_a_pod_is_gone_is_kept_with_what_it_was_accused_of() {
+fn the_proof_that_a_pod_is_gone_is_persisted_with_its_evidence() {
     // In the second world the Pod was found to offend once more, just before.
     for again in [false, true] {
         let mut world = World::new(&["n1"]);
@@ -62,8 +62,7 @@ fn that_a_pod_is_gone_is_kept_with_what_it_was_accused_of() {
 }
 
 #[test]
-fn what_can_not_be_verified_keeps_what_was_blocked_before_the_start_and_what_is_another_nodes_word_does_not()
-{
+fn an_unverified_accusation_holds_an_inherited_block_and_a_disputed_one_does_not() {
     for (state, is_released) in
         [(PodState::Unreadable("forbidden".to_owned()), false), (PodState::Gone, true)]
     {
@@ -81,7 +80,7 @@ fn what_can_not_be_verified_keeps_what_was_blocked_before_the_start_and_what_is_
 }
 
 #[test]
-fn an_app_that_is_gone_is_opened_for_that_reason_whatever_it_was_blocked_for_before_the_start() {
+fn an_inherited_block_of_an_app_that_is_gone_is_released_for_that_reason() {
     let mut world = World::new(&["n1"]);
     world.incidents.inherit([inherited(&["xmrig"])], &world.policy, world.now);
     world.facts.apps.insert(app("ns-a"), AppFact { gone: true, ..AppFact::default() });
@@ -107,7 +106,7 @@ fn an_exemption_opens_an_app_of_a_namespace_that_is_being_deleted_while_paused_t
 }
 
 #[test]
-fn evidence_that_can_not_be_verified_any_more_keeps_the_app_that_it_counts_against_last() {
+fn evidence_that_can_not_be_verified_any_more_still_counts_against_its_last_app() {
     // One App has the name after the other.
     for (first, last) in [("miner", "shop"), ("shop", "miner")] {
         let mut world = World::new(&["n1"]);
@@ -124,7 +123,7 @@ fn evidence_that_can_not_be_verified_any_more_keeps_the_app_that_it_counts_again
             blocked(&mut world);
         }
         assert_eq!(blocked(&mut world), ["miner", "shop"]);
-        // What is found of the same Pod later counts against that App too, whatever its labels say by then.
+        // Later evidence of the same Pod counts against that App too, whatever its labels are by then.
         let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
         if let Some(PodFact { state: PodState::Present { app, .. }, .. }) = world.facts.pods.get_mut(&pod) {
             *app = App::new("ns-a", "app", "other");
@@ -161,15 +160,15 @@ fn an_app_that_offends_again_within_a_day_has_the_same_incident_and_later_anothe
 }
 
 #[test]
-fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
+fn the_evidence_of_a_removed_node_counts_until_the_limit() {
     let mut world = World::with(&[], Detection::default());
     world.ledger.expect([crate::common::target("n1")], 0);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     // The ledger of a new leader does not know the node.
     world.ledger = world.new_ledger();
-    let kept: Vec<_> = world.kept.values().cloned().collect();
-    world.incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    let persisted: Vec<_> = world.persisted.values().cloned().collect();
+    world.incidents = Incidents::restore(&persisted, &world.ledger.snapshot(world.now), world.now);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.wait(24 * HOUR - 1);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -181,7 +180,7 @@ fn what_a_node_that_is_not_there_any_more_has_said_counts_until_the_limit() {
 }
 
 #[test]
-fn that_an_app_was_gone_and_is_there_again_is_said_when_it_is_opened() {
+fn the_reason_of_a_release_says_that_the_app_was_gone_and_is_back() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -209,7 +208,7 @@ fn a_dispute_names_the_node_and_what_it_accuses() {
 }
 
 #[test]
-fn a_pod_that_ended_since_it_was_found_is_no_dispute_though_another_replica_has_heard_of_it_later() {
+fn a_pod_that_ended_since_it_was_found_is_no_dispute_though_another_replica_has_later_evidence() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
@@ -242,14 +241,14 @@ fn a_service_that_is_left_open_by_the_rules_is_held_by_none() {
 }
 
 #[test]
-fn a_process_that_is_renamed_while_its_pod_can_not_be_looked_at_opens_nothing() {
+fn a_process_that_is_renamed_while_its_pod_can_not_be_read_opens_nothing() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
     world.pod_on("ns-b", "web", "n1", "web");
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
-    // The API server answers no more: what is known of the Pods is as of now.
+    // The API server answers no more. The facts about the Pods are as of now.
     for fact in world.facts.pods.values_mut() {
         fact.asked = world.now;
     }

@@ -1,4 +1,4 @@
-//! The wall time that is believed: clocks that are set right, and dates that a doubted clock has set.
+//! The believed wall time: clocks that are set right, and dates that a doubted clock has set.
 
 use crate::clocks::{DAY, MONTH, accuse, accuse_one, leader, nodes};
 use crate::common::{HOUR, MINUTE, World, exemption};
@@ -45,7 +45,7 @@ fn an_exemption_that_is_declared_by_a_doubted_clock_lasts_as_long_as_it_says() {
 }
 
 #[test]
-fn an_exemption_beyond_a_doubted_clocks_time_ends_when_that_clock_says_so() {
+fn an_exemption_beyond_a_doubted_clocks_time_ends_by_that_clock() {
     let mut world = nodes(20);
     accuse(&mut world, 1..2);
     exempt(&mut world, 24 * 41);

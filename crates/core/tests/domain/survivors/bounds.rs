@@ -1,4 +1,4 @@
-//! What is forgotten, and in which order.
+//! The limits of memory, and the order in which entries are dropped.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
 use procscan_core::policy::remembered;
 
-/// A minute later, every one of these `apps` of the namespace is accused; an exemption covers all, so that nothing follows.
+/// A minute later, every one of these `apps` of the namespace is accused. An exemption covers all, so that nothing is
+/// decided.
 fn accused(world: &mut World, namespace: &str, apps: std::ops::Range<usize>) {
     world.wait(MINUTE);
     let now = world.clock();
@@ -31,7 +32,7 @@ fn ended(tenants: &[(&str, usize)]) -> World {
             accused(&mut world, namespace, n..n + 1);
         }
     }
-    // They have all cleared by this.
+    // All of them clear by this.
     world.rounds(400, |w| {
         w.answer("n1", vec![]);
     });
@@ -48,14 +49,14 @@ fn of_one_tenant_the_last_two_hundred_ended_incidents_are_remembered_and_those_o
 }
 
 #[test]
-fn what_is_kept_of_a_node_takes_no_more_room_than_what_it_says() {
+fn persisted_evidence_of_a_node_has_no_more_room_than_its_reports() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", (0..5).map(|n| record_of("ns-a", "web", &format!("miner{n}"), 0)).collect());
     assert_eq!(world.blocked(), ["ns-a"]);
     world.rules.max_keys_per_node = 3;
     world.ledger = world.new_ledger();
-    let kept: Vec<_> = world.kept.values().cloned().collect();
-    world.ledger.remember(remembered(&kept), world.now);
+    let persisted: Vec<_> = world.persisted.values().cloned().collect();
+    world.ledger.remember(remembered(&persisted), world.now);
     assert_eq!(world.snapshot().violations.len(), 3);
 }
 
@@ -67,7 +68,7 @@ fn the_list_is_the_same_when_another_node_goes_on_with_the_same_record() {
     world.wait(10 * MINUTE);
     world.answer("n2", vec![found]);
     let before = world.snapshot();
-    // The first one's word has grown old, so the other one's counts.
+    // The evidence of the first node has grown old, so that of the other one leads.
     world.wait(25 * MINUTE);
     let after = world.snapshot();
     assert_ne!(before.violations[0].leading.node, after.violations[0].leading.node);
@@ -87,12 +88,12 @@ fn the_leader_clock_goes_on_where_the_leader_before_left_it() {
     assert_eq!(
         world.incidents.leader_time(world.now),
         start + Duration::from_secs(HOUR),
-        "a wall clock that jumps is not asked"
+        "a wall clock that jumps does not count"
     );
 }
 
 #[test]
-fn what_is_known_of_nodes_can_be_counted() {
+fn the_nodes_of_a_snapshot_can_be_counted() {
     let nodes = |names: &[&str]| {
         let mut world = World::new(names);
         for name in names {

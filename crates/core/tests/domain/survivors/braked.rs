@@ -1,4 +1,4 @@
-//! What the brakes have counted, over a restart and at its bounds.
+//! The counts of the brakes, over a restart and at their limits.
 
 use std::time::Duration;
 
@@ -22,7 +22,8 @@ fn accuse(world: &mut World, node: &str, namespace: &str) -> Evaluation {
     world.evaluate()
 }
 
-/// The node answers without it until nothing of that tenant is blocked, or for ten minutes. Returns whether a release was held.
+/// The node answers without evidence until no App of that tenant is blocked, or for ten minutes. Returns whether a
+/// release was held.
 fn clear(world: &mut World, node: &str, namespace: &str) -> bool {
     let mut is_held = false;
     for _ in 0..10 {
@@ -37,7 +38,7 @@ fn clear(world: &mut World, node: &str, namespace: &str) -> bool {
     is_held
 }
 
-/// One tenant is blocked and released, and once more in another incident; half an hour lies in between.
+/// One tenant is blocked and released, and half an hour later once more in another incident.
 fn twice() -> World {
     let mut world = world(3);
     world.policy.same_incident = Duration::from_mins(10);
@@ -47,7 +48,7 @@ fn twice() -> World {
         assert_eq!(accuse(&mut world, node, "ns-a").plan.blocks.len(), 1);
         assert!(!clear(&mut world, node, "ns-a"));
     }
-    assert_eq!(world.kept.len(), 2, "two incidents");
+    assert_eq!(world.persisted.len(), 2, "two incidents");
     world
 }
 
@@ -76,18 +77,18 @@ fn of_two_incidents_of_an_app_the_later_one_has_the_place_after_a_restart() {
 }
 
 #[test]
-fn a_storm_is_told_after_a_restart_unless_it_was_told_before() {
+fn a_storm_raises_an_alert_after_a_restart_unless_it_did_before() {
     for (limit, alerts) in [(1, 0), (2, 1)] {
         // Of the first two tenants the brake holds the second one, or none.
         let mut blocks = world(3);
         blocks.policy.brake.max_new_tenants = limit;
         accuse(&mut blocks, "n0", "ns-a");
-        let told = accuse(&mut blocks, "n1", "ns-b").alerts.len();
+        let before = accuse(&mut blocks, "n1", "ns-b").alerts.len();
         blocks.restart();
         blocks.wait(MINUTE);
         let after = accuse(&mut blocks, "n2", "ns-c");
         assert_eq!(
-            (told, after.alerts.len(), after.decisions[0].kind),
+            (before, after.alerts.len(), after.decisions[0].kind),
             (1 - alerts, alerts, DecisionKind::Held)
         );
         // The same with releases.
@@ -119,7 +120,7 @@ fn a_place_is_free_again_when_the_window_has_passed_and_not_before() {
         clear(&mut world, "n0", "ns-a");
         let released = world.now.uptime();
         assert_eq!(released.as_secs(), 3 * MINUTE);
-        // The other one takes as long.
+        // The other release takes as long.
         world.wait(10 * MINUTE - 3 * MINUTE - early);
         accuse(&mut world, "n1", "ns-b");
         assert_eq!(clear(&mut world, "n1", "ns-b"), is_held, "{early} s before the window has passed");
@@ -136,7 +137,7 @@ fn half_of_a_nodes_places_are_for_one_tenant_however_many_tenants_may_come() {
 }
 
 #[test]
-fn as_many_accusers_of_an_app_are_counted_as_are_kept() {
+fn as_many_accusers_of_an_app_are_counted_as_are_persisted() {
     let mut world = world(20);
     for n in 0..20 {
         world.answer(&format!("n{n}"), vec![record("ns-a", 0)]);
@@ -147,7 +148,7 @@ fn as_many_accusers_of_an_app_are_counted_as_are_kept() {
 }
 
 #[test]
-fn what_is_held_takes_a_place_for_as_long_as_what_has_passed() {
+fn a_held_app_takes_a_place_for_as_long_as_one_that_has_passed() {
     let mut world = world(3);
     world.policy.brake.max_new_tenants = 1;
     accuse(&mut world, "n0", "ns-a");

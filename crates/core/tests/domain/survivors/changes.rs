@@ -9,10 +9,10 @@ use procscan_core::report::{Answer, Outcome, Rejection, Report, Target};
 use procscan_core::snapshot::{State, TargetState};
 
 #[test]
-fn what_may_change_a_decision_is_news_and_what_is_only_renewed_is_none() {
+fn new_evidence_counts_as_a_change_and_renewed_evidence_does_not() {
     let mut world = World::new(&["n1"]);
     let mut counts = world.snapshot();
-    // Whether there was news, and whether anything that is shown has changed.
+    // Whether there was a change, and whether anything that is shown has changed.
     let mut since = |world: &mut World| {
         let now = world.snapshot();
         let before = std::mem::replace(&mut counts, now.clone());
@@ -42,8 +42,8 @@ fn what_may_change_a_decision_is_news_and_what_is_only_renewed_is_none() {
     world.rounds(35, |w| drop(w.answer("n1", vec![])));
     assert!(since(&mut world).0, "it has cleared");
     world.wait(24 * HOUR + 1);
-    let (is_news, is_shown, _) = since(&mut world);
-    assert!(is_news && is_shown, "its tombstone is forgotten");
+    let (is_change, is_shown, _) = since(&mut world);
+    assert!(is_change && is_shown, "its tombstone is forgotten");
 }
 
 fn counts_of(world: &mut World) -> u64 {
@@ -64,7 +64,7 @@ fn proof_of_one_pod_is_none_of_others_and_an_earlier_proof_does_not_replace_a_la
 }
 
 #[test]
-fn an_address_that_is_another_nodes_now_is_asked_and_has_answered_nothing() {
+fn an_address_that_is_another_nodes_now_is_a_target_without_an_answer() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![]);
     let state =
@@ -79,7 +79,7 @@ fn an_address_that_is_another_nodes_now_is_asked_and_has_answered_nothing() {
 }
 
 #[test]
-fn what_is_refused_of_an_answer_is_counted_once_however_often_it_is_reported() {
+fn refused_records_of_an_answer_are_counted_once_however_often_it_is_reported() {
     let mut world = World::new(&["n1"]);
     let mut answer = Answer::default();
     answer.rejected.count(Rejection::NodeQuota);
@@ -110,14 +110,14 @@ fn a_limit_of_none_holds_everything() {
 
 #[test]
 fn a_warning_says_how_long_the_grace_is() {
-    for (minutes, said) in [(5, "5m"), (65, "1h 5m"), (300, "5h"), (26 * 60, "1d 2h")] {
+    for (minutes, duration) in [(5, "5m"), (65, "1h 5m"), (300, "5h"), (26 * 60, "1d 2h")] {
         let mut world = World::new(&["n1"]);
         world.policy.grace = Duration::from_mins(minutes);
         world.answer("n1", vec![record("ns-a", 0)]);
         let decisions = world.evaluate().decisions;
         assert_eq!(decisions[0].kind, DecisionKind::Warned);
         assert!(
-            decisions[0].reason.ends_with(&format!("to be blocked in {said}")),
+            decisions[0].reason.ends_with(&format!("to be blocked in {duration}")),
             "{}",
             decisions[0].reason
         );

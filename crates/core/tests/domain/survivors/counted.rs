@@ -32,7 +32,7 @@ fn when_one_more_app_waits_or_is_held_the_numbers_are_new() {
     world.policy.grace = Duration::from_mins(10);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.evaluate().plan.summary.changed, world.now.wall());
-    // One ends and another begins: as many as before, but not the same ones.
+    // One ends and another begins: the number is the same, but the Apps are not.
     world.policy.exemptions =
         vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".to_owned())), None)];
     world.wait(MINUTE);
@@ -50,26 +50,26 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     assert!(!world.incidents.waits_for_rounds());
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert!(!world.incidents.waits_for_rounds(), "clearing clocks say themselves when they have run");
-    // It is accused, and its Pod could not be read.
+    assert!(!world.incidents.waits_for_rounds(), "clearing clocks need no round");
+    // The App is accused, and its Pod could not be read.
     world.policy.verify_pods = true;
     world.pod_is("ns-b", "web", PodState::Unreadable("forbidden".to_owned()));
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     world.evaluate();
     assert!(world.incidents.waits_for_rounds());
-    // It was blocked before the start.
+    // The App was blocked before the start.
     let mut incidents = Incidents::default();
-    let (told, accused) = (None, [Key::new("ns-a", "web", "xmrig")].into());
+    let (notified_at, accused) = (None, [Key::new("ns-a", "web", "xmrig")].into());
     let found = InheritedBlock {
         app: app("ns-a"),
-        told,
+        told: notified_at,
         accused,
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: procscan_core::policy::OnIngresses::default(),
     };
     incidents.inherit([found], &world.policy, world.now);
     assert!(incidents.waits_for_rounds());
-    // It was blocked for more than was kept.
+    // The App was blocked for more accusations than were persisted.
     let mut world = World::new(&["n1"]);
     world.answer("n1", (0..70).map(|n| record_of("ns-a", "web", &format!("miner{n}"), 0)).collect());
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -79,7 +79,7 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
 }
 
 #[test]
-fn a_clock_that_is_right_raises_no_alert_when_a_date_is_over_and_a_wrong_one_says_which() {
+fn a_right_clock_raises_no_alert_when_a_date_is_over_and_a_wrong_one_names_the_date() {
     let world = || {
         let mut world = World::new(&["n1"]);
         let until = Some(crate::common::at(HOUR).wall());

@@ -1,4 +1,4 @@
-//! What a new leader finds closed, and which App it assigns that to.
+//! Services that a new leader finds closed, and the App that it assigns them to.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ fn blocked() -> World {
 }
 
 #[test]
-fn an_app_that_is_found_blocked_is_taken_over_unless_all_that_is_closed_is_anothers() {
+fn a_block_that_is_found_is_inherited_unless_all_its_services_are_another_apps() {
     let other = App::new("ns-a", "app", "api");
     let taken_over = |accused: &[&str], services: &[&str]| {
         let mut world = blocked();
@@ -42,15 +42,15 @@ fn an_app_that_is_found_blocked_is_taken_over_unless_all_that_is_closed_is_anoth
             world.incidents.inherit([found(other.clone(), accused, services)], &world.policy, world.now);
         decisions.len() == 1 && world.incidents.incident(&other).is_some()
     };
-    // Nothing shows what it was blocked for, and its only Service is closed for another App.
+    // No object shows what the App was blocked for, and its only Service is closed for another App.
     assert!(!taken_over(&[], &["web.ns-a.svc"]));
-    assert!(taken_over(&["xmrig"], &["web.ns-a.svc"]), "it was accused itself");
+    assert!(taken_over(&["xmrig"], &["web.ns-a.svc"]), "the App was accused itself");
     assert!(taken_over(&[], &["web.ns-a.svc", "api.ns-a.svc"]), "one of the Services is no other App's");
-    assert!(taken_over(&[], &[]), "nothing says that it is another's");
+    assert!(taken_over(&[], &[]), "nothing shows that it is another App's");
 }
 
 #[test]
-fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
+fn the_services_of_an_unreadable_app_stay_closed_unless_they_are_another_apps() {
     let other = App::new("ns-a", "app", "api");
     for (services, closed) in [
         (&["web.ns-a.svc", "api.ns-a.svc"][..], &["api.ns-a.svc"][..]),
@@ -65,9 +65,9 @@ fn an_app_that_is_set_aside_keeps_closed_what_is_no_other_apps() {
 }
 
 #[test]
-fn what_is_found_closed_is_added_to_a_blocked_app_only() {
+fn services_that_are_found_closed_are_added_to_a_blocked_app_only() {
     let more = || [found(app("ns-a"), &["xmrig"], &["old.ns-a.svc"])];
-    let kept = |world: &mut World| {
+    let persisted = |world: &mut World| {
         let document = world.incidents.document(&app("ns-a")).unwrap();
         document
             .status
@@ -79,8 +79,8 @@ fn what_is_found_closed_is_added_to_a_blocked_app_only() {
     };
     let mut world = blocked();
     world.incidents.inherit(more(), &world.policy, world.now);
-    assert_eq!(kept(&mut world), ["old.ns-a.svc", "web.ns-a.svc"].map(str::to_owned).into());
-    // An operator has released it: what the gateway still closes must not be closed again later.
+    assert_eq!(persisted(&mut world), ["old.ns-a.svc", "web.ns-a.svc"].map(str::to_owned).into());
+    // An operator has released the App, so the Services that the gateway still closes must not be closed again later.
     let mut world = blocked();
     let until = crate::common::at(3600).wall();
     world
@@ -88,11 +88,11 @@ fn what_is_found_closed_is_added_to_a_blocked_app_only() {
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.incidents.inherit(more(), &world.policy, world.now);
-    assert_eq!(kept(&mut world), ["web.ns-a.svc".to_owned()].into());
+    assert_eq!(persisted(&mut world), ["web.ns-a.svc".to_owned()].into());
 }
 
 #[test]
-fn what_is_taken_over_in_dry_run_says_so() {
+fn a_block_that_is_inherited_in_dry_run_is_marked() {
     for mode in [Mode::Enforce, Mode::DryRun, Mode::Paused] {
         let mut world = World::new(&["n1"]);
         world.policy.mode = mode;

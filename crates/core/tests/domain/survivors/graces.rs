@@ -1,11 +1,11 @@
-//! The grace: what is persisted of it, what takes it back, and what the names of a workload share.
+//! The grace: what is persisted of it, what revokes it, and what the names of a workload share.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, record_of};
 use crate::grace::{
-    accuse, find, is_blocked, is_blocked_in, is_warned_and_stops, release, standing, stops, with_grace,
+    accuse, find, is_blocked, is_blocked_in, is_warned_and_stops, phase, release, stops, with_grace,
 };
 use jiff::SignedDuration;
 use procscan_core::exemption::Pattern;
@@ -19,7 +19,7 @@ fn exempt(world: &mut World, process: &str) {
 }
 
 #[test]
-fn what_else_the_warning_was_for_keeps_the_grace_of_an_exempt_process_through_a_restart_and_a_pause() {
+fn another_process_of_the_warning_preserves_the_grace_of_an_exempt_one_through_a_restart_and_a_pause() {
     for (exempted, other) in [("xmrig", "zmap"), ("zmap", "xmrig")] {
         for restarts in [false, true] {
             let mut world = with_grace(10);
@@ -28,7 +28,7 @@ fn what_else_the_warning_was_for_keeps_the_grace_of_an_exempt_process_through_a_
             find(&mut world, &["xmrig", "zmap"]);
             if restarts {
                 world.restart();
-                // Nothing has been heard yet.
+                // No report has come yet.
                 world.evaluate();
             }
             stops(&mut world);
@@ -54,29 +54,29 @@ fn an_exemption_gives_a_whole_grace_if_another_leader_gave_the_one_before() {
 }
 
 #[test]
-fn that_a_warning_was_written_is_news_once_and_whatever_else_was_written() {
+fn a_written_warning_allows_a_decision_once_whatever_else_was_written() {
     let mut world = with_grace(10);
     world.is_mute = true;
     let evaluation = find(&mut world, &["xmrig"]);
     let warning = &evaluation.plan.notices[0];
     assert!(matches!(warning.phase, NoticePhase::Grace { .. }));
     let others = ["ns-0", "ns-z"].map(|other| (app(other), warning.sent_at.into()));
-    let mut told: BTreeMap<_, _> = others.into();
-    assert!(!world.incidents.note_written(&told, world.now));
-    told.insert(warning.app.clone(), (warning.sent_at - SignedDuration::from_secs(1)).into());
-    assert!(!world.incidents.note_written(&told, world.now), "what was told before");
-    told.insert(warning.app.clone(), warning.sent_at.into());
-    assert!(world.incidents.note_written(&told, world.now));
-    assert!(!world.incidents.note_written(&told, world.now));
+    let mut written: BTreeMap<_, _> = others.into();
+    assert!(!world.incidents.note_written(&written, world.now));
+    written.insert(warning.app.clone(), (warning.sent_at - SignedDuration::from_secs(1)).into());
+    assert!(!world.incidents.note_written(&written, world.now), "an earlier notification");
+    written.insert(warning.app.clone(), warning.sent_at.into());
+    assert!(world.incidents.note_written(&written, world.now));
+    assert!(!world.incidents.note_written(&written, world.now));
 }
 
 #[test]
-fn a_release_takes_back_the_grace_of_a_process_that_has_ended_since() {
+fn a_release_revokes_the_grace_of_a_process_that_has_ended_since() {
     let mut world = with_grace(120);
     accuse(&mut world);
     find(&mut world, &["xmrig", "zmap"]);
     world.rounds(60, |w| drop(find(w, &["zmap"])));
-    assert!(matches!(standing(&world), Phase::Grace { .. }));
+    assert!(matches!(phase(&world), Phase::Grace { .. }));
     release(&mut world, 1);
     let blocked = (0..=121).find(|_| {
         world.wait(MINUTE);
@@ -87,7 +87,7 @@ fn a_release_takes_back_the_grace_of_a_process_that_has_ended_since() {
 }
 
 #[test]
-fn a_grace_that_begins_right_after_a_release_is_told_anew() {
+fn the_tenant_is_notified_anew_of_a_grace_that_begins_right_after_a_release() {
     let mut world = with_grace(10);
     accuse(&mut world);
     world.wait(4 * MINUTE);
@@ -97,7 +97,7 @@ fn a_grace_that_begins_right_after_a_release_is_told_anew() {
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     let evaluation = find(&mut world, &["xmrig", "zmap"]);
-    let [notice] = &evaluation.plan.notices[..] else { panic!("one tenant is told: {evaluation:?}") };
+    let [notice] = &evaluation.plan.notices[..] else { panic!("one tenant is notified: {evaluation:?}") };
     assert_eq!(notice.sent_at, world.now.wall());
     assert!(matches!(notice.phase, NoticePhase::Grace { .. }));
     for minute in 1..=10 {
@@ -107,18 +107,18 @@ fn a_grace_that_begins_right_after_a_release_is_told_anew() {
 }
 
 #[test]
-fn only_the_warning_itself_counts_as_told() {
+fn only_the_warning_itself_counts_as_a_notification_of_the_grace() {
     // The warning could not be written before the tenant stopped.
     let mut world = with_grace(10);
     world.is_mute = true;
     is_warned_and_stops(&mut world);
     let over = world.evaluate().plan.notices.pop().unwrap();
     assert_eq!(over.phase, NoticePhase::Recovered);
-    // It begins anew, and so many others are warned in this round that this tenant has to wait.
+    // The tenant begins anew, and so many others are warned in this round that this one has to wait.
     world.policy.max_notices_per_round = 0;
     accuse(&mut world);
-    assert!(matches!(standing(&world), Phase::Grace { .. }));
-    // Only now is it written that the last grace is over.
+    assert!(matches!(phase(&world), Phase::Grace { .. }));
+    // The notification that the last grace is over is written only now.
     assert!(!world.incidents.note_written(&[(over.app.clone(), over.sent_at.into())].into(), world.now));
     world.wait(5 * MINUTE);
     (world.policy.max_notices_per_round, world.is_mute) = (10, false);
@@ -126,7 +126,7 @@ fn only_the_warning_itself_counts_as_told() {
 }
 
 #[test]
-fn without_a_grace_in_the_configuration_a_block_says_nothing_of_an_earlier_one() {
+fn without_a_grace_in_the_configuration_the_reason_of_a_block_names_no_earlier_one() {
     let mut world = with_grace(10);
     is_warned_and_stops(&mut world);
     world.policy.grace = Duration::ZERO;
@@ -159,22 +159,22 @@ fn how_long_only_exempt_processes_have_run_is_known_to_the_next_leader() {
 fn an_incident_that_has_ended_and_is_restored_from_a_backup_gives_no_old_grace() {
     let mut world = with_grace(10);
     accuse(&mut world);
-    let backup = world.kept.clone();
+    let backup = world.persisted.clone();
     stops(&mut world);
-    // What is written of another tenant says how much time has been measured.
+    // The write for another tenant persists how much time has been measured.
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-b".into())), None)];
     let now = world.clock();
     world.answer("n1", vec![record_of("ns-b", "web", "xmrig", now)]);
     world.evaluate();
     for (name, mut incident) in backup {
         incident.status.end_again(world.now.wall());
-        world.kept.insert(name, incident);
+        world.persisted.insert(name, incident);
     }
     world.restart();
     is_blocked_in(&mut world, 10, "after the restore");
 }
 
-/// The only Pod is one of `app` now, which this controller has made, and runs this process.
+/// The only Pod belongs to `app` now. This controller has made it, and it runs this process.
 fn found(world: &mut World, app: &str, controller: Option<&str>, process: &str) -> Evaluation {
     world.recreate("ns-a", "web-1", "n1", app);
     let origin = controller.map(Into::into);
@@ -212,8 +212,8 @@ fn blocks(evaluation: &Evaluation, name: &str) -> bool {
 
 fn release_named(world: &mut World, name: &str) {
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
-    let act = IncidentCommand::Release { app: named(name), until };
-    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+    let command = IncidentCommand::Release { app: named(name), until };
+    world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     world.evaluate();
 }
 
@@ -224,7 +224,7 @@ fn an_app_that_had_its_own_grace_is_not_given_that_of_another_name() {
     let mut world = verified(600);
     found(&mut world, "web", WEB, "xmrig");
     pauses_until(&mut world, 120);
-    // It is not known yet what has made this Pod.
+    // The controller of this Pod is not known yet.
     found(&mut world, "renamed", None, "zmap");
     pauses_until(&mut world, 610);
     assert!(is_over(&world, "web") && is_over(&world, "renamed"));
@@ -247,10 +247,10 @@ fn an_app_that_an_operator_has_released_is_given_a_whole_grace_in_a_later_incide
 }
 
 #[test]
-fn of_the_names_of_a_workload_the_last_one_tells_which_grace_is_left() {
+fn of_the_names_of_a_workload_the_last_one_decides_which_grace_is_left() {
     let mut world = verified(10);
     found(&mut world, "c", WEB, "xmrig");
-    // That takes the first grace back.
+    // That revokes the first grace.
     release_named(&mut world, "c");
     pauses_until(&mut world, 40);
     assert!(!blocks(&found(&mut world, "a", WEB, "zmap"), "a"));

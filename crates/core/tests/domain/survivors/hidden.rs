@@ -37,23 +37,23 @@ fn is_hidden(world: &mut World) -> bool {
     hider.inspect(|hider| assert_eq!(*hider.namespace, *"ns-b")).is_some()
 }
 
-fn unheard(world: &mut World) -> u64 {
+fn inconclusive(world: &mut World) -> u64 {
     let key = record("ns-a", 0).key;
     world.snapshot().inconclusive(&key, &NodeName::new("n1")).unwrap().get().as_secs() / MINUTE
 }
 
 #[test]
-fn what_is_hidden_is_hidden_until_the_agent_must_have_scanned_twice_and_was_asked_once_more() {
+fn a_violation_is_hidden_until_the_agent_must_have_scanned_twice_and_answered_once_more() {
     let mut world = hidden();
     assert!(is_hidden(&mut world));
-    let before = unheard(&mut world);
+    let before = inconclusive(&mut world);
     world.rounds(20, list);
     assert!(is_hidden(&mut world), "a scan and its answer may have come in the wrong order");
     world.rounds(1, list);
     assert!(!is_hidden(&mut world));
-    assert_eq!(unheard(&mut world), before + 21);
+    assert_eq!(inconclusive(&mut world), before + 21);
     world.rounds(10, list);
-    assert_eq!(unheard(&mut world), before + 21, "from then on its silence counts");
+    assert_eq!(inconclusive(&mut world), before + 21, "from then on answers without it count");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_record_that_changes_without_a_date_hides_others_even_if_it_is_not_believed_
 fn a_new_leader_counts_no_time_as_hidden_that_was_before_its_own() {
     let mut world = hidden();
     world.fail_over();
-    // It clears after the usual time without being hidden: 30 min of 51, of which 21 are hidden.
+    // It clears after the usual time in which it was not hidden: 30 min of 51, of which 21 are hidden.
     world.rounds(59, |w| {
         list(w);
         assert!(w.blocked().contains(&"ns-a".to_owned()), "{}", w.clock() / 60);
@@ -90,14 +90,14 @@ fn a_new_leader_counts_no_time_as_hidden_that_was_before_its_own() {
 }
 
 #[test]
-fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_the_limit() {
+fn an_app_whose_violation_a_full_ledger_lacks_is_released_only_after_the_limit() {
     let rules = Detection { unreachable_limit: Duration::from_secs(6 * HOUR), ..Detection::default() };
     let mut world = World::with(&["n1"], rules);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     // Another leader, whose ledger has no place left for the node.
     world.rules.max_keys_per_node = 1;
-    let kept: Vec<_> = world.kept.values().cloned().collect();
+    let persisted: Vec<_> = world.persisted.values().cloned().collect();
     world.ledger = world.new_ledger();
     let mut is_blocked = |hours: u64| {
         world.rounds(hours * 60, |w| {
@@ -106,8 +106,8 @@ fn what_a_full_ledger_does_not_know_is_released_by_its_nodes_answers_only_after_
         });
         if hours == 0 {
             world.answer("n1", vec![record("ns-b", 0)]);
-            world.ledger.remember(remembered(&kept), world.now);
-            world.incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+            world.ledger.remember(remembered(&persisted), world.now);
+            world.incidents = Incidents::restore(&persisted, &world.ledger.snapshot(world.now), world.now);
         }
         world.blocked().contains(&"ns-a".to_owned())
     };
@@ -141,7 +141,7 @@ fn an_app_whose_violation_has_made_room_for_others_is_released_only_after_the_li
 
 #[test]
 fn an_old_record_that_is_listed_for_the_first_time_hides_no_other() {
-    // Its agent lists one of several, and what it lists now it has found long ago.
+    // The agent lists one of several, and has found the listed record long ago.
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.rounds(31, |w| drop(w.answer("n1", vec![record("ns-b", -3 * 3600)])));

@@ -17,15 +17,15 @@ fn a_grace_ends_with_the_block_at_its_time_though_another_replica_leads_and_the_
     assert_eq!(world.evaluate().decisions[0].kind, DecisionKind::Warned);
     world.wait(5 * MINUTE);
     world.fail_over();
-    // The agent does not scan again until the grace is over, and the new leader has heard the record itself. The time
-    // before it was written again does not count.
+    // The agent does not scan again until the grace is over, and the new leader has received the record itself. The
+    // time before the grace was written again does not count.
     world.rounds(10, |w| drop(w.answer("n1", vec![record("ns-a", 0)])));
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
 #[test]
-fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_still_counts() {
-    // The agent scans once an hour, so what it finds counts for longer than a new block may follow from it.
+fn an_approval_in_dry_run_becomes_real_however_old_the_evidence_is_that_still_counts() {
+    // The agent scans once an hour, so its evidence counts for longer than a new block may follow from it.
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 0;
     let list = |w: &mut World| drop(w.answer("n1", vec![record("ns-a", w.clock() / 3600 * 3600)]));
@@ -39,7 +39,7 @@ fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_st
             policy: world.policy.clone(),
             facts: world.facts.clone(),
             rules: world.rules.clone(),
-            kept: world.kept.clone(),
+            persisted: world.persisted.clone(),
             now: world.now,
             targets: world.targets.clone(),
             ..World::new(&["n1"])
@@ -62,15 +62,16 @@ fn what_was_approved_in_dry_run_becomes_real_however_old_the_evidence_is_that_st
 }
 
 #[test]
-fn what_is_persisted_counts_where_leaders_have_measured_more_than_this_process() {
+fn the_persisted_clock_counts_if_leaders_have_measured_more_than_this_process() {
     for (more, blocks) in [(0, false), (HOUR, true)] {
         let mut world = with_grace(60);
         accuse(&mut world);
-        let mut kept: Vec<_> = world.kept.values().cloned().collect();
-        for status in kept.iter_mut().map(|incident| &mut incident.status) {
+        let mut persisted: Vec<_> = world.persisted.values().cloned().collect();
+        for status in persisted.iter_mut().map(|incident| &mut incident.status) {
             status.clock = status.clock.map(|reading| reading + Duration::from_secs(more));
         }
-        world.incidents = world.incidents.restore_again(&kept, &world.ledger.snapshot(world.now), world.now);
+        world.incidents =
+            world.incidents.restore_again(&persisted, &world.ledger.snapshot(world.now), world.now);
         world.wait(MINUTE);
         assert_eq!(is_blocked(&accuse(&mut world)), blocks, "{more}");
     }

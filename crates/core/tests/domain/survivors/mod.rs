@@ -1,21 +1,21 @@
 //! Behaviour that only deliberate faults in the deciding code have shown to be untested (surviving mutants).
 
-mod acts;
 mod apps;
 mod believed;
 mod bounds;
 mod braked;
 mod changes;
+mod commands;
 mod counted;
 mod ended;
 mod found;
 mod graces;
-mod heard_elsewhere;
 mod hidden;
-mod kept;
 mod leaders;
 mod nodes;
+mod notified;
+mod other_replicas;
+mod persisted;
 mod simulated;
 mod tenants;
-mod told;
 mod withheld;

@@ -58,12 +58,12 @@ fn an_address_that_refuses_restarts_nothing_while_another_one_answers_in_whateve
 
 #[test]
 fn a_node_that_refuses_and_answers_nowhere_has_restarted() {
-    // It refuses at its only other address after the one that used to answer fell silent, so the agent is down.
+    // The node refuses at its only other address after the first one stopped answering, so the agent is down.
     let mut world = two_addresses();
     world.wait(MINUTE);
     world.fail("n1");
     second_says(&mut world, failed(FailureReason::Refused));
-    assert_eq!(counted(&mut world, 20, answer), 20 - 5, "its agent scans once before its word counts");
+    assert_eq!(counted(&mut world, 20, answer), 20 - 5, "its agent scans once before its answers count");
     // The address that used to answer is not asked any more.
     let mut world = two_addresses();
     world.ledger.expect([second()], 0);

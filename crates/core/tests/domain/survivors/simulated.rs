@@ -1,4 +1,4 @@
-//! Recorded incidents under other rules: when each thing happens again.
+//! Recorded incidents under other rules: when each event happens again.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use procscan_core::exemption::Pattern;
 use procscan_core::policy::{IncidentCommand, Policy, SimulatedOutcome, simulate};
 use procscan_core::state::Incident;
 
-fn fates(world: &World, policy: &Policy, since: u64) -> Vec<SimulatedOutcome> {
-    let kept: Vec<Incident> = world.kept.values().cloned().collect();
-    simulate(&kept, policy, at(since).wall(), world.now.wall())
+fn outcomes(world: &World, policy: &Policy, since: u64) -> Vec<SimulatedOutcome> {
+    let persisted: Vec<Incident> = world.persisted.values().cloned().collect();
+    simulate(&persisted, policy, at(since).wall(), world.now.wall())
 }
 
 fn with_grace(world: &World, seconds: u64) -> Policy {
@@ -19,9 +19,9 @@ fn with_grace(world: &World, seconds: u64) -> Policy {
 
 /// Whether the only App would be blocked, and why.
 fn would_be(world: &World, policy: &Policy) -> (bool, String) {
-    let fates = fates(world, policy, 0);
-    assert_eq!(fates.len(), 1, "{fates:?}");
-    (fates[0].would_be_blocked, fates[0].would_be.clone())
+    let outcomes = outcomes(world, policy, 0);
+    assert_eq!(outcomes.len(), 1, "{outcomes:?}");
+    (outcomes[0].would_be_blocked, outcomes[0].would_be.clone())
 }
 
 /// A minute after the start one App is found to offend, and it is blocked at once.
@@ -33,7 +33,8 @@ fn blocked() -> World {
     world
 }
 
-/// The same, and its node answers without it until it is released. When that was, in seconds since the start.
+/// The same, and its node answers without evidence until it is released. Returns when that was, in seconds since the
+/// start.
 fn released() -> (World, u64) {
     let mut world = blocked();
     while !world.blocked().is_empty() {
@@ -50,18 +51,18 @@ fn released() -> (World, u64) {
 fn the_same_rules_make_no_difference_whatever_the_start_of_the_replay() {
     let (world, end) = released();
     for since in [0, 59, 60, 61, end - 1, end, end + 1] {
-        let fates = fates(&world, &world.policy, since);
-        assert!(fates.iter().all(|fate| !fate.differs()), "since {since}: {fates:?}");
-        assert_eq!(fates.len(), usize::from(since < end), "since {since}: {fates:?}");
+        let outcomes = outcomes(&world, &world.policy, since);
+        assert!(outcomes.iter().all(|outcome| !outcome.differs()), "since {since}: {outcomes:?}");
+        assert_eq!(outcomes.len(), usize::from(since < end), "since {since}: {outcomes:?}");
     }
 }
 
 #[test]
-fn what_has_ended_is_told_as_what_it_was_and_not_as_ended() {
+fn the_outcome_of_an_ended_incident_is_what_it_was_before_its_end() {
     let (world, _) = released();
-    let fate = &fates(&world, &with_grace(&world, 5 * MINUTE), 0)[0];
-    for told in [&fate.was, &fate.would_be] {
-        assert!(told.starts_with("blocked: process `xmrig`"), "{told}");
+    let outcome = &outcomes(&world, &with_grace(&world, 5 * MINUTE), 0)[0];
+    for reason in [&outcome.was, &outcome.would_be] {
+        assert!(reason.starts_with("blocked: process `xmrig`"), "{reason}");
     }
 }
 
@@ -73,9 +74,11 @@ fn nothing_is_known_before_it_was_found_or_after_it_has_ended() {
     world.answer("n1", vec![record("ns-a", 30 * 60), record_of("ns-b", "web", "zmap", 31 * 60)]);
     world.evaluate();
     world.wait(5 * MINUTE);
-    let fates = fates(&world, &with_grace(&world, 20 * MINUTE), 0);
-    let blocked: Vec<(bool, &str)> =
-        fates.iter().map(|fate| (fate.would_be_blocked, fate.would_be.split(':').next().unwrap())).collect();
+    let outcomes = outcomes(&world, &with_grace(&world, 20 * MINUTE), 0);
+    let blocked: Vec<(bool, &str)> = outcomes
+        .iter()
+        .map(|outcome| (outcome.would_be_blocked, outcome.would_be.split(':').next().unwrap()))
+        .collect();
     assert_eq!(blocked, [(true, "blocked"), (false, "warned")]);
     // One ends with its grace, or a moment later.
     let (world, end) = released();
@@ -95,7 +98,7 @@ fn an_operators_release_comes_again_and_lasts_for_a_month() {
         .execute(&IncidentCommand::Release { app: app("ns-a"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.evaluate();
-    // With a grace it comes before the block.
+    // With a grace the release comes before the block.
     let policy = with_grace(&world, 5 * MINUTE);
     world.wait(10 * MINUTE);
     assert!(!would_be(&world, &policy).0);
@@ -110,7 +113,7 @@ fn an_operators_release_comes_again_and_lasts_for_a_month() {
 }
 
 #[test]
-fn a_grace_that_would_have_been_told_counts_for_all_tenants_however_few_are_told_in_a_round() {
+fn a_simulated_grace_counts_for_all_tenants_whatever_the_limit_of_notices_per_round() {
     let mut world = World::new(&["n1"]);
     world.wait(MINUTE);
     let of = |i: usize| record_of(&format!("ns-{i}"), "web", &format!("miner{i}"), 60);
@@ -120,8 +123,11 @@ fn a_grace_that_would_have_been_told_counts_for_all_tenants_however_few_are_told
     world.policy.max_notices_per_round = 1;
     for mode in [Mode::Enforce, Mode::DryRun] {
         let policy = Policy { mode, ..with_grace(&world, 10 * MINUTE) };
-        let fates = fates(&world, &policy, 0);
-        assert!(fates.len() == 4 && fates.iter().all(|fate| fate.would_be_blocked), "{mode:?}: {fates:?}");
+        let outcomes = outcomes(&world, &policy, 0);
+        assert!(
+            outcomes.len() == 4 && outcomes.iter().all(|outcome| outcome.would_be_blocked),
+            "{mode:?}: {outcomes:?}"
+        );
     }
 }
 
@@ -151,12 +157,12 @@ fn of_two_releases_by_one_operator_each_ends_in_the_replay_when_it_ended() {
     assert_eq!(world.blocked(), ["ns-a"], "the first release is over");
     release(&mut world, 100 * HOUR);
     offend(&mut world, 30);
-    let fate = &fates(&world, &world.policy, 0)[0];
-    assert!(fate.was_blocked && fate.would_be_blocked, "{fate:?}");
+    let outcome = &outcomes(&world, &world.policy, 0)[0];
+    assert!(outcome.was_blocked && outcome.would_be_blocked, "{outcome:?}");
 }
 
 #[test]
-fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_said_or_for_a_month() {
+fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_set_or_for_a_month() {
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_secs(5 * MINUTE);
     let offend = |world: &mut World, seconds: u64| {
@@ -167,15 +173,15 @@ fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_said_or_for_a_mont
     };
     (0..3).for_each(|_| offend(&mut world, MINUTE));
     let beginning = world.now.wall();
-    let act =
+    let command =
         IncidentCommand::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
-    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+    world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     (0..60).for_each(|_| offend(&mut world, HOUR));
     // What is left of the release, and for how many hours it lasts.
     for (by, hours, is_blocked) in
         [(Some("ops"), 100, false), (Some("ops"), 1, true), (Some("another"), 1, false), (None, 0, false)]
     {
-        for incident in world.kept.values_mut() {
+        for incident in world.persisted.values_mut() {
             for decision in incident.status.decisions.iter_mut().filter(|it| *it.actor == *"ops") {
                 decision.reason = "released".into();
             }
@@ -206,10 +212,11 @@ fn a_warning_of_the_moment_of_a_release_does_not_end_it() {
     while world.now.wall() < until {
         offend(&mut world);
     }
-    let act = IncidentCommand::Release { app: app("ns-a"), until: until + Duration::from_secs(100 * HOUR) };
-    world.incidents.execute(&act, "ops", &world.policy, world.now).unwrap();
+    let command =
+        IncidentCommand::Release { app: app("ns-a"), until: until + Duration::from_secs(100 * HOUR) };
+    world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     (0..20).for_each(|_| offend(&mut world));
-    for incident in world.kept.values_mut() {
+    for incident in world.persisted.values_mut() {
         let log = &mut incident.status.decisions;
         assert!(log.iter().any(|it| it.at == until && it.decision == DecisionKind::Warned), "{log:?}");
         for decision in log.iter_mut().filter(|it| *it.actor == *"ops") {

@@ -14,7 +14,7 @@ fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     world.answer("n1", vec![record_of("ns-a", "web", "aaa", 0)]);
     world.evaluate();
-    // Nothing is heard for so long that it no longer counts.
+    // No report comes for so long that the evidence no longer counts.
     world.wait(31 * MINUTE);
     world.policy.exemptions.clear();
     let now = world.clock();
@@ -24,7 +24,7 @@ fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {
 }
 
 #[test]
-fn a_tenant_that_can_not_be_told_again_of_a_grace_that_goes_on_has_what_is_left_of_it() {
+fn a_tenant_that_can_not_be_notified_again_of_a_running_grace_has_the_rest_of_it() {
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_mins(40);
     let accuse = |w: &mut World| {
@@ -38,7 +38,7 @@ fn a_tenant_that_can_not_be_told_again_of_a_grace_that_goes_on_has_what_is_left_
         w.evaluate();
     });
     assert!(world.blocked().is_empty());
-    // It begins again, and what its tenant was told before counts.
+    // The tenant begins again, and its earlier notification counts.
     world.is_mute = true;
     accuse(&mut world);
     world.rounds(8, accuse);
@@ -48,7 +48,7 @@ fn a_tenant_that_can_not_be_told_again_of_a_grace_that_goes_on_has_what_is_left_
 }
 
 #[test]
-fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
+fn a_block_lists_its_violations_even_if_no_accusation_supports_it_any_more() {
     let keys: Vec<Key> = ["miner", "xmrig"].map(|process| Key::new("ns-a", "web", process)).into();
     let mut world = World::new(&["n1"]);
     let found = InheritedBlock {
@@ -64,11 +64,11 @@ fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
         (block.grounds.len(), block.left.to_vec(), block.accused().cloned().collect::<Vec<_>>())
     };
     assert_eq!(accused(&mut world), (0, keys.clone(), keys.clone()));
-    // Accused again, it is blocked for that.
+    // An App that is accused again is blocked for that.
     let now = world.clock();
     world.answer("n1", vec![record_of("ns-a", "web", "zmap", now)]);
     assert_eq!(accused(&mut world), (1, vec![], vec![Key::new("ns-a", "web", "zmap")]));
-    // Its release is held, so it is blocked for what has cleared.
+    // Its release is held, so it is blocked for evidence that has cleared.
     world.policy.brake.max_releases = 0;
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     let zmap = vec![Key::new("ns-a", "web", "zmap")];
@@ -76,15 +76,15 @@ fn a_block_says_what_it_is_for_even_if_nothing_is_left_of_it() {
 }
 
 #[test]
-fn no_pod_is_asked_about_that_may_not_be_touched_or_whose_accusation_has_cleared() {
+fn no_pod_is_looked_up_in_a_protected_namespace_or_after_its_accusation_has_cleared() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     let records = ["ns-a", "kube-system"].map(|namespace| record_of(namespace, "web", "xmrig", 0));
     world.answer("n1", records.into());
     let asked = |world: &mut World| {
         let snapshot = world.snapshot();
-        let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
-        questions.pods.keys().map(|pod| pod.namespace.to_string()).collect::<Vec<_>>()
+        let requests = world.incidents.lookup_requests(&snapshot, &world.policy);
+        requests.pods.keys().map(|pod| pod.namespace.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(asked(&mut world), ["ns-a"]);
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
@@ -92,15 +92,16 @@ fn no_pod_is_asked_about_that_may_not_be_touched_or_whose_accusation_has_cleared
 }
 
 #[test]
-fn other_rules_are_tried_with_all_that_was_recorded_whatever_mode_and_clocks_they_have() {
-    // Recorded: found once, in a Pod whose App the record does not name, and blocked by a rule without grace.
+fn other_rules_are_tried_on_all_recorded_incidents_whatever_their_mode_and_clocks() {
+    // The recorded incident: found once, in a Pod whose App the record does not name, and blocked by a rule without
+    // grace.
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web-0", "n1", "web");
     world.answer("n1", vec![record_of("ns-a", "web-0", "xmrig", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.wait(25 * MINUTE);
-    let kept: Vec<_> = world.kept.values().cloned().collect();
+    let persisted: Vec<_> = world.persisted.values().cloned().collect();
     let since = crate::common::at(0).wall();
     let mut policy = world.policy.clone();
     policy.grace = Duration::from_mins(20);
@@ -108,19 +109,22 @@ fn other_rules_are_tried_with_all_that_was_recorded_whatever_mode_and_clocks_the
     for mode in [Mode::Enforce, Mode::DryRun] {
         for verify_pods in [true, false] {
             (policy.mode, policy.verify_pods) = (mode, verify_pods);
-            let fates = simulate(&kept, &policy, since, world.now.wall());
-            assert_eq!(fates.len(), 1);
-            assert_eq!(fates[0].app, app("ns-a"));
-            assert!(fates[0].was_blocked && fates[0].would_be_blocked, "{mode:?} {verify_pods}: {fates:?}");
+            let outcomes = simulate(&persisted, &policy, since, world.now.wall());
+            assert_eq!(outcomes.len(), 1);
+            assert_eq!(outcomes[0].app, app("ns-a"));
+            assert!(
+                outcomes[0].was_blocked && outcomes[0].would_be_blocked,
+                "{mode:?} {verify_pods}: {outcomes:?}"
+            );
         }
     }
     // While paused nothing new is blocked.
     policy.mode = Mode::Paused;
-    assert!(!simulate(&kept, &policy, since, world.now.wall())[0].would_be_blocked);
+    assert!(!simulate(&persisted, &policy, since, world.now.wall())[0].would_be_blocked);
 }
 
 #[test]
-fn what_is_covered_is_logged_once_and_ends_with_its_evidence() {
+fn a_covered_accusation_is_logged_once_and_ends_with_its_evidence() {
     let mut world = World::new(&["n1"]);
     let found = |w: &mut World| {
         let now = w.clock();
@@ -128,7 +132,7 @@ fn what_is_covered_is_logged_once_and_ends_with_its_evidence() {
         w.evaluate().decisions.len()
     };
     assert_eq!(found(&mut world), 1);
-    // Its namespace may not be touched any more.
+    // The namespace may not be blocked any more.
     world.policy.protected.push("ns-a".to_owned());
     let decisions: Vec<usize> = (0..3)
         .map(|_| {
@@ -146,7 +150,7 @@ fn what_is_covered_is_logged_once_and_ends_with_its_evidence() {
 }
 
 #[test]
-fn what_is_exempt_from_the_beginning_is_logged_once_and_again_after_it_was_not_exempt() {
+fn an_exempt_accusation_is_logged_once_and_again_after_it_was_not_exempt() {
     let mut world = World::new(&["n1"]);
     world.policy.mode = Mode::Paused;
     let exempt = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
@@ -185,8 +189,8 @@ fn a_block_is_for_what_goes_on_and_not_for_what_has_cleared_before() {
 }
 
 #[test]
-fn a_node_whose_word_is_too_old_for_a_block_lets_none_pass_either() {
-    // The agent of n1 scans once an hour, so what it has found stays active for longer than a block may follow from it.
+fn a_node_whose_evidence_is_too_old_for_a_block_lets_none_pass_either() {
+    // The agent of n1 scans once an hour, so its evidence stays active for longer than a block may follow from it.
     let mut world = World::new(&["n1", "n2"]);
     world.policy.mode = Mode::Paused;
     world.policy.brake.max_tenants_per_node = 1;

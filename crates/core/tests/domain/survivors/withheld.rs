@@ -1,4 +1,4 @@
-//! What is recorded of withheld exemptions where there are few blocked Apps.
+//! The records of withheld exemptions if there are few blocked Apps.
 
 use crate::common::{World, namespaces, record};
 use crate::withheld::of;
@@ -14,7 +14,7 @@ fn three() -> World {
 
 /// How many withheld exemptions each Incident records.
 fn recorded(world: &World) -> Vec<usize> {
-    world.kept.values().map(|incident| incident.status.withheld.len()).collect()
+    world.persisted.values().map(|incident| incident.status.withheld.len()).collect()
 }
 
 #[test]

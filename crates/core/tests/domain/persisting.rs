@@ -1,4 +1,4 @@
-//! What is found blocked, what is kept, and what follows if something can't be kept.
+//! Inherited blocks, persisted incidents, and decisions that can't be persisted.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, many_blocked, namespaces, record, record_of};
 use procscan_core::decision::{DecisionKind, Mode};
@@ -13,7 +13,7 @@ fn kinds(world: &mut World) -> Vec<DecisionKind> {
 }
 
 #[test]
-fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answered_long_enough() {
+fn an_inherited_block_is_released_only_after_every_node_has_answered_long_enough() {
     let inherited = |names: &[&str], policy: &Policy| {
         let of = |name: &&str| InheritedBlock {
             app: app(name),
@@ -29,7 +29,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     let mut world = World::new(&["n1", "n2"]);
     world.incidents = inherited(&["ns-a", "ns-b"], &world.policy);
     assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
-    // No node answers, or only one of two: silence is evidence of nothing.
+    // No node answers, or only one of two: a node that does not answer proves no absence.
     world.rounds(120, |w| {
         w.fail("n1");
         w.answer("n2", vec![]);
@@ -53,7 +53,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
     assert!(evaluation.decisions[0].reason.starts_with("every node has answered"));
     assert_eq!(world.blocked(), ["ns-a"]);
 
-    // Not while paused, not without any node to ask, and no more at once than the brake lets pass.
+    // No release follows while paused or without any target. No more Apps are released at once than the brake allows.
     let many = namespaces(50);
     let names: Vec<&str> = many.iter().map(String::as_str).collect();
     let mut world = World::new(&["n1"]);
@@ -70,7 +70,7 @@ fn what_was_blocked_before_the_start_is_released_only_after_every_node_has_answe
 }
 
 #[test]
-fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_for_a_day_at_most() {
+fn an_agent_that_never_gets_an_address_holds_inherited_blocks_for_a_day_at_most() {
     let mut world = World::new(&["n1"]);
     let inherited = InheritedBlock {
         app: app("ns-a"),
@@ -84,14 +84,14 @@ fn an_agent_that_never_gets_an_address_keeps_what_was_blocked_before_the_start_f
     world.policy.verify_pods = true;
     world.rounds(24 * 60 - 1, |w| drop(w.answer("n1", vec![])));
     let evaluation = world.evaluate();
-    // Services that are not known do not open.
+    // Services stay closed while they are not known.
     assert_eq!(&*evaluation.plan.blocks[0].exposure.services[0], "old.ns-a.svc");
     world.rounds(2, |w| drop(w.answer("n1", vec![])));
     assert_eq!(kinds(&mut world), [DecisionKind::Released]);
 }
 
 #[test]
-fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
+fn a_block_without_accepted_evidence_can_be_exempted_and_released_for_good() {
     let blocked = || {
         let mut world = World::new(&["n1"]);
         let inherited = InheritedBlock {
@@ -118,7 +118,7 @@ fn a_block_without_grounds_can_be_exempted_and_released_for_good() {
 }
 
 #[test]
-fn what_can_not_be_kept_is_decided_anew_on_later_evidence() {
+fn a_decision_that_can_not_be_persisted_is_made_anew_on_later_evidence() {
     let mut world = World::new(&["n1"]);
     world.unwritable.insert("ns-a".to_owned());
     for _ in 0..3 {
@@ -130,7 +130,7 @@ fn what_can_not_be_kept_is_decided_anew_on_later_evidence() {
         assert!(evaluation.decisions.iter().all(|decision| *decision.app.namespace == *"ns-b"));
         world.wait(MINUTE);
     }
-    // When it can be kept, it is over.
+    // When the decision can be persisted, the process has ended.
     world.rounds(35, |w| {
         let now = w.clock();
         w.answer("n1", vec![record_of("ns-b", "web", "zmap", now)]);
@@ -144,14 +144,14 @@ fn what_can_not_be_kept_is_decided_anew_on_later_evidence() {
 }
 
 #[test]
-fn no_app_is_released_while_its_release_can_not_be_kept_nor_by_an_operator() {
+fn no_app_is_released_while_its_release_can_not_be_persisted_nor_by_an_operator() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.insert("ns-a".to_owned());
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(HOUR).wall() };
     world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
-    assert_eq!(world.blocked(), ["ns-a"], "to be asked for again once it can be kept");
+    assert_eq!(world.blocked(), ["ns-a"], "the operator has to ask again once it can be persisted");
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
         assert_eq!(w.blocked(), ["ns-a"]);
@@ -162,7 +162,7 @@ fn no_app_is_released_while_its_release_can_not_be_kept_nor_by_an_operator() {
 }
 
 #[test]
-fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was_deleted() {
+fn an_inherited_block_stays_while_it_can_not_be_persisted_and_after_its_object_was_deleted() {
     let mut world = World::new(&["n1"]);
     let accused = [Key::new("ns-a", "web", "xmrig")].into();
     let services = vec!["web.ns-a.svc".into()];
@@ -178,15 +178,15 @@ fn what_was_found_blocked_stays_blocked_while_it_can_not_be_kept_or_after_it_was
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.clear();
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert_eq!(world.kept.len(), 1);
+    assert_eq!(world.persisted.len(), 1);
 
-    world.kept.clear();
+    world.persisted.clear();
     world.incidents.mark_deleted(|_| true);
     world.unwritable.insert("ns-a".to_owned());
     assert_eq!(world.blocked(), ["ns-a"]);
     world.unwritable.clear();
     assert_eq!(world.blocked(), ["ns-a"]);
-    assert_eq!(world.kept.len(), 1, "written again");
+    assert_eq!(world.persisted.len(), 1, "written again");
 }
 
 fn release(world: &mut World, name: &str) {
@@ -238,7 +238,7 @@ fn a_release_covers_the_process_and_the_rule_that_it_was_given_for_and_nothing_e
 }
 
 #[test]
-fn a_new_incident_of_an_app_keeps_what_operators_have_released() {
+fn a_new_incident_of_an_app_has_the_releases_of_the_one_before() {
     let mut world = released_long_ago();
     let before = world.incidents.incident(&app("ns-a")).map(|incident| incident.opened());
     let now = world.clock();
@@ -248,7 +248,7 @@ fn a_new_incident_of_an_app_keeps_what_operators_have_released() {
 }
 
 #[test]
-fn a_new_incident_that_can_not_be_kept_loses_no_release_either() {
+fn a_new_incident_that_can_not_be_persisted_loses_no_release_either() {
     let mut world = released_long_ago();
     world.unwritable.insert("ns-a".to_owned());
     for _ in 0..3 {
@@ -265,18 +265,18 @@ fn a_new_incident_that_can_not_be_kept_loses_no_release_either() {
 }
 
 #[test]
-fn what_is_kept_as_held_is_held_even_if_no_brake_is_kept_with_it() {
+fn an_incident_persisted_as_held_is_held_even_without_a_persisted_brake() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 0;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.held(), ["ns-a"]);
-    for kept in world.kept.values_mut() {
-        kept.status.brake = None;
+    for persisted in world.persisted.values_mut() {
+        persisted.status.brake = None;
     }
     world.restart();
     world.policy.brake.max_new_tenants = 20;
     assert_eq!(world.held(), ["ns-a"]);
-    // Held through its end and a new beginning.
+    // The App is held through the end of the incident and a new beginning.
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
         w.evaluate();
@@ -293,12 +293,12 @@ fn brakes_of_the_version_before_are_read_and_are_written_in_its_terms() {
         world.policy.brake.max_new_tenants = 0;
         world.answer("n1", vec![record("ns-a", 0)]);
         world.evaluate();
-        let kept = world.kept.values_mut().next().unwrap();
-        let said = serde_json::json!({"since": kept.status.opened, "brake": brake, "of": of});
-        kept.status.brake = Some(serde_json::from_value(said).unwrap());
+        let persisted = world.persisted.values_mut().next().unwrap();
+        let held_by = serde_json::json!({"since": persisted.status.opened, "brake": brake, "of": of});
+        persisted.status.brake = Some(serde_json::from_value(held_by).unwrap());
         world.restart();
         let documents = world.incidents.documents();
-        assert_eq!(documents[0].status.brake, world.kept.values().next().unwrap().status.brake);
+        assert_eq!(documents[0].status.brake, world.persisted.values().next().unwrap().status.brake);
         world.evaluate().held[0].reason.clone()
     };
     assert!(reason("NewApps", None).contains("brake.max_new_tenants"));
@@ -309,7 +309,7 @@ fn brakes_of_the_version_before_are_read_and_are_written_in_its_terms() {
     assert!(reason("Rule", Some("")).contains("keyword hits"));
 }
 
-/// What has cleared is no accusation that may be heard again.
+/// Evidence that has cleared is no accusation that an agent may report again.
 #[test]
 fn a_release_after_a_restart_covers_what_is_accused_and_not_the_app_because_much_has_cleared() {
     let mut world = World::new(&["n1"]);
@@ -321,8 +321,8 @@ fn a_release_after_a_restart_covers_what_is_accused_and_not_the_app_because_much
     };
     lists(&mut world, 10..70);
     world.rounds(40, |w| lists(w, 0..10));
-    let kept = world.kept.values().next().unwrap().status.clone();
-    assert_eq!((kept.evidence.len(), kept.evidence_omitted), (64, 0));
+    let persisted = world.persisted.values().next().unwrap().status.clone();
+    assert_eq!((persisted.evidence.len(), persisted.evidence_omitted), (64, 0));
     world.restart();
     world.rounds(2, |w| lists(w, 0..10));
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
@@ -334,7 +334,7 @@ fn a_release_after_a_restart_covers_what_is_accused_and_not_the_app_because_much
 }
 
 #[test]
-fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again_after_a_restart() {
+fn a_release_of_more_accusations_than_are_persisted_covers_those_reported_again_after_a_restart() {
     let mut world = World::new(&["n1"]);
     let mine = |w: &mut World| {
         let now = w.clock();
@@ -343,16 +343,16 @@ fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again
     };
     mine(&mut world);
     assert_eq!(world.blocked(), ["ns-a"]);
-    let kept = world.kept.values().next().unwrap().status.clone();
-    assert_eq!((kept.evidence.len(), kept.evidence_omitted), (64, 36));
-    // The second restart knows as much of it as the first.
+    let persisted = world.persisted.values().next().unwrap().status.clone();
+    assert_eq!((persisted.evidence.len(), persisted.evidence_omitted), (64, 36));
+    // The second restart knows as much as the first.
     for _ in 0..2 {
         world.restart();
         world.wait(MINUTE);
         assert_eq!(world.blocked(), ["ns-a"]);
         world.incidents.mark_deleted(|_| true);
         world.evaluate();
-        assert_eq!(world.kept.values().next().unwrap().status.evidence_omitted, 36);
+        assert_eq!(world.persisted.values().next().unwrap().status.evidence_omitted, 36);
     }
     let release = IncidentCommand::Release { app: app("ns-a"), until: crate::common::at(24 * HOUR).wall() };
     world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
@@ -368,7 +368,7 @@ fn a_release_of_more_accusations_than_are_kept_covers_those_that_are_heard_again
 }
 
 #[test]
-fn a_release_covers_what_the_app_was_accused_of_and_no_other_rule() {
+fn a_release_covers_the_accusations_of_the_app_and_no_other_rule() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -388,7 +388,7 @@ fn a_release_covers_what_the_app_was_accused_of_and_no_other_rule() {
 }
 
 #[test]
-fn a_release_until_a_time_that_is_over_is_refused_and_the_log_says_so() {
+fn a_release_until_a_time_that_is_over_is_refused_and_the_refusal_is_logged() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -398,21 +398,21 @@ fn a_release_until_a_time_that_is_over_is_refused_and_the_log_says_so() {
         assert!(refused.to_string().contains("is over already"), "{refused}");
         assert_eq!(world.blocked(), ["ns-a"]);
     }
-    let log = &world.kept.values().next().unwrap().status.decisions;
+    let log = &world.persisted.values().next().unwrap().status.decisions;
     let kinds: Vec<&str> = log.iter().map(|entry| entry.decision.as_str()).collect();
     assert_eq!(kinds, ["blocked", "refused", "refused"]);
     assert!(log[1].reason.contains("is over already"), "{}", log[1].reason);
-    assert!(world.kept.values().next().unwrap().status.releases.is_empty());
+    assert!(world.persisted.values().next().unwrap().status.releases.is_empty());
 }
 
 #[test]
-fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_known_anew() {
+fn services_that_the_gateway_closes_stay_closed_over_a_change_of_leader_until_they_are_known_anew() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // An Ingress that appears later is kept, too.
+    // An Ingress that appears later is persisted, too.
     let reached = procscan_core::plan::Exposure {
         services: vec!["web-x7k2.ns-a.svc".into()],
         ingresses: vec!["ns-a/web".into()],
@@ -420,10 +420,10 @@ fn what_the_gateway_closes_stays_closed_over_a_change_of_leader_until_it_is_know
     };
     world.facts.apps.values_mut().for_each(|fact| fact.exposure = Some(reached.clone()));
     world.evaluate();
-    let kept = world.kept.values().next().unwrap().status.exposure.clone();
-    assert_eq!((&kept.ingresses[..], kept.otherwise), (&["ns-a/web".into()][..], Some(Vec::new())));
+    let persisted = world.persisted.values().next().unwrap().status.exposure.clone();
+    assert_eq!((&persisted.ingresses[..], persisted.otherwise), (&["ns-a/web".into()][..], Some(Vec::new())));
 
-    // A new leader knows nothing of the cluster yet, and finds one more Service closed, and one of another App.
+    // A new leader knows nothing of the cluster yet. It finds one more Service closed, and one of another App.
     let facts = std::mem::take(&mut world.facts);
     world.restart();
     let found = InheritedBlock {
@@ -486,7 +486,7 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
     let withheld = world.incidents.withheld();
     assert_eq!(withheld.len(), 1);
     assert_eq!((&*withheld[0].place, &withheld[0].reason), ("Exemption a", message));
-    // The alert is raised once. A smaller number does not confirm it, nor does the number of tenants falling.
+    // The alert is raised once. Neither a smaller number nor a falling number of tenants confirms the exemption.
     world.policy.exemptions = vec![all_tenants(Some(24))];
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
@@ -518,7 +518,7 @@ fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed
 }
 
 #[test]
-fn what_two_exemptions_open_only_together_counts_for_the_second() {
+fn blocks_that_two_exemptions_open_only_together_count_for_the_second() {
     let mut world = many_blocked();
     world.wait(MINUTE);
     let both = namespaces(25)
@@ -538,7 +538,7 @@ fn what_two_exemptions_open_only_together_counts_for_the_second() {
 }
 
 #[test]
-fn what_another_exemption_opens_already_does_not_count_for_the_next() {
+fn blocks_that_another_exemption_opens_do_not_count_for_the_next() {
     let mut world = many_blocked();
     let of = |text: &str| {
         let namespace = Some(Pattern::Regex(regex::Regex::new(text).unwrap()));

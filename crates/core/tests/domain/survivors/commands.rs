@@ -1,4 +1,4 @@
-//! What operators do, and how it is recorded.
+//! Operators' commands, and how they are recorded.
 
 use crate::common::{HOUR, MINUTE, World, app, record, record_of};
 use procscan_core::decision::{Actor, Decision, Mode};
@@ -19,15 +19,15 @@ fn blocked() -> World {
     world
 }
 
-fn act(world: &mut World, by: IssuedBy<'_>) -> Decision {
+fn execute(world: &mut World, by: IssuedBy<'_>) -> Decision {
     let release = release(world);
     world.incidents.execute(&release, by, &world.policy, world.now).unwrap()
 }
 
 #[test]
-fn an_operators_words_are_in_the_log_if_there_are_any() {
-    let reason = |words: Option<&str>| {
-        let decision = act(&mut blocked(), IssuedBy { name: "alice", reason: words });
+fn an_operators_reason_is_in_the_log_if_there_is_one() {
+    let reason = |text: Option<&str>| {
+        let decision = execute(&mut blocked(), IssuedBy { name: "alice", reason: text });
         assert_eq!(decision.actor, Actor::Operator("alice".into()));
         decision.reason.to_string()
     };
@@ -39,44 +39,44 @@ fn an_operators_words_are_in_the_log_if_there_are_any() {
 }
 
 #[test]
-fn a_person_is_never_taken_for_the_rules() {
-    let decision = act(&mut blocked(), "policy".into());
+fn an_operator_is_never_taken_for_the_policy() {
+    let decision = execute(&mut blocked(), "policy".into());
     assert_eq!(decision.actor, Actor::Operator("policy (an operator)".into()));
     assert_ne!(Actor::named(&decision.actor.name()), Actor::Policy);
-    assert_eq!(act(&mut blocked(), "policymaker".into()).actor, Actor::Operator("policymaker".into()));
+    assert_eq!(execute(&mut blocked(), "policymaker".into()).actor, Actor::Operator("policymaker".into()));
 }
 
 #[test]
-fn an_act_in_dry_run_says_so() {
+fn the_decision_about_a_command_in_dry_run_is_marked() {
     for mode in [Mode::Enforce, Mode::DryRun, Mode::Paused] {
         let mut world = blocked();
         world.policy.mode = mode;
-        assert_eq!(act(&mut world, "alice".into()).dry_run, mode == Mode::DryRun);
+        assert_eq!(execute(&mut world, "alice".into()).dry_run, mode == Mode::DryRun);
     }
 }
 
 #[test]
-fn what_has_been_done_of_operators_acts_is_counted_and_never_counted_back_by_itself() {
+fn the_number_of_done_commands_never_decreases_by_itself() {
     let mut world = blocked();
     let observed = |world: &World| world.incidents.incident(&app("ns-a")).unwrap().observed();
     for (number, is) in [(3, 3), (2, 3), (5, 5)] {
         world.incidents.note_done_up_to(&app("ns-a"), number);
         assert_eq!(observed(&world), is);
-        let kept = world.incidents.document(&app("ns-a")).unwrap().status.observed;
-        assert_eq!(kept, is);
+        let observed = world.incidents.document(&app("ns-a")).unwrap().status.observed;
+        assert_eq!(observed, is);
     }
     // The object was restored from a backup, so its numbers start lower.
-    world.keep();
+    world.persist();
     world.incidents.restart_numbering(&app("ns-a"), 1);
     assert_eq!(observed(&world), 1);
-    assert_eq!(world.incidents.dirty(), [app("ns-a")], "that is to be kept");
-    world.keep();
+    assert_eq!(world.incidents.dirty(), [app("ns-a")], "that has to be persisted");
+    world.persist();
     world.incidents.restart_numbering(&app("ns-a"), 1);
     assert!(world.incidents.dirty().is_empty(), "nothing has changed");
 }
 
 #[test]
-fn an_incident_is_kept_under_one_name() {
+fn an_incident_is_persisted_under_one_name() {
     let world = blocked();
     let name = world.incidents.name_of(&app("ns-a")).unwrap();
     assert_eq!(name, world.incidents.document(&app("ns-a")).unwrap().name);
@@ -89,7 +89,7 @@ fn approve(world: &mut World) -> Result<Decision, IncidentCommandError> {
 }
 
 #[test]
-fn what_no_brake_holds_can_not_be_approved_and_what_is_over_not_be_acted_upon() {
+fn an_app_that_no_brake_holds_can_not_be_approved_and_an_ended_incident_takes_no_command() {
     let mut world = blocked();
     assert_eq!(approve(&mut world).unwrap_err(), IncidentCommandError::NotHeld(app("ns-a")));
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -114,24 +114,24 @@ fn a_release_covers_each_accusation_by_itself_up_to_a_bound_and_then_the_app() {
         let mut world = World::new(&["n1"]);
         accused_of(&mut world, 0..processes);
         assert_eq!(world.blocked(), ["ns-a"]);
-        act(&mut world, "ops".into());
+        execute(&mut world, "ops".into());
         world.wait(MINUTE);
         accused_of(&mut world, 0..processes);
         assert!(world.blocked().is_empty());
         accused_of(&mut world, processes..processes + 1);
-        // With so many rules the brakes are asked about another one.
+        // With so many rules, the brakes decide about another one.
         let evaluation = world.evaluate();
         assert_eq!(evaluation.plan.blocks.is_empty() && evaluation.held.is_empty(), is_whole, "{processes}");
     }
 }
 
 #[test]
-fn a_release_of_what_is_not_all_known_after_a_restart_covers_the_app() {
+fn a_release_of_accusations_that_are_not_all_known_after_a_restart_covers_the_app() {
     let mut world = World::new(&["n1"]);
     accused_of(&mut world, 0..70);
     assert_eq!(world.blocked(), ["ns-a"]);
     world.restart();
-    act(&mut world, "ops".into());
+    execute(&mut world, "ops".into());
     world.wait(MINUTE);
     accused_of(&mut world, 0..70);
     let evaluation = world.evaluate();
@@ -139,7 +139,7 @@ fn a_release_of_what_is_not_all_known_after_a_restart_covers_the_app() {
 }
 
 #[test]
-fn the_last_word_of_a_release_counts_and_is_forgotten_a_day_after_its_date() {
+fn the_last_release_counts_and_is_forgotten_a_day_after_its_date() {
     let mut world = blocked();
     let until = |hours| crate::common::at(hours * HOUR).wall();
     let release = |world: &mut World, hours| {
@@ -199,7 +199,7 @@ fn a_date_may_be_ten_years_ahead_and_not_a_moment_more() {
 }
 
 #[test]
-fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
+fn the_reason_of_a_withheld_exemption_has_the_present_number_of_tenants() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_releases = 1;
     world.answer("n1", ["ns-a", "ns-b", "ns-c"].map(|namespace| record(namespace, 0)).into());
@@ -222,7 +222,7 @@ fn why_an_exemption_is_withheld_says_how_many_it_would_open_now() {
         let release = IncidentCommand::Release { app: app(namespace), until };
         world.incidents.execute(&release, "ops", &world.policy, world.now).unwrap();
     }
-    // The next leader judges it anew, and knows that it was withheld.
+    // The next leader judges the exemption anew, and knows that it was withheld.
     world.evaluate();
     world.restart();
     let later = why(&mut world);

@@ -1,4 +1,4 @@
-//! What is kept of an incident, when it is kept again, and what a restart makes of it.
+//! What is persisted of an incident, when it is persisted again, and what a restart makes of it.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::decision::Mode;
@@ -6,21 +6,21 @@ use procscan_core::exemption::Pattern;
 use procscan_core::policy::{IncidentCommand, Incidents, remembered};
 use procscan_core::state::incident::IncidentState;
 
-/// Whether every incident is as it was when it was kept; some may have been borrowed mutably since.
-fn is_kept(world: &mut World, namespace: &str) -> bool {
+/// Whether the incident is as it was when it was persisted; some may have been borrowed mutably since.
+fn is_persisted(world: &mut World, namespace: &str) -> bool {
     let observed = world.incidents.incident(&app(namespace)).unwrap().observed();
     world.incidents.note_done_up_to(&app(namespace), observed);
     !world.incidents.dirty().contains(&app(namespace))
 }
 
 #[test]
-fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
+fn an_unchanged_incident_is_not_persisted_again_whatever_its_state() {
     // Blocked, and held.
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_new_tenants = 1;
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!((world.blocked().len(), world.held().len()), (1, 1));
-    assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
+    assert!(is_persisted(&mut world, "ns-a") && is_persisted(&mut world, "ns-b"));
     // Approved.
     world
         .incidents
@@ -28,7 +28,7 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
         .unwrap();
     assert_eq!(world.incidents.dirty(), [app("ns-b")]);
     assert_eq!(world.blocked().len(), 2);
-    assert!(is_kept(&mut world, "ns-b"));
+    assert!(is_persisted(&mut world, "ns-b"));
     // Released by an operator, and exempted.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
     world
@@ -37,7 +37,7 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
         .unwrap();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     assert!(world.blocked().is_empty());
-    assert!(is_kept(&mut world, "ns-a") && is_kept(&mut world, "ns-b"));
+    assert!(is_persisted(&mut world, "ns-a") && is_persisted(&mut world, "ns-b"));
     // Its release is held; then it has ended.
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_releases = 1;
@@ -46,34 +46,34 @@ fn what_has_not_changed_is_not_kept_again_whatever_its_state() {
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     world.evaluate();
     for namespace in ["ns-a", "ns-b"] {
-        assert!(is_kept(&mut world, namespace));
+        assert!(is_persisted(&mut world, namespace));
     }
 }
 
 #[test]
-fn the_time_of_the_last_evidence_is_kept_once_an_hour() {
+fn the_time_of_the_last_evidence_is_persisted_once_an_hour() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    let unsaved = |world: &mut World| {
+    let dirty = |world: &mut World| {
         let now = world.clock();
         world.answer("n1", vec![record("ns-a", now)]);
         let snapshot = world.snapshot();
         world.incidents.decide(&snapshot, &world.policy, &world.facts, world.now);
         world.incidents.dirty().len()
     };
-    // The scan interval of its agent is kept with it.
+    // The scan interval of its agent is persisted with it.
     world.wait(MINUTE);
-    unsaved(&mut world);
-    world.keep();
+    dirty(&mut world);
+    world.persist();
     world.wait(HOUR - MINUTE - 1);
-    assert_eq!(unsaved(&mut world), 0);
+    assert_eq!(dirty(&mut world), 0);
     world.wait(1);
-    assert_eq!(unsaved(&mut world), 1);
+    assert_eq!(dirty(&mut world), 1);
 }
 
 #[test]
-fn a_new_decision_does_not_wait_until_the_evidence_of_all_others_is_kept_anew() {
+fn a_new_decision_does_not_wait_until_the_evidence_of_all_others_is_persisted_anew() {
     let mut world = World::new(&["n1"]);
     let brake = &mut world.policy.brake;
     (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (1000, 1000, 1000);
@@ -85,20 +85,20 @@ fn a_new_decision_does_not_wait_until_the_evidence_of_all_others_is_kept_anew() 
         world.incidents.decide(&snapshot, &world.policy, &world.facts, world.now);
     };
     decide(&mut world, 120);
-    world.keep();
+    world.persist();
     world.wait(HOUR);
     decide(&mut world, 121);
-    let unsaved = world.incidents.dirty();
-    assert_eq!((&unsaved[0], unsaved.len()), (&app("ns-120"), 51));
+    let dirty = world.incidents.dirty();
+    assert_eq!((&dirty[0], dirty.len()), (&app("ns-120"), 51));
     // The others follow in turn.
     for left in [50, 20, 0] {
-        world.keep();
+        world.persist();
         assert_eq!(world.incidents.dirty().len(), left);
     }
 }
 
 #[test]
-fn what_blocks_and_opens_is_kept_before_anything_else() {
+fn blocks_and_releases_are_persisted_before_anything_else() {
     let mut world = World::new(&["n1"]);
     world.policy.grace = std::time::Duration::from_mins(10);
     world.unwritable = namespaces(2).into_iter().chain(["ns-z".to_owned()]).collect();
@@ -123,11 +123,11 @@ fn what_blocks_and_opens_is_kept_before_anything_else() {
         .execute(&IncidentCommand::Release { app: app("ns-z"), until }, "ops", &world.policy, world.now)
         .unwrap();
     world.incidents.note_done_up_to(&app("ns-a"), 1);
-    assert_eq!(world.incidents.dirty(), [app("ns-z"), app("ns-a")], "it is to be opened");
+    assert_eq!(world.incidents.dirty(), [app("ns-z"), app("ns-a")], "the App is to be opened");
 }
 
 #[test]
-fn of_two_incidents_of_an_app_the_later_one_goes_on_and_of_two_words_of_a_node_the_later_counts() {
+fn of_two_incidents_of_an_app_and_of_two_reports_of_a_node_the_later_one_counts() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -139,38 +139,38 @@ fn of_two_incidents_of_an_app_the_later_one_goes_on_and_of_two_words_of_a_node_t
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    let mut kept: Vec<_> = world.kept.values().cloned().collect();
-    assert_eq!(kept.len(), 2);
+    let mut persisted: Vec<_> = world.persisted.values().cloned().collect();
+    assert_eq!(persisted.len(), 2);
     let name = world.incidents.name_of(&app("ns-a"));
     for _ in 0..2 {
-        let incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+        let incidents = Incidents::restore(&persisted, &world.ledger.snapshot(world.now), world.now);
         assert_eq!(incidents.name_of(&app("ns-a")), name);
-        let known = remembered(&kept);
+        let known = remembered(&persisted);
         assert_eq!((known.len(), known[0].fresh_at, known[0].cleared), (1, world.now.wall(), None));
-        kept.reverse();
+        persisted.reverse();
     }
 }
 
 #[test]
-fn an_incident_says_its_state_and_the_reason_of_its_block_or_of_its_end() {
+fn a_document_has_the_state_and_the_reason_of_the_block_or_of_the_end() {
     let mut world = World::new(&["n1"]);
     world.policy.brake.max_releases = 1;
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0)]);
     assert_eq!(world.blocked().len(), 2);
-    let said = |world: &World, namespace: &str| {
+    let state_and_reason = |world: &World, namespace: &str| {
         let status = world.incidents.document(&app(namespace)).unwrap().status;
         (status.state, status.reason.to_string())
     };
     let why = "process `xmrig` in Pod web matches rule";
     for namespace in ["ns-a", "ns-b"] {
-        let (state, reason) = said(&world, namespace);
+        let (state, reason) = state_and_reason(&world, namespace);
         assert!(state == IncidentState::Blocked && reason.starts_with(why), "{state:?} {reason}");
     }
     world.rounds(31, |w| drop(w.answer("n1", vec![])));
     assert_eq!(world.blocked(), ["ns-b"]);
-    let (state, reason) = said(&world, "ns-b");
+    let (state, reason) = state_and_reason(&world, "ns-b");
     assert!(state == IncidentState::ReleaseHeld && reason.starts_with(why), "{state:?} {reason}");
-    let (state, reason) = said(&world, "ns-a");
+    let (state, reason) = state_and_reason(&world, "ns-a");
     assert!(
         state == IncidentState::Ended && reason.starts_with("its node has answered"),
         "{state:?} {reason}"
@@ -178,7 +178,7 @@ fn an_incident_says_its_state_and_the_reason_of_its_block_or_of_its_end() {
 }
 
 #[test]
-fn how_often_an_agent_scans_is_kept_in_whole_seconds_and_never_as_less() {
+fn the_scan_interval_is_persisted_in_whole_seconds_and_rounded_up() {
     for (millis, seconds) in [(600_000, 600), (600_001, 601), (600_999, 601)] {
         let mut world = World::new(&["n1"]);
         for n in 0..6_u64 {
@@ -220,7 +220,7 @@ fn eight_processes_are_named_and_each_that_has_cleared_is_remembered() {
 }
 
 #[test]
-fn a_new_incident_that_can_not_be_kept_is_known_all_the_same() {
+fn a_new_incident_that_can_not_be_persisted_is_still_known() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -231,18 +231,19 @@ fn a_new_incident_that_can_not_be_kept_is_known_all_the_same() {
     world.answer("n1", vec![record("ns-a", now)]);
     world.unwritable.insert("ns-a".to_owned());
     assert!(world.blocked().is_empty());
-    // When it can be kept again it is too old even for an agent that scans seldom, but what was heard is not lost.
+    // When the incident can be persisted again, the evidence is too old even for an agent that scans seldom. But the
+    // report is not lost.
     world.wait(4 * HOUR);
     world.unwritable.clear();
     assert!(world.blocked().is_empty());
-    let kept = world.kept.values().map(|incident| &incident.status);
-    let watched: Vec<_> = kept.filter(|status| status.state == IncidentState::Watched).collect();
-    assert_eq!((world.kept.len(), watched.len()), (2, 1));
+    let persisted = world.persisted.values().map(|incident| &incident.status);
+    let watched: Vec<_> = persisted.filter(|status| status.state == IncidentState::Watched).collect();
+    assert_eq!((world.persisted.len(), watched.len()), (2, 1));
     assert_eq!(watched[0].evidence.len(), 1);
 }
 
 #[test]
-fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
+fn tombstones_and_accepted_evidence_are_the_same_after_a_restart() {
     // Two processes of one Pod, of which one ends; then the Pod is gone, which does not end the block.
     let mut world = World::new(&["n1"]);
     let list = |w: &mut World, names: &[&str]| {
@@ -255,11 +256,11 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
     world.wait(1);
     world.ledger.pod_gone(&record_of("ns-a", "web", "zmap", 0).key.pod_ref(), world.now);
     let evidence = |world: &mut World| {
-        let grounds = world.evaluate().plan.blocks[0].grounds.len();
+        let accusations = world.evaluate().plan.blocks[0].grounds.len();
         let status = world.incidents.document(&app("ns-a")).unwrap().status;
         let cleared = |cleared: &procscan_core::state::incident::ClearedEvidence| (cleared.by, cleared.ended);
         let of = status.evidence.iter().map(|it| (it.process.to_string(), it.cleared.as_ref().map(cleared)));
-        (grounds, of.collect::<Vec<_>>())
+        (accusations, of.collect::<Vec<_>>())
     };
     let before = evidence(&mut world);
     let by = |by, ended| Some((by, ended));
@@ -270,9 +271,9 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
     assert_eq!(before, (1, expected.to_vec()));
     world.restart();
     let status = world.incidents.document(&app("ns-a")).unwrap().status;
-    assert!(status.evidence.iter().all(|it| it.cleared.is_some()), "before anything is heard");
+    assert!(status.evidence.iter().all(|it| it.cleared.is_some()), "before any report");
     assert_eq!(evidence(&mut world), before);
-    // It is restored from a backup after it has ended.
+    // The incident is restored from a backup after it has ended.
     let (mut again, at) = (status.clone(), world.now.wall());
     again.end_again(at);
     assert_eq!(
@@ -280,12 +281,12 @@ fn what_had_cleared_and_what_had_not_is_the_same_after_a_restart() {
         (IncidentState::Ended, Some(at), status.decided + 1)
     );
     assert!(again.evidence.iter().all(|it| it.cleared.as_ref().unwrap().ended));
-    assert_eq!(again.evidence[1], status.evidence[1], "what had cleared has cleared then");
+    assert_eq!(again.evidence[1], status.evidence[1], "the tombstone has its time");
     assert!(again.decisions.last().unwrap().decision == procscan_core::decision::DecisionKind::Closed);
 }
 
 #[test]
-fn the_longest_time_for_which_it_was_unseen_is_kept_where_it_is_known() {
+fn the_longest_time_for_which_a_process_was_unseen_is_persisted() {
     let mut world = World::new(&["n1"]);
     let list = |w: &mut World, namespace: &str| {
         let now = w.clock();
@@ -301,7 +302,7 @@ fn the_longest_time_for_which_it_was_unseen_is_kept_where_it_is_known() {
     world.rounds(25, |w| list(w, "ns-b"));
     world.rounds(1, |w| list(w, "ns-a"));
     assert!(interval(&world).unwrap() >= 25 * MINUTE, "{:?}", interval(&world));
-    // It is found more often now: that is no sign that it can't be unseen for so long once more.
+    // The process is found more often now. That is no sign that it can't be unseen for so long once more.
     world.rounds(5, |w| list(w, "ns-a"));
     assert!(interval(&world).unwrap() >= 20 * MINUTE, "{:?}", interval(&world));
 }
@@ -317,7 +318,7 @@ fn how_seldom_an_agent_scans_is_known_after_a_restart_for_what_is_found_later_to
     };
     world.rounds(5 * 60 + 59, list);
     world.restart();
-    // It finds another process now. What there is to know of it until the next scan is no sign of its absence.
+    // The agent finds another process now. Its answers until the next scan are no sign of its absence.
     world.rounds(50, list);
     assert!(world.blocked().contains(&"ns-b".to_owned()));
     world.wait(MINUTE);
@@ -328,7 +329,7 @@ fn how_seldom_an_agent_scans_is_known_after_a_restart_for_what_is_found_later_to
 }
 
 #[test]
-fn evidence_that_is_found_anew_after_it_has_cleared_is_kept_once() {
+fn evidence_that_is_found_anew_after_it_has_cleared_is_persisted_once() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);

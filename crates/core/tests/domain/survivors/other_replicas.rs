@@ -1,4 +1,4 @@
-//! What one replica has kept, combined with what another one has heard itself.
+//! Evidence that one replica has persisted, combined with reports to another one.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ fn wall(seconds: i64) -> Timestamp {
     Timestamp::from_second(START + seconds).unwrap()
 }
 
-/// The evidence of `n1` against `ns-a` as another replica kept it: the record of `stamp`, fresh at that time.
-fn kept(stamp: i64, cleared: Option<i64>) -> Remembered {
+/// The evidence of `n1` against `ns-a` as another replica persisted it: the record of `stamp`, fresh at that time.
+fn known_elsewhere(stamp: i64, cleared: Option<i64>) -> Remembered {
     let record = record("ns-a", stamp);
     Remembered {
         key: record.key.clone(),
@@ -29,9 +29,9 @@ fn kept(stamp: i64, cleared: Option<i64>) -> Remembered {
     }
 }
 
-/// A replica that has heard a record of `stamp` at that time, `now` seconds after the start; its wall clock was set by
-/// `jump` seconds at 250 s.
-fn heard(stamp: u64, now: u64, jump: i64) -> World {
+/// A replica that has received a record of `stamp` at that time, `now` seconds after the start. Its wall clock was
+/// set by `jump` seconds at 250 s.
+fn replica(stamp: u64, now: u64, jump: i64) -> World {
     let mut world = World::new(&["n1"]);
     world.wait(stamp);
     world.answer("n1", vec![record("ns-a", i64::try_from(stamp).unwrap())]);
@@ -42,13 +42,13 @@ fn heard(stamp: u64, now: u64, jump: i64) -> World {
 }
 
 #[test]
-fn what_another_replica_has_cleared_is_cleared_unless_both_clocks_say_that_it_was_heard_since() {
-    // (heard at, jump of the wall clock at 250 s, cleared by the other at, by the wall clock)
+fn evidence_that_another_replica_cleared_is_cleared_unless_both_clocks_show_a_later_report() {
+    // (received at, jump of the wall clock at 250 s, cleared by the other at, by the wall clock)
     let cleared = [
         (100, 0, 150),
-        // At the same time: it is not known whether the other replica had heard it.
+        // At the same time: it is not known whether the other replica had received it.
         (100, 0, 100),
-        // Heard before by our monotonic clock, after by the wall clock.
+        // Received before by our monotonic clock, after by the wall clock.
         (200, -1000, -750),
         (200, -1000, -800),
         // Conversely.
@@ -56,32 +56,32 @@ fn what_another_replica_has_cleared_is_cleared_unless_both_clocks_say_that_it_wa
         (200, 1000, 200),
     ];
     for (at, jump, other) in cleared {
-        let mut world = heard(at, 300, jump);
-        world.ledger.remember([kept(50, Some(other))], world.now);
+        let mut world = replica(at, 300, jump);
+        world.ledger.remember([known_elsewhere(50, Some(other))], world.now);
         assert_eq!(world.state("ns-a"), State::Cleared, "{at} {jump} {other}");
     }
     for (at, jump, other) in [(200, 0, 150), (200, -1000, -950), (200, 1000, 150)] {
-        let mut world = heard(at, 300, jump);
-        world.ledger.remember([kept(50, Some(other))], world.now);
+        let mut world = replica(at, 300, jump);
+        world.ledger.remember([known_elsewhere(50, Some(other))], world.now);
         assert_eq!(world.state("ns-a"), State::Active, "{at} {jump} {other}");
     }
 }
 
 #[test]
-fn a_record_that_another_replica_has_cleared_is_no_news_to_one_that_heard_it_late() {
+fn a_record_that_another_replica_has_cleared_is_not_fresh_for_one_that_received_it_late() {
     let mut world = World::new(&["n1"]);
     world.wait(200);
     world.answer("n1", vec![record("ns-a", 50)]);
-    world.ledger.remember([kept(50, Some(150))], world.now);
+    world.ledger.remember([known_elsewhere(50, Some(150))], world.now);
     assert_eq!(world.state("ns-a"), State::Cleared);
 }
 
 #[test]
-fn what_another_replica_has_seen_is_no_fresh_evidence_when_an_old_agent_lists_it_once_more() {
+fn a_record_that_another_replica_has_seen_is_not_fresh_when_an_old_agent_lists_it_once_more() {
     let mut world = World::new(&["n1"]);
     world.wait(60);
     world.answer("n1", vec![record("ns-a", 60)]);
-    world.ledger.remember([kept(0, None)], world.now);
+    world.ledger.remember([known_elsewhere(0, None)], world.now);
     assert_eq!(world.violation("ns-a").observations(), 7);
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 0)]);
@@ -94,7 +94,7 @@ fn what_another_replica_has_seen_is_no_fresh_evidence_when_an_old_agent_lists_it
 }
 
 #[test]
-fn a_seldom_scan_is_news_to_the_one_that_has_heard_all_before_and_none_to_the_one_that_has_not() {
+fn a_seldom_scan_is_fresh_only_for_a_replica_that_received_all_earlier_reports() {
     let hours = |n: u64| i64::try_from(n * HOUR).unwrap();
     // Three hours old by its agent's clock, and later than what is known.
     let mut world = World::new(&["n1"]);
@@ -104,7 +104,7 @@ fn a_seldom_scan_is_news_to_the_one_that_has_heard_all_before_and_none_to_the_on
     assert_eq!(world.state("ns-a"), State::Active);
 
     let mut world = World::new(&["n1"]);
-    world.ledger.remember([kept(0, None)], world.now);
+    world.ledger.remember([known_elsewhere(0, None)], world.now);
     world.wait(4 * HOUR);
     world.answer("n1", vec![record("ns-a", hours(1))]);
     assert_eq!(world.state("ns-a"), State::Unconfirmed, "the other one may have seen it");
@@ -112,9 +112,9 @@ fn a_seldom_scan_is_news_to_the_one_that_has_heard_all_before_and_none_to_the_on
     world.answer("n1", vec![record("ns-a", hours(2))]);
     assert_eq!(world.state("ns-a"), State::Active);
 
-    // An earlier record says nothing of the last one.
+    // An earlier record does not show that the last one was seen again.
     let mut world = World::new(&["n1"]);
-    world.ledger.remember([kept(0, None)], world.now);
+    world.ledger.remember([known_elsewhere(0, None)], world.now);
     world.wait(6 * HOUR);
     world.answer("n1", vec![record("ns-a", -hours(1))]);
     world.answer("n1", vec![record("ns-a", hours(1))]);
@@ -124,7 +124,7 @@ fn a_seldom_scan_is_news_to_the_one_that_has_heard_all_before_and_none_to_the_on
 #[test]
 fn a_restart_believes_an_agent_without_a_clock_only_from_the_second_change_on() {
     let mut world = World::new(&["n1"]);
-    world.ledger.remember([kept(0, None)], world.now);
+    world.ledger.remember([known_elsewhere(0, None)], world.now);
     let without_a_date = |stamp| {
         let answer = procscan_core::report::Answer {
             records: vec![record("ns-a", stamp)].into_iter().collect(),
@@ -141,13 +141,13 @@ fn a_restart_believes_an_agent_without_a_clock_only_from_the_second_change_on() 
 }
 
 #[test]
-fn proof_that_a_pod_is_gone_clears_again_only_what_was_heard_since() {
+fn proof_that_a_pod_is_gone_clears_again_only_evidence_that_came_since() {
     let mut world = World::new(&["n1"]);
     world.wait(10);
     world.answer("n1", vec![record("ns-a", 10)]);
     let pod = record("ns-a", 0).key.pod_ref();
     let gone = |world: &mut World| world.ledger.pod_gone(&pod, world.now).len();
-    // Heard at the moment of the proof, so it counts as before it.
+    // The record comes at the moment of the proof, so it counts as before it.
     assert_eq!((gone(&mut world), world.state("ns-a")), (1, State::Cleared));
     world.wait(10);
     assert_eq!((gone(&mut world), world.state("ns-a")), (0, State::Cleared));
@@ -159,7 +159,7 @@ fn proof_that_a_pod_is_gone_clears_again_only_what_was_heard_since() {
 }
 
 #[test]
-fn what_has_grown_old_or_cleared_appears_again_with_fresh_evidence() {
+fn an_old_or_cleared_violation_appears_again_with_fresh_evidence() {
     let mut world = World::new(&["n1"]);
     let appears = |world: &mut World| {
         let now = world.clock();
@@ -182,7 +182,7 @@ fn a_violation_that_returns_within_a_day_is_the_same_and_later_another() {
     for (hours, more, is_same) in [(23, 0, true), (24, 0, true), (24, 1, false), (30, 0, false)] {
         let rules = Detection { clear_after: Duration::from_secs(HOUR), ..Detection::default() };
         let mut world = World::with(&["n1"], rules);
-        // The agent goes on listing the process that has ended.
+        // The agent still lists the process that has ended.
         let list = |w: &mut World| drop(w.answer("n1", vec![record("ns-a", 0)]));
         list(&mut world);
         world.rounds(60, list);
@@ -205,7 +205,7 @@ fn a_violation_that_returns_within_a_day_is_the_same_and_later_another() {
 }
 
 #[test]
-fn a_tombstone_is_kept_for_a_day_after_it_was_listed_last() {
+fn a_tombstone_stays_for_a_day_after_it_was_listed_last() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.rounds(30, |w| drop(w.answer("n1", vec![])));
@@ -248,12 +248,12 @@ fn a_tombstone_lasts_to_the_last_moment_of_its_day() {
 }
 
 #[test]
-fn what_has_grown_old_is_not_young_again_because_its_agent_is_found_to_scan_seldom() {
+fn old_evidence_is_not_young_again_because_its_agent_is_found_to_scan_seldom() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.wait(31 * MINUTE);
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
-    // Two scans half an hour apart, so what they find holds for an hour and a half.
+    // Two scans half an hour apart, so their evidence stays active for an hour and a half.
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", now)]);
     world.wait(60 * MINUTE);

@@ -1,4 +1,4 @@
-//! What is believed of what nodes say, rule by rule.
+//! Which evidence of nodes is believed, rule by rule.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn fact(asked: u64, state: PodState) -> PodFact {
 }
 
 #[test]
-fn what_was_known_before_an_accusation_came_does_not_judge_it() {
+fn facts_from_before_an_accusation_do_not_judge_it() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
@@ -33,16 +33,16 @@ fn what_was_known_before_an_accusation_came_does_not_judge_it() {
         );
     }
     let snapshot = world.snapshot();
-    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
-    assert_eq!(questions.pods[&pod].since, crate::common::at(100));
-    assert!(!questions.are_answered_by(&world.facts));
+    let requests = world.incidents.lookup_requests(&snapshot, &world.policy);
+    assert_eq!(requests.pods[&pod].since, crate::common::at(100));
+    assert!(!requests.are_answered_by(&world.facts));
     world.facts.pods.insert(pod.clone(), fact(100, present));
-    assert!(questions.are_answered_by(&world.facts));
+    assert!(requests.are_answered_by(&world.facts));
     assert_eq!(world.blocked(), ["ns-a"]);
     let snapshot = world.snapshot();
-    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
+    let requests = world.incidents.lookup_requests(&snapshot, &world.policy);
     let accused = AccusedPod { pod, which: PodIdentity::Uid("uid of web".into()) };
-    assert_eq!(questions.apps.into_values().collect::<Vec<_>>(), [[accused]]);
+    assert_eq!(requests.apps.into_values().collect::<Vec<_>>(), [[accused]]);
 }
 
 /// A node that accuses many Pods must not move a Pod that another node accuses to the end of the order.
@@ -56,33 +56,33 @@ fn every_node_that_accuses_a_pod_is_named_with_the_time_of_its_own_evidence() {
         world.answer(node, vec![record("ns-a", now)]);
     }
     let snapshot = world.snapshot();
-    let questions = world.incidents.lookup_requests(&snapshot, &world.policy);
+    let requests = world.incidents.lookup_requests(&snapshot, &world.policy);
     let pod = PodRef { namespace: "ns-a".into(), pod: "web".into() };
     let at = crate::common::at;
     let nodes = [("n1", at(30)), ("n2", at(40)), ("n3", at(20))].map(|(node, at)| (NodeName::new(node), at));
-    assert_eq!((&questions.pods[&pod].nodes[..], questions.pods[&pod].since), (&nodes[..], at(40)));
+    assert_eq!((&requests.pods[&pod].nodes[..], requests.pods[&pod].since), (&nodes[..], at(40)));
 }
 
-/// Evaluations are for news: evidence may be renewed, and grow old, between two of them.
+/// Evaluations follow changes, so evidence may be renewed and grow old between two of them.
 #[test]
-fn what_is_renewed_between_two_evaluations_counts_from_then() {
+fn evidence_that_is_renewed_between_two_evaluations_counts_from_then() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Ten more minutes it runs, and nothing is decided.
+    // The process runs for ten more minutes, and nothing is decided.
     world.rounds(10, |world| {
         let now = world.clock();
         world.answer("n1", vec![record("ns-a", now)]);
     });
     let last = world.clock();
-    // It is old before the clock has run.
+    // The evidence is old before the clock has run.
     let rules = Detection { max_age: Duration::from_mins(5), ..world.rules.clone() };
     world.ledger.set_rules(rules);
     world.rounds(29, |world| {
         world.answer("n1", vec![record("ns-a", last)]);
     });
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
-    assert_eq!(world.blocked(), ["ns-a"], "its node has been silent for 29 minutes");
+    assert_eq!(world.blocked(), ["ns-a"], "its node has answered for 29 minutes without fresh evidence");
     world.rounds(1, |world| {
         world.answer("n1", vec![record("ns-a", last)]);
     });
@@ -90,7 +90,7 @@ fn what_is_renewed_between_two_evaluations_counts_from_then() {
 }
 
 #[test]
-fn a_dispute_is_told_once_and_stands_while_its_pod_is_looked_up_again() {
+fn a_dispute_is_logged_once_and_stays_while_its_pod_is_looked_up_again() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n2", "web");
@@ -154,7 +154,7 @@ fn a_record_of_an_earlier_pod_does_not_block_its_successor_after_the_app_was_gon
     world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = true;
     world.pod_is("ns-a", "web", PodState::Gone);
     assert!(world.blocked().is_empty());
-    // The next Pod of that name is clean; its agent goes on listing what was.
+    // The next Pod of that name is clean, but its agent still lists the old record.
     world.facts.apps.get_mut(&app("ns-a")).unwrap().gone = false;
     world.pod_on("ns-a", "web", "n1", "web");
     world.wait(5 * MINUTE);
@@ -162,11 +162,11 @@ fn a_record_of_an_earlier_pod_does_not_block_its_successor_after_the_app_was_gon
     assert!(world.blocked().is_empty());
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
-    assert_eq!(world.blocked(), ["ns-a"], "another time is news");
+    assert_eq!(world.blocked(), ["ns-a"], "another time is fresh evidence");
 }
 
 #[test]
-fn evidence_that_is_renewed_more_often_than_its_pod_is_looked_up_is_judged_all_the_same() {
+fn evidence_that_is_renewed_more_often_than_its_pod_is_looked_up_is_still_judged() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     let pod = |namespace: &str| PodRef { namespace: namespace.into(), pod: "web".into() };
@@ -178,17 +178,17 @@ fn evidence_that_is_renewed_more_often_than_its_pod_is_looked_up_is_judged_all_t
         for node in ["n1", "n2"] {
             world.answer(node, vec![record("ns-a", now)]);
         }
-        // What is known is five seconds old, each second.
+        // The fact is five seconds old, each second.
         world.facts.pods.insert(pod("ns-a"), fact(second - 5, present.clone()));
         let evaluation = world.evaluate();
         let is_judged = second >= 105;
         assert_eq!(evaluation.plan.blocks.len(), usize::from(is_judged), "second {second}");
-        assert_eq!(evaluation.disputes.len(), usize::from(is_judged), "n2 has nothing to say of it");
+        assert_eq!(evaluation.disputes.len(), usize::from(is_judged), "n2 may not accuse the Pod");
     }
 }
 
 #[test]
-fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster_can_not_be_asked() {
+fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster_can_not_be_read() {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
@@ -221,7 +221,7 @@ fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster
 }
 
 #[test]
-fn what_can_not_be_judged_of_another_pod_holds_no_release() {
+fn evidence_of_another_pod_that_can_not_be_judged_holds_no_release() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");
@@ -245,8 +245,8 @@ fn a_namespace_that_its_tenant_makes_too_large_to_look_at_is_not_opened_by_a_new
         world
             .answer("n1", vec![record_of("ns-a", "web-1", "xmrig", 0), record_of("ns-b", "web", "xmrig", 0)]);
         assert_eq!(world.blocked(), ["ns-a"]);
-        // 5,001 Services: every look fails. Then the Deployment's Pod is replaced, and mines on, on any node. Its name
-        // is another one each time, so no look is sent after its accusation.
+        // 5,001 Services: every look-up fails. Then the Deployment's Pod is replaced, and mines on, on any node. Its
+        // name is another one each time, so no look-up is sent after its accusation.
         world.pod_is("ns-a", "web-1", PodState::Unreadable("there are more than 5000".into()));
         world.rounds(60, |w| {
             let now = w.clock();
@@ -262,9 +262,10 @@ fn a_namespace_that_its_tenant_makes_too_large_to_look_at_is_not_opened_by_a_new
     }
 }
 
-/// The look at the namespace has failed before its Apps were taken over, and the new leader has not looked at it yet.
+/// The look-up of the namespace has failed before its Apps were inherited, and the new leader has not looked it up
+/// yet.
 #[test]
-fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_at() {
+fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_up() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web-1", "n1", "web");
@@ -284,15 +285,15 @@ fn a_new_leader_releases_nothing_in_an_accused_namespace_that_it_has_not_looked_
     world.fail_over();
     world.facts = ClusterFacts::default();
     assert_eq!(world.blocked(), ["ns-a"]);
-    // It looks, and the other Pod is of another App.
+    // The leader looks it up, and the other Pod is of another App.
     world.pod_is("ns-a", "web-1", PodState::Gone);
     world.pod_on("ns-a", "web-2", "n2", "other");
     assert_eq!(world.blocked(), ["ns-a"], "of another App");
 }
 
-/// `ns-a` is blocked for its Pod on n1. Only the replica that does not lead hears the accusation of its other Pod, on n2. n2
-/// then falls silent, and that evidence is old when that replica leads.
-fn only_the_new_leader_has_heard_of_the_other_pod() -> World {
+/// `ns-a` is blocked for its Pod on n1. Only the replica that does not lead receives the accusation of its other Pod,
+/// on n2. Then n2 stops answering, and that evidence is old when that replica leads.
+fn only_the_new_leader_has_a_report_of_the_other_pod() -> World {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web-1", "n1", "web");
@@ -318,7 +319,8 @@ fn only_the_new_leader_has_heard_of_the_other_pod() -> World {
     world
 }
 
-/// n1 answers that its Pod has stopped. While n2 is silent nothing is released, for the reason `why`; then n2 answers too.
+/// n1 answers that its Pod has stopped. While n2 does not answer, nothing is released, for the reason `why`. Then n2
+/// answers too.
 fn is_released_when_n2_has_answered(mut world: World, why: &str) {
     world.rounds(40, |w| {
         w.answer("n1", vec![]);
@@ -334,19 +336,19 @@ fn is_released_when_n2_has_answered(mut world: World, why: &str) {
 
 #[test]
 fn a_new_leader_releases_nothing_for_which_it_has_old_evidence_that_it_has_not_looked_up() {
-    let mut world = only_the_new_leader_has_heard_of_the_other_pod();
+    let mut world = only_the_new_leader_has_a_report_of_the_other_pod();
     world.facts = ClusterFacts::default();
     is_released_when_n2_has_answered(world, "the other Pod has not been looked up");
 }
 
 #[test]
-fn what_only_another_replica_has_heard_holds_the_release_until_its_node_has_answered() {
-    let world = only_the_new_leader_has_heard_of_the_other_pod();
-    is_released_when_n2_has_answered(world, "the node of the other Pod is silent");
+fn evidence_that_only_another_replica_received_holds_the_release_until_its_node_has_answered() {
+    let world = only_the_new_leader_has_a_report_of_the_other_pod();
+    is_released_when_n2_has_answered(world, "the node of the other Pod does not answer");
 }
 
-/// An App is blocked, and gone while `prevented`, so that it is not released as gone; then it is back and mines, and its
-/// Pod has not been looked up since the accusation. From then on it may be released.
+/// An App is blocked, and gone while `prevented`, so that it is not released as gone. Then it is back and mines, and
+/// its Pod has not been looked up since the accusation. From then on it may be released.
 fn gone_and_back(prevented: impl Fn(&mut World, bool)) -> World {
     let mut world = World::new(&["n1"]);
     world.policy.verify_pods = true;
@@ -367,7 +369,7 @@ fn gone_and_back(prevented: impl Fn(&mut World, bool)) -> World {
 }
 
 #[test]
-fn what_was_gone_while_paused_and_is_back_is_not_released_as_gone() {
+fn an_app_that_was_gone_while_paused_and_is_back_is_not_released_as_gone() {
     let mut world = gone_and_back(|world, is_paused| {
         world.policy.mode = if is_paused { Mode::Paused } else { Mode::Enforce };
     });
@@ -377,9 +379,9 @@ fn what_was_gone_while_paused_and_is_back_is_not_released_as_gone() {
     assert!(world.blocked().is_empty());
 }
 
-/// The release as gone is decided, can't be kept, and is taken back.
+/// The release as gone is decided, can't be persisted, and is rolled back.
 #[test]
-fn what_was_gone_while_nothing_could_be_kept_and_is_back_is_not_released_as_gone() {
+fn an_app_that_was_gone_while_nothing_could_be_persisted_and_is_back_is_not_released_as_gone() {
     let mut world = gone_and_back(|world, is_unwritable| {
         world.unwritable.clear();
         world.unwritable.extend(is_unwritable.then(|| "ns-a".to_owned()));
@@ -387,9 +389,10 @@ fn what_was_gone_while_nothing_could_be_kept_and_is_back_is_not_released_as_gone
     assert_eq!(world.blocked(), ["ns-a"]);
 }
 
-/// Two leaders' clocks don't tell which of them heard something last; so what one has heard before it led proves no absence.
+/// Two leaders' clocks don't show which of them received the last report. So the answers to a replica before its term
+/// prove no absence.
 #[test]
-fn a_new_leader_counts_no_answers_from_before_it_led_whatever_its_clock_says() {
+fn a_new_leader_counts_no_answers_from_before_its_term_whatever_its_clock_shows() {
     for (is_looked_at, ahead) in [(false, 0), (false, 31), (true, 0), (true, 31)] {
         let mut world = World::new(&["n1"]);
         world.policy.verify_pods = true;
@@ -407,10 +410,11 @@ fn a_new_leader_counts_no_answers_from_before_it_led_whatever_its_clock_says() {
         });
         assert_eq!(world.blocked(), ["ns-a"]);
         world.rounds(4, |w| list(w, 15 * MINUTE));
-        // It is found again, which only this replica hears, and another Service is closed, so what is kept says all of it.
+        // The process is found again in a report that only this replica receives. Another Service is closed, so the
+        // document has all of it.
         world.wait(MINUTE);
-        if let Some((_, hears)) = &mut world.follower {
-            *hears = false;
+        if let Some((_, receives)) = &mut world.follower {
+            *receives = false;
         }
         list(&mut world, 20 * MINUTE);
         world.service("ns-a", "another", &["web"]);

@@ -1,4 +1,4 @@
-//! Which of the waiting tenants is told first.
+//! Which of the waiting tenants is notified first.
 
 use std::time::Duration;
 
@@ -12,34 +12,34 @@ fn world() -> World {
     world
 }
 
-/// The Apps whose tenants have been told, as `namespace/app`.
-fn told(world: &mut World) -> Vec<String> {
+/// The Apps whose tenants have been notified, as `namespace/app`.
+fn notified(world: &mut World) -> Vec<String> {
     let notices = world.evaluate().plan.notices;
     notices.iter().map(|notice| format!("{}/{}", notice.app.namespace, notice.app.name)).collect()
 }
 
 #[test]
-fn a_tenant_that_was_told_of_another_app_long_ago_has_its_turn_as_before() {
+fn a_tenant_that_was_notified_of_another_app_long_ago_has_its_turn_as_before() {
     let mut world = world();
     world.answer("n1", vec![record_of("ns-a", "p0", "xmrig", 0)]);
-    assert_eq!(told(&mut world), ["ns-a/p0"]);
+    assert_eq!(notified(&mut world), ["ns-a/p0"]);
     world.ledger.round_done();
     // Its second App is found a second before another tenant's first one.
     world.wait(MINUTE);
     world.answer("n1", vec![record_of("ns-a", "p0", "xmrig", 60), record_of("ns-a", "p1", "xmrig", 60)]);
     world.wait(1);
     world.answer("n2", vec![record_of("ns-b", "web", "zmap", 61)]);
-    assert_eq!(told(&mut world), ["ns-a/p0", "ns-a/p1"]);
+    assert_eq!(notified(&mut world), ["ns-a/p0", "ns-a/p1"]);
 }
 
 #[test]
-fn what_is_told_anew_waits_since_it_is_so_and_not_since_the_incident_began() {
+fn a_repeated_notification_waits_from_its_decision_and_not_from_the_beginning_of_the_incident() {
     for grace in [Duration::ZERO, Duration::from_mins(10)] {
-        // One tenant is told of its incident and of its end.
+        // One tenant is notified of its incident and of its end.
         let mut world = world();
         world.policy.grace = grace;
         world.answer("n1", vec![record_of("ns-z", "web", "xmrig", 0)]);
-        assert_eq!(told(&mut world), ["ns-z/web"]);
+        assert_eq!(notified(&mut world), ["ns-z/web"]);
         world.rounds(40, |w| {
             w.answer("n1", vec![]);
             w.evaluate();
@@ -49,7 +49,7 @@ fn what_is_told_anew_waits_since_it_is_so_and_not_since_the_incident_began() {
             notices.iter().find(|notice| *notice.app.namespace == *namespace).map(|notice| notice.phase)
         };
         assert_eq!(phase(&mut world, "ns-z"), Some(NoticePhase::Recovered));
-        // It does it once more, and a second later another one offends for the first time.
+        // The tenant offends once more, and a second later another one offends for the first time.
         world.wait(MINUTE);
         let now = world.clock();
         world.answer("n1", vec![record_of("ns-z", "web", "xmrig", now)]);
@@ -68,11 +68,11 @@ fn what_is_told_anew_waits_since_it_is_so_and_not_since_the_incident_began() {
 }
 
 #[test]
-fn a_tenant_that_was_warned_is_told_of_the_block_in_time_however_many_wait_for_their_first_news() {
+fn a_warned_tenant_is_notified_of_the_block_in_time_however_many_wait_for_their_first_notification() {
     let mut world = world();
     world.policy.grace = Duration::from_mins(10);
     world.answer("n1", vec![record_of("ns-z", "web", "xmrig", 0)]);
-    assert_eq!(told(&mut world), ["ns-z/web"]);
+    assert_eq!(notified(&mut world), ["ns-z/web"]);
     world.rounds(9, |w| {
         let now = w.clock();
         w.answer("n1", vec![record_of("ns-z", "web", "xmrig", now)]);
@@ -87,7 +87,7 @@ fn a_tenant_that_was_warned_is_told_of_the_block_in_time_however_many_wait_for_t
 }
 
 #[test]
-fn a_tenant_of_which_nothing_is_decided_is_told_nothing() {
+fn a_tenant_without_a_decision_is_not_notified() {
     let mut world = world();
     world.policy.exemptions = vec![exemption(
         |e| e.namespace = Some(procscan_core::exemption::Pattern::Exact("ns-a".into())),
@@ -95,7 +95,7 @@ fn a_tenant_of_which_nothing_is_decided_is_told_nothing() {
     )];
     world.answer("n1", vec![record_of("ns-a", "web", "xmrig", 0)]);
     for _ in 0..2 {
-        assert!(told(&mut world).is_empty());
+        assert!(notified(&mut world).is_empty());
     }
 }
 

@@ -1,4 +1,4 @@
-//! What can't be read is neither guessed nor forgotten.
+//! Exemptions and incidents that can't be read are neither guessed nor forgotten.
 
 use crate::common::{HOUR, MINUTE, World, app, record};
 use procscan_core::decision::DecisionKind;
@@ -9,7 +9,7 @@ use procscan_core::state::incident::IncidentDecision;
 use serde_json::json;
 
 #[test]
-fn an_exemption_that_can_not_be_read_puts_off_new_blocks_of_what_it_may_cover_and_nothing_else() {
+fn an_unreadable_exemption_delays_only_new_blocks_that_it_may_cover() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -20,20 +20,20 @@ fn an_exemption_that_can_not_be_read_puts_off_new_blocks_of_what_it_may_cover_an
         let now = w.clock();
         w.answer("n1", ["ns-a", "ns-b", "ns-c"].map(|namespace| record(namespace, now)).into());
     });
-    assert_eq!(world.blocked(), ["ns-a", "ns-c"], "what was blocked before stays, others are blocked");
-    // Nor is its tenant warned.
+    assert_eq!(world.blocked(), ["ns-a", "ns-c"], "existing blocks stay, and others begin");
+    // Its tenant is not warned either.
     world.policy.grace = std::time::Duration::from_mins(1);
     assert!(world.evaluate().decisions.is_empty());
     world.policy.grace = std::time::Duration::ZERO;
     world.policy.unread_exemptions.clear();
     assert_eq!(world.blocked(), ["ns-a", "ns-b", "ns-c"]);
 
-    // If not even its namespace can be read, it may cover any.
+    // If its namespace can't be read, it may cover any App.
     let mut world = World::new(&["n1"]);
     world.policy.unread_exemptions = vec![exemption::readable(&json!({"namespace": {"regex": "("}}))];
     world.answer("n1", vec![record("ns-a", 0)]);
     assert!(world.blocked().is_empty());
-    // An exemption that has ended covers nothing, whatever it says.
+    // An exemption that has ended covers nothing, whatever its parts.
     let over = json!({"namespace": {"regex": "("}, "until": world.now.wall()});
     world.policy.unread_exemptions = vec![exemption::readable(&over)];
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -44,14 +44,14 @@ fn an_exemption_that_can_not_be_read_puts_off_new_blocks_of_what_it_may_cover_an
 }
 
 #[test]
-fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it_stays_closed() {
+fn an_app_with_an_unreadable_incident_is_not_touched_and_its_closed_services_stay_closed() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0), record("ns-b", 0), record("ns-c", 0)]);
     assert_eq!(world.blocked(), ["ns-a", "ns-b", "ns-c"]);
-    // A restart that can't read what is kept of two of them: one was blocked, one was released.
-    let mut kept: Vec<_> = world.kept.values().cloned().collect();
-    kept.retain(|incident| *incident.spec.app.namespace == *"ns-c");
-    world.incidents = Incidents::restore(&kept, &world.ledger.snapshot(world.now), world.now);
+    // A restart that can't read two of the incidents: one App was blocked, one was released.
+    let mut persisted: Vec<_> = world.persisted.values().cloned().collect();
+    persisted.retain(|incident| *incident.spec.app.namespace == *"ns-c");
+    world.incidents = Incidents::restore(&persisted, &world.ledger.snapshot(world.now), world.now);
     world.incidents.mark_unreadable([app("ns-a"), app("ns-b")]);
     let found = InheritedBlock {
         app: app("ns-a"),
@@ -82,7 +82,7 @@ fn an_app_whose_incident_can_not_be_read_is_not_touched_and_what_is_closed_of_it
 }
 
 #[test]
-fn an_entry_of_the_log_that_only_another_version_knows_is_kept_in_its_place() {
+fn an_entry_of_the_log_that_only_another_version_knows_is_persisted_in_its_place() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
@@ -90,13 +90,13 @@ fn an_entry_of_the_log_that_only_another_version_knows_is_kept_in_its_place() {
     let entry =
         json!({"at": at, "decision": "quarantined", "actor": "policy", "reason": "by a newer version"});
     let entry: IncidentDecision = serde_json::from_value(entry).unwrap();
-    for incident in world.kept.values_mut() {
+    for incident in world.persisted.values_mut() {
         incident.status.decisions.push(entry.clone());
     }
     world.restart();
     world.rounds(60, |w| drop(w.answer("n1", vec![])));
     assert!(world.blocked().is_empty());
-    let log = &world.kept.values().next().unwrap().status.decisions;
+    let log = &world.persisted.values().next().unwrap().status.decisions;
     let kinds: Vec<&str> = log.iter().map(|entry| entry.decision.as_str()).collect();
     assert!(kinds.contains(&"quarantined"), "{kinds:?}");
     assert_eq!(log.last().unwrap().decision, DecisionKind::Released);

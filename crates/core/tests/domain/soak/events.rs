@@ -1,4 +1,4 @@
-//! What tenants do, minute by minute.
+//! The actions of tenants, minute by minute.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use super::tenants::{ALL_APPS, APPS, INNOCENT, Pod, Running, SHARED};
 use super::{MINUTE, NODES, OFFENDERS, Soak, TENANTS, TICK};
 use crate::common::HOUR;
 
-/// Something that happens at a tenant. Pods by their places.
+/// An event at a tenant. Pods are given by their places.
 #[derive(Clone, Debug)]
-pub(super) enum Deed {
+pub(super) enum Event {
     Start(usize, usize, Running),
     Stop(usize, usize),
     Remove(usize, usize),
@@ -17,24 +17,24 @@ pub(super) enum Deed {
         tenant: usize,
         name: String,
         app: String,
-        /// What makes it, if it is not called like its App.
+        /// What makes the Pod, if that has another name than its App.
         origin: Option<String>,
         node: usize,
     },
     Relabel(usize, usize, String),
-    /// The selector of a Service is changed, or taken away.
+    /// The selector of a Service is changed, or removed.
     Select(usize, String, BTreeSet<String>),
     /// The Service that all Apps share is made, or deleted.
     Share(usize, bool),
-    /// The namespace and everything in it goes, and later it is gone.
+    /// The namespace and everything in it is deleted, and later it is gone.
     Terminate(usize),
     Gone(usize),
-    /// It is there again.
+    /// The namespace is there again.
     Settle(usize),
 }
 
 impl Soak {
-    /// Its namespace is there, with everything in it.
+    /// Makes the tenant's namespace with everything in it.
     pub(super) fn settle(&mut self, tenant: usize) {
         self.tenants[tenant].is_terminating = false;
         self.tenants[tenant].services.insert(BY_HAND.to_owned(), BTreeSet::new());
@@ -44,7 +44,7 @@ impl Soak {
             self.tenants[tenant].services.insert(service, selected);
             let (now, node) = (self.now(), self.random.below(NODES));
             self.take(
-                Deed::Create { tenant, name: format!("{app}-0"), app: app.to_owned(), origin: None, node },
+                Event::Create { tenant, name: format!("{app}-0"), app: app.to_owned(), origin: None, node },
                 now,
             );
         }
@@ -54,22 +54,22 @@ impl Soak {
         self.tenants[tenant].pods.iter_mut().for_each(|pod| pod.running = None);
     }
 
-    pub(super) fn plan(&mut self, at: u64, deed: Deed) {
-        self.coming.entry(at).or_default().push(deed);
+    pub(super) fn plan(&mut self, at: u64, event: Event) {
+        self.coming.entry(at).or_default().push(event);
     }
 
-    /// At some time in this minute.
+    /// A random time in this minute.
     pub(super) fn some_time(&mut self) -> u64 {
         let ticks = usize::try_from(MINUTE / TICK).unwrap();
         self.now() - TICK * u64::try_from(self.random.below(ticks)).unwrap()
     }
 
-    /// What tenants do in this minute.
-    pub(super) fn deeds(&mut self) {
+    /// Plans the events of tenants in this minute.
+    pub(super) fn events(&mut self) {
         for tenant in 0..TENANTS {
             if self.random.once_in(200) {
                 let (at, exists) = (self.some_time(), self.random.once_in(2));
-                self.plan(at, Deed::Share(tenant, exists));
+                self.plan(at, Event::Share(tenant, exists));
             }
             if self.random.once_in(100) {
                 self.reselect(tenant);
@@ -78,21 +78,21 @@ impl Soak {
                 let at = self.some_time();
                 let gone = at + self.random.seconds(10, 5 * MINUTE);
                 let back = gone + self.random.seconds(MINUTE, HOUR);
-                self.plan(at, Deed::Terminate(tenant));
-                self.plan(gone, Deed::Gone(tenant));
-                self.plan(back, Deed::Settle(tenant));
+                self.plan(at, Event::Terminate(tenant));
+                self.plan(gone, Event::Gone(tenant));
+                self.plan(back, Event::Settle(tenant));
             } else if self.random.once_in(1500) {
-                // Its App is deleted, and made anew after a while.
+                // The tenant's App is deleted, and made anew after a while.
                 let app = self.any_app();
                 let at = self.some_time();
                 let back = at + self.random.seconds(10, HOUR);
                 for pod in self.places(tenant, |pod| pod.app == app) {
                     self.replace(tenant, pod, at, back, app.clone());
                 }
-                self.told.deleted += 1;
+                self.counts.deleted += 1;
             }
             for pod in self.places(tenant, |_| true) {
-                self.deed_of(tenant, pod);
+                self.event_of(tenant, pod);
             }
         }
     }
@@ -106,10 +106,11 @@ impl Soak {
         it.alive.iter().copied().filter(|place| is_it(&it.pods[*place])).collect()
     }
 
-    fn deed_of(&mut self, tenant: usize, pod: usize) {
+    fn event_of(&mut self, tenant: usize, pod: usize) {
         let at = self.some_time();
         if self.random.once_in(500) {
-            // It is deleted, and another takes its place: at once or after a while, and perhaps of another App.
+            // The Pod is deleted, and another one takes its place: at once or after a while, and perhaps of another
+            // App.
             let pause = if self.random.once_in(2) { TICK } else { self.random.seconds(TICK, 5 * MINUTE) };
             let app = match self.random.below(4) {
                 0 => self.any_app(),
@@ -123,7 +124,7 @@ impl Soak {
         }
         if self.random.once_in(if self.tenants[tenant].relabels { 20 } else { 1000 }) {
             let app = APPS[self.random.below(APPS.len())].to_owned();
-            self.plan(at, Deed::Relabel(tenant, pod, app));
+            self.plan(at, Event::Relabel(tenant, pod, app));
         }
         // The second App of most is innocent.
         let is_offender =
@@ -132,9 +133,9 @@ impl Soak {
             None if is_offender && self.random.once_in(120) => {
                 let pid = u32::try_from(2 + self.random.below(60_000)).unwrap();
                 let running = Running { since: at, pid, is_slow: self.random.once_in(8) };
-                self.plan(at, Deed::Start(tenant, pod, running));
+                self.plan(at, Event::Start(tenant, pod, running));
             }
-            Some(_) if self.random.once_in(150) => self.plan(at, Deed::Stop(tenant, pod)),
+            Some(_) if self.random.once_in(150) => self.plan(at, Event::Stop(tenant, pod)),
             _ => {}
         }
     }
@@ -148,37 +149,37 @@ impl Soak {
             format!("{app}-{}", self.pods)
         };
         let node = self.random.below(NODES);
-        self.told.moves += 1;
-        self.told.recreated += u64::from(keeps_name);
-        self.plan(at, Deed::Remove(tenant, pod));
+        self.counts.moves += 1;
+        self.counts.recreated += u64::from(keeps_name);
+        self.plan(at, Event::Remove(tenant, pod));
         let it = &self.tenants[tenant];
         let origin = it.keeps_origins.then(|| it.pods[pod].origin.clone());
-        self.plan(back, Deed::Create { tenant, name, app, origin, node });
+        self.plan(back, Event::Create { tenant, name, app, origin, node });
     }
 
-    pub(super) fn take(&mut self, deed: Deed, at: u64) {
+    pub(super) fn take(&mut self, event: Event, at: u64) {
         let now = self.now();
-        match deed {
-            Deed::Start(tenant, pod, running) => {
+        match event {
+            Event::Start(tenant, pod, running) => {
                 let pod = &mut self.tenants[tenant].pods[pod];
                 if pod.is_alive() && pod.running.is_none() {
                     pod.running = Some(running);
                 }
             }
-            Deed::Stop(tenant, pod) => self.tenants[tenant].pods[pod].running = None,
-            Deed::Remove(tenant, pod) => {
+            Event::Stop(tenant, pod) => self.tenants[tenant].pods[pod].running = None,
+            Event::Remove(tenant, pod) => {
                 let it = &mut self.tenants[tenant];
                 it.alive.retain(|place| *place != pod);
                 it.pods[pod].running = None;
                 it.pods[pod].removed.get_or_insert(at);
             }
-            Deed::Create { tenant, name, app, origin, node } => {
+            Event::Create { tenant, name, app, origin, node } => {
                 let it = &mut self.tenants[tenant];
                 if it.is_terminating || it.living().any(|pod| pod.name == name) {
                     return;
                 }
                 self.pods += 1;
-                // Of those that never offend some wait for a node or an image.
+                // Some Pods that never offend wait for a node or an image.
                 let is_slow = app == INNOCENT && self.random.once_in(2);
                 let starts = at + if is_slow { self.random.seconds(0, HOUR) } else { 0 };
                 it.alive.push(it.pods.len());
@@ -194,9 +195,9 @@ impl Soak {
                     app,
                     running: None,
                     last_found: None,
-                    heard: [None; 2],
-                    kept: None,
-                    heard_all: BTreeSet::new(),
+                    reported: [None; 2],
+                    persisted: None,
+                    reported_all: BTreeSet::new(),
                     accused_at: None,
                     is_dateless: false,
                     is_unjudged: false,
@@ -204,42 +205,42 @@ impl Soak {
                 });
                 it.note_exposed();
             }
-            Deed::Relabel(tenant, pod, app) => {
+            Event::Relabel(tenant, pod, app) => {
                 let it = &mut self.tenants[tenant];
                 if it.pods[pod].is_alive() && it.pods[pod].app != app {
                     it.pods[pod].apps.insert(app.clone());
                     it.pods[pod].app = app;
                     it.note_exposed();
-                    self.told.relabelled += 1;
+                    self.counts.relabelled += 1;
                 }
             }
-            Deed::Select(tenant, service, selected) => {
+            Event::Select(tenant, service, selected) => {
                 let it = &mut self.tenants[tenant];
                 it.services.entry(service).and_modify(|before| *before = selected);
                 it.note_exposed();
             }
-            Deed::Share(tenant, exists) => {
+            Event::Share(tenant, exists) => {
                 let it = &mut self.tenants[tenant];
                 if exists && !it.is_terminating {
                     it.services.insert(SHARED.to_owned(), selected_by(SHARED));
-                    self.told.shared += 1;
+                    self.counts.shared += 1;
                 } else {
                     it.services.remove(SHARED);
                 }
                 it.note_exposed();
             }
-            Deed::Terminate(tenant) => {
+            Event::Terminate(tenant) => {
                 self.tenants[tenant].is_terminating = true;
-                self.told.deleted += 1;
+                self.counts.deleted += 1;
             }
-            Deed::Gone(tenant) => {
+            Event::Gone(tenant) => {
                 for pod in self.places(tenant, |_| true) {
-                    self.take(Deed::Remove(tenant, pod), at);
+                    self.take(Event::Remove(tenant, pod), at);
                 }
                 self.tenants[tenant].services.clear();
                 self.tenants[tenant].disturbed = now;
             }
-            Deed::Settle(tenant) => self.settle(tenant),
+            Event::Settle(tenant) => self.settle(tenant),
         }
     }
 }

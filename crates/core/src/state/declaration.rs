@@ -1,4 +1,5 @@
-//! What operators declare for more than one App: the mode of enforcement and exemptions. Entries of the log of decisions.
+//! Entries of the log of decisions that belong to no App: the mode of enforcement and exemptions, as operators
+//! declare them.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -26,7 +27,7 @@ pub struct Declaration {
     pub exemption: Option<Text>,
     /// The operator's name.
     pub actor: Text,
-    /// What follows from it, and the operator's words.
+    /// What follows from it, and the operator's reason.
     pub reason: Text,
 }
 
@@ -34,7 +35,7 @@ pub struct Declaration {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeclarationKind {
-    /// Nothing new is blocked, and nothing is released but by operators.
+    /// The mode is paused: only operators block or release anything.
     Paused,
     /// The mode of the configuration counts again.
     Resumed,
@@ -78,7 +79,7 @@ impl Declaration {
             mode: (!mode.is_empty()).then(|| mode.into()),
             exemption: None,
             actor: actor(spec.by.as_deref()),
-            reason: with_words(what.to_owned(), spec.reason.as_deref()),
+            reason: with_reason(what.to_owned(), spec.reason.as_deref()),
         }
     }
 
@@ -91,7 +92,7 @@ impl Declaration {
             mode: None,
             exemption: Some(name.into()),
             actor: actor(spec.by.as_deref()),
-            reason: with_words(what, Some(&spec.reason)),
+            reason: with_reason(what, Some(&spec.reason)),
         }
     }
 
@@ -108,7 +109,7 @@ impl Declaration {
         }
     }
 
-    /// Whether the two are about the same act, whenever it was.
+    /// Whether the two are about the same declaration, whatever their times.
     pub fn is_like(&self, other: &Self) -> bool {
         let Self { at: _, decision, mode, exemption, actor, reason } = self;
         let other = (other.decision, &other.mode, &other.exemption, &other.actor, &other.reason);
@@ -120,9 +121,9 @@ fn actor(by: Option<&str>) -> Text {
     by.map(str::trim).filter(|by| !by.is_empty()).unwrap_or(UNNAMED_ACTOR).into()
 }
 
-fn with_words(what: String, words: Option<&str>) -> Text {
-    match words.map(str::trim).filter(|words| !words.is_empty()) {
-        Some(words) => format!("{what} («{}»)", words.escape_debug()).into(),
+fn with_reason(what: String, reason: Option<&str>) -> Text {
+    match reason.map(str::trim).filter(|reason| !reason.is_empty()) {
+        Some(reason) => format!("{what} («{}»)", reason.escape_debug()).into(),
         None => what.into(),
     }
 }
@@ -155,18 +156,21 @@ mod tests {
     const AT: Timestamp = Timestamp::UNIX_EPOCH;
 
     #[test]
-    fn a_mode_is_told_with_its_actor_and_the_operators_words() {
+    fn a_mode_is_logged_with_its_actor_and_the_operators_reason() {
         let spec =
             |mode| EnforcementSpec { mode, reason: Some("a bad\nrule".into()), by: Some("alice".into()) };
-        for (mode, kind, word) in [
+        for (mode, kind, name) in [
             (Some(Mode::Paused), "paused", Some("paused")),
             (Some(Mode::DryRun), "mode_changed", Some("dry-run")),
             (Some(Mode::Enforce), "mode_changed", Some("enforce")),
             (None, "resumed", None),
         ] {
-            let told = Declaration::of_mode(&spec(mode), AT);
-            assert_eq!((told.decision.as_str(), told.mode.as_deref(), &*told.actor), (kind, word, "alice"));
-            assert!(told.reason.ends_with(" («a bad\\nrule»)"), "{told:?}");
+            let entry = Declaration::of_mode(&spec(mode), AT);
+            assert_eq!(
+                (entry.decision.as_str(), entry.mode.as_deref(), &*entry.actor),
+                (kind, name, "alice")
+            );
+            assert!(entry.reason.ends_with(" («a bad\\nrule»)"), "{entry:?}");
         }
         let unnamed =
             Declaration::of_mode(&EnforcementSpec { by: Some(" ".into()), ..EnforcementSpec::default() }, AT);
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exemption_is_told_with_what_it_covers_and_what_it_covered() {
+    fn an_exemption_is_logged_with_what_it_covers() {
         let spec = ExemptionSpec {
             namespace: Some(Match::exact("ns-a")),
             process: Some(Match { exact: None, regex: Some("^xm".into()) }),

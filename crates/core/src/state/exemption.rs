@@ -1,4 +1,4 @@
-//! What operators have declared not to be enforced.
+//! The persisted form of exemptions.
 
 use jiff::Timestamp;
 use regex::Regex;
@@ -9,7 +9,7 @@ use crate::exemption::Exemption;
 use crate::exemption::{Pattern, is_too_far};
 use crate::names::is_dns_label;
 
-/// Accusations that are shown but not enforced. All given parts must match.
+/// Accusations that are shown but not enforced. An accusation is covered if all given parts match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -26,27 +26,27 @@ pub struct ExemptionSpec {
     /// The process name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Match>,
-    /// The regular expression that matched. An accusation without one, by a keyword, is covered by `process` only.
+    /// The regular expression that matched. An accusation by a keyword has none, so only `process` can cover it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Match>,
-    /// Why, for the next person.
+    /// Why, for other operators.
     #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = [{
         "rule": "self.trim().size() > 0", "message": "a reason that the next person understands",
     }]))]
     pub reason: String,
-    /// Until when; for ever if nothing is said.
+    /// Until when; for ever if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
-    /// How many tenants with blocked Apps it may open at once. Needed beyond `brake.max_releases`.
+    /// How many tenants with blocked Apps the exemption may open at once. Needed beyond `brake.max_releases`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm: Option<u32>,
-    /// Who declared it.
+    /// The operator who declared it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub by: Option<String>,
 }
 
-/// A text to match: one of the two.
+/// A text to match. Exactly one of the two fields is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -75,15 +75,15 @@ pub enum ExemptionError {
     /// A part is no regular expression.
     #[error("{0}.regex: {1}")]
     Regex(&'static str, String),
-    /// A part is empty: it would cover nothing, or everything.
-    #[error("{0}: an empty text is none")]
+    /// A part is empty, so it would cover nothing or everything.
+    #[error("{0}: invalid value \"\": expected a text that is not empty")]
     Blank(&'static str),
     /// No namespace has such a name.
     #[error(
         "namespace: `{0}` is no namespace's name; is it a regular expression (regex, or /.../ on the command line)?"
     )]
     Namespace(String),
-    /// Nobody would know why.
+    /// The reason is empty.
     #[error("reason: a reason that the next person understands")]
     NoReason,
     /// It would last longer than ten years, which can only be a mistake.
@@ -152,8 +152,7 @@ impl ExemptionSpec {
 }
 
 impl ExemptionSpec {
-    /// Whether its `until` is at most ten years after `declared`, the time of its declaration by a clock that can be
-    /// trusted.
+    /// Checks that its `until` is at most ten years after `declared`, the time of its declaration by a trusted clock.
     pub fn check_until(&self, declared: Timestamp) -> Result<(), ExemptionError> {
         match self.until {
             Some(until) if is_too_far(until, declared) => Err(ExemptionError::TooFar(until)),
@@ -162,12 +161,13 @@ impl ExemptionSpec {
     }
 }
 
-/// The readable parts of an exemption that can't be read as a whole, for [`policy::Policy::unread_exemptions`].
+/// The readable parts of an exemption that can't be read as a whole, for
+/// [`crate::policy::Policy::unread_exemptions`].
 pub fn readable(spec: &serde_json::Value) -> Exemption {
     let part = |name: &'static str| {
         let part: Match = Match::deserialize(spec.get(name)?).ok()?;
         let pattern = part.pattern(name).ok()?;
-        // A name that no namespace can have is a mistake, too.
+        // A name that no namespace can have is a mistake, so the part is left out.
         let is_none = name == "namespace" && matches!(&pattern, Pattern::Exact(text) if !is_dns_label(text));
         (!is_none).then_some(pattern)
     };
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_cover_nothing_or_everything_by_mistake_is_refused_with_its_place() {
+    fn an_exemption_that_covers_nothing_or_everything_by_mistake_is_refused_with_its_place() {
         let spec = |text: &str| serde_json::from_str::<ExemptionSpec>(text).unwrap().rule().map(drop);
         assert_eq!(spec(r#"{"namespace": {"exact": "ns-a"}, "reason": "a contract"}"#), Ok(()));
         assert_eq!(spec(r#"{"reason": "a contract"}"#), Err(ExemptionError::Empty));
@@ -219,8 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_exemption_with_a_mistake_a_name_that_no_namespace_can_have_is_left_out_and_other_names_are_not()
-    {
+    fn readable_leaves_out_a_name_that_no_namespace_can_have_but_no_other_name() {
         let read = readable(&serde_json::json!({"namespace": {"exact": "NS_a"}, "app": {"exact": "My_App"}}));
         assert!(read.namespace.is_none() && read.app.is_some());
         assert!(readable(&serde_json::json!({"namespace": {"exact": "ns-a"}})).namespace.is_some());

@@ -1,4 +1,4 @@
-//! One App's incident, from its first accepted evidence to its clearing.
+//! The persisted form of one App's incident.
 
 mod brake;
 mod evidence;
@@ -19,34 +19,34 @@ use crate::decision::{Actor, DecisionKind};
 use crate::hash::stable_hash;
 use crate::names::{App, Text, readable};
 
-/// How many Services of one App are kept: they are needed only until the cluster has been asked again.
+/// How many Services of one App are persisted. They are needed only until the cluster has been read again.
 pub const MAX_SERVICES: usize = 1000;
 
-/// An incident as it is kept.
+/// An incident as it is persisted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Incident {
-    /// Unique, and always the same for the same App and opening: see [`name`].
+    /// The name: unique, and always the same for the same App and opening (see [`name`]).
     pub name: String,
-    /// What operators say of it.
+    /// The part that operators write.
     pub spec: IncidentSpec,
-    /// What the aggregator says of it.
+    /// The part that the aggregator writes.
     pub status: IncidentStatus,
 }
 
 /// The name of the incident of `app` that opened at `opened`: a DNS subdomain that begins with the tenant's namespace.
 pub fn name(app: &App, opened: Timestamp) -> String {
     let hash = stable_hash(&[&app.namespace, &app.kind, &app.name, &opened.as_nanosecond().to_string()]);
-    // Where agents name the namespace it may be any text, like the App's name.
+    // An agent may name any text as the namespace, as for the App's name.
     format!("{}{}{hash:016x}", readable(&app.namespace), readable(&app.name))
 }
 
-/// What has come of it.
+/// The state of an incident.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum IncidentState {
-    /// Nothing yet: not due, exempt, or released by an operator.
+    /// The App is accused, and neither warned, held nor blocked: not due, exempt, or released by an operator.
     #[default]
     Watched,
-    /// The tenant is told, and will be blocked.
+    /// The tenant is warned, and its App will be blocked.
     Grace,
     /// A brake holds the block until it is approved.
     Held,
@@ -58,15 +58,15 @@ pub enum IncidentState {
     Ended,
 }
 
-/// What the aggregator says of an incident. Everything that it has to know again after a restart.
+/// The part of an incident that the aggregator writes. It has everything that a restart must not forget.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IncidentStatus {
-    /// What has come of it.
+    /// The state of the incident.
     pub state: IncidentState,
     /// When it opened.
     pub opened: Timestamp,
-    /// Since when it is in its state.
+    /// Since when the incident is in its state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
     /// When the tenant's grace ends.
@@ -87,7 +87,7 @@ pub struct IncidentStatus {
     /// Why, for people.
     #[serde(default)]
     pub reason: Text,
-    /// The brake that holds the block. Stays until it is approved, also while the incident is over.
+    /// The brake that holds the block. It stays until the block is approved, also while the incident is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub brake: Option<HeldBy>,
     /// Since when a brake holds the release.
@@ -99,20 +99,21 @@ pub struct IncidentStatus {
     /// What covers it, as last logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exempted: Option<String>,
-    /// Exemptions that are withheld, as hashes of their content: each would open this App together with those of too
-    /// many other tenants. Recorded with a few of these Apps only.
+    /// Withheld exemptions, as hashes of their content. Each would open this App together with those of too many
+    /// other tenants. Recorded with a few of these Apps only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub withheld: Vec<Text>,
-    /// The accusations, and those that have cleared: a record that is still listed but does not change is not believed again.
+    /// The accusations, and those that have cleared. A record of a cleared one that is still listed but does not
+    /// change is not believed again.
     #[serde(default)]
     pub evidence: Vec<EvidenceStatus>,
     /// How many accusations there are beyond those in `evidence`.
     #[serde(default)]
     pub evidence_omitted: usize,
-    /// The names of its processes, as the tenant is told.
+    /// The names of its processes, as in the tenant's notification.
     #[serde(default)]
     pub processes: Vec<Text>,
-    /// It was blocked before anything was kept, for these Pods and processes.
+    /// The Pods and processes of an inherited block: the App was blocked before any incident of it was persisted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherited: Option<Vec<PodProcess>>,
     /// By which rule the last accusation cleared.
@@ -121,28 +122,28 @@ pub struct IncidentStatus {
     /// How the App is reached, as last known.
     #[serde(default)]
     pub exposure: Exposure,
-    /// What made the accused Pods, as `Kind/name`: the App is recognised by it when its Pods' labels change.
+    /// What made the accused Pods, as `Kind/name`. The App is recognised by it when its Pods' labels change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<Text>,
-    /// Earlier names of the App: releases, exemptions and holds by these names keep it from being blocked anew.
+    /// Earlier names of the App. Releases, exemptions and holds by these names prevent that it is newly blocked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub formerly: Vec<AppRef>,
-    /// Other Apps that are closed with it, because one of its Services exposes them too: the first ones.
+    /// The first other Apps that are closed with it, because one of its Services exposes them too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_closes: Vec<AppRef>,
     /// How many other Apps there are beyond those in `alsoCloses`, at least.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub also_closes_more: usize,
-    /// What the tenant has been told last.
+    /// The last notification of the tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub told: Option<NotificationStatus>,
     /// The grace, which the tenant is given once in an incident. It stays when the accusations clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace: Option<Grace>,
-    /// When and on whose word the App was last to be blocked: the brakes count it.
+    /// When and on which reports the App was last to be blocked, as the brakes count it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Due>,
-    /// When it was last to be released by the rules: what the brake on releases counts.
+    /// When the App was last to be released by the rules, as the brake on releases counts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release_due: Option<ReleaseDue>,
     /// Accusations that an operator's release covers.
@@ -154,10 +155,11 @@ pub struct IncidentStatus {
     /// How many decisions there have been.
     #[serde(default)]
     pub decided: u64,
-    /// Up to which of the operators' acts everything has been done: a generation of the object, or a number that grows.
+    /// The number of the last operator command that has been done: a generation of the object, or a number that
+    /// grows.
     #[serde(default)]
     pub observed: i64,
-    /// Which replica has written this, and in which term of its leading.
+    /// The replica that wrote this, and its leader term.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<String>,
 }
@@ -171,14 +173,14 @@ pub struct Exposure {
     /// Its Ingresses, as `namespace/name`.
     #[serde(default)]
     pub ingresses: Vec<Text>,
-    /// Those of `services` that may be reached in other ways; all of them if nothing is said.
+    /// Those of `services` that may be reached in other ways; all of them if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub otherwise: Option<Vec<Text>>,
     /// Services that expose it and other Apps, and therefore stay open (`enforcement.shared_services`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_open: Vec<Text>,
-    /// Services that were closed once and are not closed at the moment, ordered: if they are made again, or select no Pod
-    /// any more, they are closed again.
+    /// Services that were closed once and are not closed at the moment, ordered. They are closed again if they are
+    /// made again, or select no Pod any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub once_closed: Vec<Text>,
     /// Why the gateway closes nothing of the App although it is blocked, if so.
@@ -194,9 +196,9 @@ fn is_zero(n: &usize) -> bool {
 /// The wall time that leaders believe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WallClock {
-    /// The time that is believed. It goes on with the time that leaders measure.
+    /// The time that is believed. It advances by the time that leaders measure.
     pub believed: Timestamp,
-    /// A wall clock that is ahead of it. It is believed when leaders have measured a day.
+    /// A wall clock that is ahead of it. It is believed once leaders have measured a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubted: Option<DoubtedClock>,
     /// The latest date of an exemption that was over.
@@ -213,14 +215,14 @@ pub struct DoubtedClock {
     pub since: Timestamp,
 }
 
-/// What a tenant has been told.
+/// The last notification of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NotificationStatus {
-    /// When: the Notification's own time.
+    /// When the notification was decided: the Notification's own time.
     pub at: Timestamp,
-    /// What.
+    /// What the tenant was notified of.
     pub what: NotifiedOf,
-    /// When the Notification had been written, if it has.
+    /// When the Notification had been written to the cluster, if it has.
     #[serde(rename = "deliveredAt", default, skip_serializing_if = "Option::is_none")]
     pub delivered: Option<Timestamp>,
     /// When it had been written, by the clock that runs only while a replica leads.
@@ -228,7 +230,7 @@ pub struct NotificationStatus {
     pub delivered_by_clock: Option<Timestamp>,
 }
 
-/// The kinds of news for a tenant.
+/// What a tenant is notified of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NotifiedOf {
     /// The App will be blocked.
@@ -240,8 +242,8 @@ pub enum NotifiedOf {
 }
 
 impl IncidentStatus {
-    /// Ends, at `at`, an incident that had ended before and whose object says that it is open, because the object was
-    /// edited or restored from a backup. The reading of the leader clock stays, so the incident does not become the last
+    /// Ends, at `at`, an incident that had ended before and whose object says that it is open, because an operator
+    /// edited or restored the object. The reading of the leader clock stays, so the incident does not become the last
     /// one of its App.
     pub fn end_again(&mut self, at: Timestamp) {
         self.clock = self.clock.or(self.since);
@@ -249,12 +251,13 @@ impl IncidentStatus {
         (self.until, self.grace_ends, self.grace, self.release_held) = (None, None, None, None);
         (self.approved, self.exempted, self.inherited, self.evidence_omitted) = (false, None, None, 0);
         // The next warning is written as a new one, even if the next grace begins at once.
-        if let Some(told) = self.told.as_mut().filter(|told| told.what == NotifiedOf::Grace) {
-            told.what = NotifiedOf::Recovered;
+        if let Some(sent) = self.told.as_mut().filter(|sent| sent.what == NotifiedOf::Grace) {
+            sent.what = NotifiedOf::Recovered;
         }
         for evidence in &mut self.evidence {
             if !evidence.cleared.as_ref().is_some_and(|cleared| cleared.ended) {
-                // It had cleared, because the incident had ended. When is not known: `fresh_at` is the earliest moment.
+                // The evidence had cleared, because the incident had ended. When it cleared is not known, and
+                // `fresh_at` is the earliest moment.
                 let (at, by) = (evidence.fresh_at, ClearedBy::Clock);
                 evidence.cleared = Some(ClearedEvidence { at, by, ended: true });
             }
@@ -275,10 +278,10 @@ impl IncidentStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StickyRelease {
-    /// The process; any, if there is none.
+    /// The process; any process if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Text>,
-    /// The rule; any, if there is none.
+    /// The rule; any rule if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Text>,
     /// Until when.
@@ -286,7 +289,7 @@ pub struct StickyRelease {
     /// The earliest end, by the clock that runs only while a replica leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_by_clock: Option<Timestamp>,
-    /// Who released.
+    /// The operator who released the App.
     pub by: Text,
 }
 

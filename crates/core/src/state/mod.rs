@@ -1,11 +1,13 @@
-//! What is kept, so that a restart and another leader forget nothing: documents, plain data for people and programs.
+//! The persisted state, so that a restart and another leader forget nothing: documents, plain data for people and
+//! programs.
 //!
-//! In a cluster each is an object of its own (`procscan.sealos.io/v1alpha1`), without one a row in a file; the shapes are these.
+//! In a cluster each document is an object (`procscan.sealos.io/v1alpha1`), and without one a row in a file. The
+//! shapes are the same.
 //!
-//! * [`incident`]: one App's incident: what has come of it, on what evidence, and who decided what.
-//! * [`exemption`]: what operators have declared not to be enforced.
-//! * [`enforcement`]: whether decisions take effect at all.
-//! * [`declaration`]: the entries of the log for the two before.
+//! * [`incident`]: one App's incident: its state, its evidence, and its decisions.
+//! * [`exemption`]: accusations that operators have declared not to be enforced.
+//! * [`enforcement`]: the mode that operators set.
+//! * [`declaration`]: the entries of the log for exemptions and the mode.
 //!
 //! In an object, `spec` belongs to operators and `status` to the aggregator.
 

@@ -1,4 +1,4 @@
-//! What an incident says for the brakes: which one holds it, and what they count.
+//! The brakes' part of an incident: which one holds it, and what they count.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -14,14 +14,14 @@ pub struct HeldBy {
     pub since: Timestamp,
     /// The kind of brake.
     pub brake: BrakeKind,
-    /// What the brake counts: with `Node` the node; with `Rule` the rule, empty for all keyword hits; with `NewApps`
-    /// the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
+    /// What the brake counts. With `Node` it is the node; with `Rule` the rule, empty for all keyword hits. With
+    /// `NewApps` it is the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Text>,
 }
 
-/// The kinds of brakes on blocks. Each keeps the name under which it was first written, because versions that do not know
-/// another name could not read the incident.
+/// The kinds of brakes on blocks. Each has the name under which it was first written, because versions that do not
+/// know another name could not read the incident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BrakeKind {
     /// `brake.max_new_tenants`; with a namespace in `of`, `brake.max_apps_per_tenant`. `NewTenants` is read as the same,
@@ -47,30 +47,30 @@ pub struct Scope {
     pub of: Option<Text>,
 }
 
-/// When and on whose word an App was to be blocked.
+/// When and on which reports an App was to be blocked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Due {
     /// When, by the clock that runs only while a replica leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
-    /// On whose word.
+    /// The nodes and rules that accused the App.
     #[serde(default)]
     pub accusers: Vec<Accuser>,
-    /// The brakes that held it. With none although `passed` is false it counts for all brakes: an operator has released the
-    /// App since, or an earlier version wrote this.
+    /// The brakes that held it. An entry with none counts for all brakes although `passed` is false. Then an operator
+    /// has released the App since, or an earlier version wrote this.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<Scope>,
 }
 
-/// When an App was to be released without an operator's act.
+/// When an App was to be released without an operator's command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReleaseDue {
     /// When, by the clock that runs only while a replica leads.
     pub at: Timestamp,
     /// No brake held it.
     pub passed: bool,
-    /// The cluster proved that it is gone.
+    /// The cluster proved that the App is gone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proven: bool,
 }

@@ -1,4 +1,4 @@
-//! The accusations of an incident, and what has cleared of them.
+//! The accusations of an incident, and those that have cleared.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 use crate::clearing::Cleared;
 use crate::names::Text;
 
-/// One node's word of one violation. The command line stays out: it may hold secrets.
+/// One node's evidence of one violation. The command line stays out, because it may hold secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvidenceStatus {
     /// The Pod.
     pub pod: Text,
-    /// The Pod's UID. Missing where there was no cluster to ask, and in what an earlier version kept.
+    /// The Pod's UID. Absent without a cluster, and in evidence that an earlier version persisted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<Text>,
     /// The process.
     pub process: Text,
-    /// The node whose word it is.
+    /// The node that reported it.
     pub node: Text,
     /// The regular expression that matched; empty for a keyword.
     pub regex: Text,
@@ -29,7 +29,7 @@ pub struct EvidenceStatus {
     pub name: Text,
     /// When it was first listed.
     pub first_seen: Timestamp,
-    /// When it was last fresh, as of when this was written: at most an hour more may have passed.
+    /// When it was last fresh, as of the last write of this object. At most an hour more may have passed.
     pub fresh_at: Timestamp,
     /// The agent's own time of that, as the agent wrote it.
     pub timestamp: Text,
@@ -38,11 +38,11 @@ pub struct EvidenceStatus {
     /// How often the agent scans, as far as it was learned, in seconds.
     #[serde(rename = "scanIntervalSeconds", default, skip_serializing_if = "Option::is_none")]
     pub scan_interval: Option<u64>,
-    /// For how many seconds its node has answered without fresh evidence of it, if some of these answers said nothing
-    /// of it. As of when this was written: at most an hour more may have passed.
+    /// For how many seconds its node has answered without fresh evidence of it, as of the last write of this object.
+    /// Absent if none of these answers was inconclusive about it. At most an hour more may have passed.
     #[serde(rename = "hiddenForSeconds", default, skip_serializing_if = "Option::is_none")]
     pub hidden_for: Option<u64>,
-    /// It has cleared.
+    /// Set if it has cleared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cleared: Option<ClearedEvidence>,
 }
@@ -55,7 +55,7 @@ pub struct ClearedEvidence {
     pub at: Timestamp,
     /// By which rule.
     pub by: ClearedBy,
-    /// It is no accusation any more. If not, only the Pod is gone, and the App's block goes on.
+    /// It is no accusation any more. If false, only the Pod is gone, and the App's block goes on.
     pub ended: bool,
 }
 
@@ -66,8 +66,8 @@ pub enum ClearedBy {
     Clock,
     /// Its node has not answered for too long.
     Unreachable,
-    /// Its node has answered for long, but too many answers said nothing of it: they listed another process instead, or
-    /// left out records of its namespace.
+    /// Its node has answered for long, but too many answers were inconclusive about it. They listed another process
+    /// instead, or left out records of its namespace.
     Hidden,
     /// Its Pod is gone.
     PodGone,

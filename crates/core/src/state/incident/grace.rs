@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::Text;
 
-/// A grace that has begun. The tenant is given one in an incident, and another one after an operator's release or an exemption.
+/// A grace that has begun. The tenant is given one in an incident, and another one after an operator's release or an
+/// exemption.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Grace {
@@ -25,7 +26,8 @@ pub struct Grace {
     /// The rule that the process matches; empty for a keyword of the command line.
     #[serde(default)]
     pub regex: Text,
-    /// Since when exemptions or releases have covered all that the App is accused of, by the clock that runs only while a replica leads.
+    /// Since when exemptions or releases have covered all accusations of the App, by the clock that runs only while a
+    /// replica leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_since: Option<Timestamp>,
 }

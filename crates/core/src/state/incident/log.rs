@@ -1,4 +1,4 @@
-//! What was decided of an incident, by which actor, and why.
+//! The log of an incident: its decisions, each with its actor and reason.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::decision::DecisionKind;
 use crate::names::Text;
 
-/// A kind of decision. Kinds that only another version knows are kept as they are.
+/// A kind of decision. Kinds that only another version knows are persisted as they are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LoggedKind {
@@ -50,12 +50,12 @@ impl PartialEq<DecisionKind> for LoggedKind {
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IncidentDecision {
-    /// When.
+    /// When it was decided.
     pub at: Timestamp,
-    /// What.
+    /// What was decided.
     #[schemars(with = "String")]
     pub decision: LoggedKind,
-    /// Who: `policy` for the rules, else the operator's name.
+    /// The actor: `policy` for the rules, else the operator's name.
     pub actor: Text,
     /// Why, for people, with the evidence.
     pub reason: Text,

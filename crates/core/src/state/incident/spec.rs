@@ -1,4 +1,4 @@
-//! Which App an incident is of, and what operators want done.
+//! The part of an incident that operators write: the App, and the commands for it.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{App, Text};
 
-/// Which App it is about, and what operators want done.
+/// Which App the incident is about, and the operators' commands for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct IncidentSpec {
     /// The App. Never changes.
     #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "an incident is of one App for good"}]))]
     pub app: AppRef,
-    /// Approves what a brake holds, the block or the release. Taken away when it has been done.
+    /// Approves what a brake holds, the block or the release. Removed when it has been done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approve: Option<Approval>,
-    /// Releases the App, and keeps these accusations from blocking it again. Taken away when it has been done.
+    /// Releases the App, and prevents that these accusations block it again. Removed when it has been done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<Release>,
 }
@@ -56,7 +56,7 @@ impl From<&AppRef> for App {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Approval {
-    /// Who approves.
+    /// The operator who approves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub by: Option<String>,
@@ -70,7 +70,7 @@ pub struct Approval {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Release {
-    /// Who releases.
+    /// The operator who releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub by: Option<String>,
@@ -78,7 +78,7 @@ pub struct Release {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub reason: Option<String>,
-    /// Until when these accusations do not block the App again; 30 days if nothing is said.
+    /// Until when these accusations do not block the App again; 30 days if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
 }

@@ -240,11 +240,11 @@ fn a_release_covers_the_process_and_the_rule_that_it_was_given_for_and_nothing_e
 #[test]
 fn a_new_incident_of_an_app_has_the_releases_of_the_one_before() {
     let mut world = released_long_ago();
-    let before = world.incidents.incident(&app("ns-a")).map(|incident| incident.opened());
+    let before = world.incidents.incident(&app("ns-a")).map(procscan_core::policy::Incident::opened);
     let now = world.clock();
     world.answer("n1", vec![record("ns-a", now)]);
     assert!(world.blocked().is_empty());
-    assert_ne!(world.incidents.incident(&app("ns-a")).map(|incident| incident.opened()), before);
+    assert_ne!(world.incidents.incident(&app("ns-a")).map(procscan_core::policy::Incident::opened), before);
 }
 
 #[test]

@@ -51,9 +51,9 @@ impl Incidents {
                 None => tally.due(&app, &accusers),
             };
             let accusation = incident.accusation();
-            let is_notice_short =
+            let is_short =
                 matches!(incident.phase(), Phase::Grace { .. }) && incident.is_notice_short(context);
-            let before = incident.warned_before(context.policy);
+            let before = incident.warned_before(context.policy).unwrap_or_default();
             let persisted = incident.persisted_mut();
             persisted.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
@@ -67,10 +67,8 @@ impl Incidents {
                     held_blocks.push(brake);
                 }
             } else {
-                let notice = if is_notice_short { "; its tenant could not be notified before" } else { "" };
-                let before = before.unwrap_or_default();
-                let known = context.facts.to_close(&app, context.policy, persisted);
-                let known = known.unwrap_or_default();
+                let notice = if is_short { "; its tenant could not be notified before" } else { "" };
+                let known = context.facts.to_close(&app, context.policy, persisted).unwrap_or_default();
                 let reason = Text::from(format!("{accusation}{notice}{before}{}", known.remarks()));
                 context.decide(&app, DecisionKind::Blocked, known.complete(&reason));
                 persisted.reason = reason;

@@ -113,14 +113,8 @@ impl Incidents {
                 wanted_since.filter(|_| incident.has_unjudged(context)).map(Box::new);
             return Action::Nothing;
         }
-        if incident
-            .persisted
-            .rare()
-            .formerly
-            .iter()
-            .chain([app])
-            .any(|name| context.may_exempt(name) || context.unreadable.contains(name))
-        {
+        let formerly = incident.persisted.rare().formerly.iter();
+        if formerly.chain([app]).any(|name| context.may_exempt(name) || context.unreadable.contains(name)) {
             // An exemption or incident that can't be read may protect the App. A late block is better than a wrong
             // one.
             return Action::Nothing;

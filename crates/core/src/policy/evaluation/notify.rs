@@ -53,7 +53,7 @@ impl Incidents {
                 None if kind == NotificationKind::Recovered => {}
                 Some(sent) if sent.kind == kind => {}
                 Some(sent) if kind == NotificationKind::Recovered => {
-                    incident.notify(SentNotification { kind, ..sent })
+                    incident.notify(SentNotification { kind, ..sent });
                 }
                 // A tenant that was warned does not count as newly notified.
                 Some(SentNotification { kind: NotificationKind::Grace, .. }) => {

@@ -143,7 +143,7 @@ impl PersistedIncident {
     /// Takes over what outlasts the incident `before` of the same App: operators' releases and a brake's hold.
     pub(in crate::policy) fn outlast(&mut self, before: &Self) {
         if !before.rare().releases.is_empty() {
-            self.rare_mut().releases = before.rare().releases.clone();
+            self.rare_mut().releases.clone_from(&before.rare().releases);
         }
         if before.hold.brake().is_some() {
             self.hold = before.hold.clone();

@@ -247,10 +247,15 @@ impl Soak {
             } else if self.accusations(home) >= MAX_KEYS {
                 self.nodes[home].disturbed = now;
             } else {
-                let incidents = ALL_APPS
-                    .map(|app| self.world.incidents.incident(&app_of(number, app)).map(|it| it.phase()));
+                let incidents = ALL_APPS.map(|app| {
+                    self.world
+                        .incidents
+                        .incident(&app_of(number, app))
+                        .map(procscan_core::policy::Incident::phase)
+                });
                 let uid = &self.tenants[number].pods[place].uid;
-                let what = format!("{uid} of {number} offends for {undisturbed} s in peace: {incidents:?}");
+                let what =
+                    format!("{uid} of {number} offends for {undisturbed} s undisturbed: {incidents:?}");
                 let known = self.known_of(number);
                 self.fail(&format!("{what}\n{known}"));
             }

@@ -5,15 +5,16 @@ use jiff::Timestamp;
 use crate::Moment;
 use crate::clearing::Cleared;
 use crate::decision::{Decision, DecisionKind};
-use crate::names::{App, Key, Text};
+use crate::names::{App, Key, NodeName, Text};
 use crate::policy::brake::Brake;
 use crate::policy::dates::Dates;
 use crate::policy::incident::accepted_evidence::{AcceptedEvidence, ClearingCause, Tombstone, whole_seconds};
 use crate::policy::incident::ranking::{MAX_EVIDENCE, rank};
 use crate::policy::incident::{
-    EvidenceId, Incident, MAX_DECISIONS, NotificationKind, PersistedIncident, Phase,
+    EvidenceId, Incident, MAX_DECISIONS, NotificationKind, PersistedIncident, Phase, StickyRelease,
 };
 use crate::policy::leader_clock::LeaderClock;
+use crate::policy::window::Due;
 use crate::state::incident::{
     self as document, AppRef, BrakeKind, ClearedBy, IncidentSpec, IncidentState, IncidentStatus, MAX_SERVICES,
 };
@@ -104,34 +105,13 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
         also_closes_more: others.map_or(0, |others| others.more),
         told: notification(incident, reading),
         grace: grace(incident, reading),
-        due: incident.persisted.due.as_ref().map(|due| document::Due {
-            at: due.at.get(),
-            passed: due.passed,
-            accusers: due
-                .accusers
-                .iter()
-                .map(|(node, rule)| document::Accuser { node: node.0.clone(), rule: rule.clone() })
-                .collect(),
-            held: due.held.iter().filter_map(scope).collect(),
-        }),
+        due: incident.persisted.due.as_deref().map(due),
         release_due: incident.persisted.rare().release_due.as_ref().map(|due| document::ReleaseDue {
             at: due.at.get(),
             passed: due.passed,
             proven: due.proven,
         }),
-        releases: incident
-            .persisted
-            .rare()
-            .releases
-            .iter()
-            .map(|release| document::StickyRelease {
-                process: release.process.clone(),
-                rule: release.rule.clone(),
-                until: release.until,
-                until_by_clock: release.until_by_clock.map(CompactTimestamp::get),
-                by: release.actor.clone(),
-            })
-            .collect(),
+        releases: incident.persisted.rare().releases.iter().map(release).collect(),
         decisions: log(
             incident.persisted.decisions.iter().map(|entry| decision(entry)),
             &incident.persisted.rare().foreign,
@@ -209,6 +189,29 @@ fn grace(incident: &Incident, reading: impl Fn(Moment) -> Timestamp) -> Option<d
         regex: grace.record.regex.clone(),
         idle_since: grace.idle_since.map(reading),
     })
+}
+
+/// The entry of an App in the brakes' window, in the form that is persisted.
+fn due(due: &Due) -> document::Due {
+    let accuser =
+        |(node, rule): &(NodeName, Text)| document::Accuser { node: node.0.clone(), rule: rule.clone() };
+    document::Due {
+        at: due.at.get(),
+        passed: due.passed,
+        accusers: due.accusers.iter().map(accuser).collect(),
+        held: due.held.iter().filter_map(scope).collect(),
+    }
+}
+
+/// An operator's release, in the form that is persisted.
+fn release(release: &StickyRelease) -> document::StickyRelease {
+    document::StickyRelease {
+        process: release.process.clone(),
+        rule: release.rule.clone(),
+        until: release.until,
+        until_by_clock: release.until_by_clock.map(CompactTimestamp::get),
+        by: release.actor.clone(),
+    }
 }
 
 /// The log, with the entries whose kinds only another version knows in their places.

@@ -1,4 +1,4 @@
-//! The one place that reads clocks.
+//! Reads the monotonic and the wall clock together, as one [`Moment`].
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use procscan_core::Moment;
 use tokio::time::Instant;
 
-/// What a clock's monotonic reading begins with, so that what happened before the start has a reading too.
-const PAST: Duration = Duration::from_hours(24 * 400);
+/// The monotonic reading at the start. It is greater than zero, so that events before the start have a reading too.
+const READING_AT_START: Duration = Duration::from_hours(24 * 400);
 
 /// A source of [`Moment`]s. Cheap to copy; all copies share their origin.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,8 @@ impl Clock {
         Self { origin: Instant::now() }
     }
 
-    /// What time it is.
+    /// The present reading of both clocks.
     pub fn now(&self) -> Moment {
-        Moment::new(PAST + self.origin.elapsed(), Timestamp::now())
+        Moment::new(READING_AT_START + self.origin.elapsed(), Timestamp::now())
     }
 }

@@ -13,8 +13,8 @@
 //!
 //! Six channels go back, such as Pods that are gone and written notices: `docs/architecture.md` lists them.
 //!
-//! Each arrow is a bounded channel or a `watch`; each state has one task that owns it. [`run`] is the only place that knows
-//! all modules. The rules themselves are in [`procscan_core`].
+//! Each arrow is a bounded channel or a `watch`. One task owns each mutable state. [`run`] is the only place that
+//! knows all modules. The rules are in [`procscan_core`].
 
 // `println!` and `eprintln!` panic when the reader has closed the output; `commands/printed.rs` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

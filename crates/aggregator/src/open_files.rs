@@ -1,11 +1,11 @@
-//! How many files and sockets the process may have open.
+//! Raises the limit of open files and sockets of the process.
 //!
-//! Shells, and some container runtimes, set a soft limit of 1,024 for the sake of programs that use `select`. With that many clients
-//! of the API, no socket would be left for the agents and no file for the outputs.
+//! Shells, and some container runtimes, set a soft limit of 1,024 for programs that use `select`. With that many
+//! clients of the API, no socket would be left for the agents, and no file for the outputs.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit to the hard one. Warns if fewer than `needed` may be open then.
+/// Raises the soft limit to the hard one. Warns if fewer than `needed` files may be open then.
 pub(crate) fn raise_limit(needed: usize) {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -1,5 +1,5 @@
-//! Reads files that the configuration or a command names, or that others may write. Opening a pipe waits for a writer, and a
-//! device may never end, so only regular files are read.
+//! Reads files that the configuration or a command names, or that other programs may write. Only regular files are
+//! read, because opening a pipe waits for a writer, and a device may never end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -8,18 +8,18 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// The most bytes that a file of the configuration, of targets, of rules or of a script may have.
+/// The maximum size in bytes of a file of the configuration, of targets, of rules or of a script.
 pub(crate) const MAX_TEXT: u64 = 16 << 20;
 
-/// Opens a regular file, or what a link to one leads to. Anything else is an error of the kind `InvalidInput`, and opening
-/// does not wait for it.
+/// Opens a regular file, or the regular file that a symbolic link leads to. Any other file is an error of the kind
+/// `InvalidInput`, and opening does not wait for it.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    // Before it is opened: to open a device may change it.
+    // Checked before the file is opened, because opening a device may change it.
     check(&fs::metadata(path)?)?;
     open_with(path, OFlags::NONBLOCK)
 }
 
-/// Opens a regular file. A symbolic link is an error of the kind `InvalidInput` too, whatever it leads to.
+/// Opens a regular file. A symbolic link is an error of the kind `InvalidInput` too, wherever it leads.
 pub(crate) fn open_itself(path: &Path) -> io::Result<File> {
     check(&fs::symlink_metadata(path)?)?;
     open_with(path, OFlags::NONBLOCK | OFlags::NOFOLLOW)
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_regular_file_is_refused_without_waiting() {
+    fn a_file_that_is_not_regular_is_refused_without_waiting() {
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();

@@ -1,12 +1,13 @@
-//! Reasons that operators give: the command line, the HTTP API and the configuration take the same ones.
+//! Checks the reasons that operators give. The command line, the HTTP API and the configuration accept the same
+//! reasons.
 
-/// The most characters of a reason, and of a part of an exemption, as in the CRDs.
+/// The maximum number of characters of a reason, and of a part of an exemption. The CRDs have the same limit.
 pub(crate) const MAX_REASON_CHARS: usize = 1024;
 
-/// What is said where a reason is expected.
+/// The text of errors for what is expected as a reason.
 pub(crate) const ALLOWED: &str = "a text of up to 1024 characters that is not blank";
 
-/// What `text` is if it is not allowed as a reason; `None` if it is allowed.
+/// What is wrong with `text` as a reason; `None` if it is valid.
 pub(crate) fn mistake(text: &str) -> Option<String> {
     if text.trim().is_empty() {
         return Some("an empty reason".to_owned());

@@ -32,21 +32,21 @@ use crate::views::{ApiServer, Views};
 use crate::{ledger_task, open_files, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
-const OBSERVATIONS: usize = 256;
+const MAX_QUEUED_OBSERVATIONS: usize = 256;
 /// How many files and sockets may be open beside those of clients and agents: outputs, the state, the API server, the reserve.
 const OTHER_FILES: usize = 512;
-/// How many Pods that are gone may wait for the ledger. A full channel slows the looking up down.
-const PODS_GONE: usize = 256;
-/// How long shutdown may take: well within the 5 s that operators are promised.
-const DEADLINE: Duration = Duration::from_secs(4);
+/// How many Pods that are gone may wait for the ledger. A full channel delays the look-ups.
+const MAX_QUEUED_PODS_GONE: usize = 256;
+/// How long shutdown may take. Operators are promised at most 5 s.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long after the shutdown began the right to write is given back at the latest.
-const HAND_OVER: Duration = Duration::from_millis(600);
-/// The stage that holds the right to write.
+/// The time after the start of a shutdown at which the Lease is given back at the latest.
+const HAND_OVER_AFTER: Duration = Duration::from_millis(600);
+/// The name of the stage that holds the Lease.
 const LEADER: &str = "leader";
 
-/// How many questions of new leaders may wait for the output. A term has one.
-const TAKE_OVERS: usize = 1;
+/// How many requests of new leaders may wait for the output. A term sends one.
+const MAX_QUEUED_TAKE_OVERS: usize = 1;
 
 /// The running service.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ pub struct Service {
     address: SocketAddr,
     views: Views,
     sources: CancellationToken,
-    /// In the order in which they end: each ends when the one before has, or when it is told to.
+    /// In the order in which they end. Each stage ends when the one before has ended, or when it is cancelled.
     stages: Vec<Stage>,
 }
 
@@ -62,41 +62,41 @@ pub struct Service {
 struct Stage {
     name: &'static str,
     task: JoinHandle<()>,
-    /// Tells it to end, where nothing else does.
+    /// Ends the stage, if no other event ends it.
     cancel: Option<CancellationToken>,
 }
 
-/// Everything that leads to a decision: no output, no API.
+/// All stages that lead to a decision, without the output and the API.
 #[derive(Debug)]
 pub struct Pipeline {
     /// The read model.
     pub views: Views,
     sources: CancellationToken,
     output: watch::Sender<OutputStatus>,
-    keeping: watch::Sender<Option<String>>,
-    electing: watch::Sender<Option<String>>,
+    state_error: watch::Sender<Option<String>>,
+    lease_error: watch::Sender<Option<String>>,
     stages: Vec<Stage>,
 }
 
-/// What the pipeline decides with: where decisions are kept, and what is known beside the agents' word.
+/// All that the pipeline decides with, apart from the agents' reports.
 #[derive(Debug)]
 pub struct Footing {
-    /// Where incidents are kept.
+    /// Where incidents are persisted.
     pub store: Store,
-    /// What is kept, and what operators want.
+    /// The persisted state, with the operator commands.
     pub kept: watch::Receiver<Arc<PersistedState>>,
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
-    /// Says what is blocked, at the beginning of a term.
+    /// Asks the output what is blocked, at the beginning of a term.
     pub take_over: mpsc::Sender<TakeOver>,
-    /// What has been told.
+    /// The notices that the output has written.
     pub delivered: watch::Receiver<Arc<WrittenNotifications>>,
 }
 
 impl Pipeline {
-    /// Starts it. Nothing is decided before this replica leads.
+    /// Starts the stages. Nothing is decided before this replica leads.
     pub fn start(config: &Config, cluster: Option<&Cluster>, footing: Footing) -> anyhow::Result<Self> {
-        let Footing { store, kept, leadership, take_over, delivered } = footing;
+        let Footing { store, kept: persisted, leadership, take_over, delivered: written } = footing;
         let clock = Clock::start();
         let now = clock.now();
         let source = source(config, cluster)?;
@@ -104,31 +104,31 @@ impl Pipeline {
         let mut policy = config.policy();
         policy.protected.extend(cluster.and_then(Cluster::own_namespace).map(str::to_owned));
         let (targets_tx, targets) = watch::channel(Arc::new(TargetSet::default()));
-        let (observations_tx, observations) = mpsc::channel(OBSERVATIONS);
+        let (observations_tx, observations) = mpsc::channel(MAX_QUEUED_OBSERVATIONS);
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
-        let (questions_tx, questions) = watch::channel(Arc::default());
+        let (lookups_tx, lookups) = watch::channel(Arc::default());
         let (facts_tx, facts) = watch::channel(Arc::default());
-        let (gone_tx, gone) = mpsc::channel(PODS_GONE);
-        let (memory_tx, memory) = mpsc::channel(1);
+        let (gone_tx, gone) = mpsc::channel(MAX_QUEUED_PODS_GONE);
+        let (reminders_tx, reminders) = mpsc::channel(1);
         let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall()));
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
-        let (evidence_tx, evidence) = watch::channel(ClusterFactsStatus::default());
-        let (trouble_tx, trouble) = watch::channel(None);
-        let (keeping_tx, keeping) = watch::channel(None);
-        let (electing_tx, electing) = watch::channel(None);
+        let (facts_status_tx, facts_status) = watch::channel(ClusterFactsStatus::default());
+        let (policy_error_tx, policy_error) = watch::channel(None);
+        let (state_error_tx, state_error) = watch::channel(None);
+        let (lease_error_tx, lease_error) = watch::channel(None);
         let journal = Journal::default();
         let views = Views {
             snapshots,
             decided,
             targets,
-            cluster_facts: evidence,
+            cluster_facts: facts_status,
             output,
             api_server: cluster.and_then(|cluster| api_server(config, cluster)),
-            persisted: kept.clone(),
-            policy_error: trouble,
-            state_error: keeping,
-            lease_error: electing,
+            persisted: persisted.clone(),
+            policy_error,
+            state_error,
+            lease_error,
             leadership: leadership.clone(),
             journal: journal.clone(),
             configured_mode: config.enforcement.mode,
@@ -144,42 +144,48 @@ impl Pipeline {
             ),
             Stage::threaded("collector", collector.run(views.targets.clone(), sources.clone()))?,
         ];
-        // Whoever only asks the cluster who somebody is has no right to look at Pods.
+        // A service that uses the cluster only to authenticate clients has no right to read Pods.
         if let Some(cluster) = cluster.filter(|_| config.looks_at_pods()) {
-            let evidence = ClusterFactsTask {
+            let cluster_facts = ClusterFactsTask {
                 cluster: cluster.clone(),
                 interval: config.aggregator.scan_interval,
                 max_service_entries: config.gateway.max_service_entries,
                 clock,
                 large: Semaphore::new(1),
             };
-            let task = evidence.run(questions, facts_tx, gone_tx, evidence_tx, sources.clone());
+            let task = cluster_facts.run(lookups, facts_tx, gone_tx, facts_status_tx, sources.clone());
             stages.push(Stage::spawn("evidence", task));
         }
-        let inbox =
-            ledger_task::Inbox { observations, targets: views.targets.clone(), gone, reminders: memory };
+        let inbox = ledger_task::Inbox { observations, targets: views.targets.clone(), gone, reminders };
         stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, publisher)));
         let channels = policy_task::Channels {
             leadership,
-            persisted: kept,
+            persisted,
             take_over,
-            reminders: memory_tx,
+            reminders: reminders_tx,
             snapshots: views.snapshots.published(),
             progress: views.snapshots.progress(),
             ledger: views.snapshots.clone(),
             facts,
-            written: delivered,
-            lookups: questions_tx,
+            written,
+            lookups: lookups_tx,
             decided: decided_tx,
-            error: trouble_tx,
+            error: policy_error_tx,
         };
         let retention = config.state.retention;
         let policy = PolicyTask { policy, retention, store, clock, journal, channels };
         stages.push(Stage::spawn("policy", policy.run()));
-        Ok(Self { views, sources, output: output_tx, keeping: keeping_tx, electing: electing_tx, stages })
+        Ok(Self {
+            views,
+            sources,
+            output: output_tx,
+            state_error: state_error_tx,
+            lease_error: lease_error_tx,
+            stages,
+        })
     }
 
-    /// Stops at once: whoever wants to know has read what it has decided.
+    /// Stops at once, because the caller has already read the decision.
     pub fn stop(self) {
         self.sources.cancel();
         for stage in self.stages {
@@ -188,20 +194,20 @@ impl Pipeline {
     }
 }
 
-/// The cluster, where the configuration needs one.
+/// Connects to the cluster, if the configuration needs one.
 pub async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
     if config.needs_cluster() { Ok(Some(Cluster::connect(&config.kubernetes).await?)) } else { Ok(None) }
 }
 
-/// The Lease by which the replicas agree who writes.
+/// The name of the Lease by which the replicas agree which of them writes.
 pub(crate) const LEASE: &str = "procscan-aggregator";
 
-/// Where decisions are kept, and who may write.
+/// Where decisions are persisted, and the election of the replica that may write.
 struct Place {
     store: Store,
     operator_commands: OperatorCommands,
     namespace: Option<String>,
-    kept: watch::Receiver<Arc<PersistedState>>,
+    persisted: watch::Receiver<Arc<PersistedState>>,
     watching: Option<(Watching, watch::Sender<Arc<PersistedState>>)>,
     election: Option<Election>,
 }
@@ -211,17 +217,17 @@ const AFTER_LOSS: &str = "the state file was damaged, and what operators declare
     `resume`, look at `incidents --state watched`: each App that it lists and that is still accused may be blocked then; \
     release or exempt those that must not be blocked";
 
-/// The namespace of what is kept, where none is said and we run in none.
+/// The namespace of the persisted state, if none is configured and the service runs in none.
 const DEFAULT_NAMESPACE: &str = "kube-system";
 
-/// The objects in which decisions are kept.
+/// The objects in which decisions are persisted.
 pub fn objects(config: &Config, cluster: &Cluster) -> Objects {
     let namespace =
         config.state.namespace.as_deref().or(cluster.own_namespace()).unwrap_or(DEFAULT_NAMESPACE);
     Objects::new(cluster.clone(), namespace.to_owned())
 }
 
-/// The election of the replica that writes to the cluster, even if the decisions are kept in a file.
+/// The election of the replica that writes to the cluster, even if the decisions are persisted in a file.
 fn election(config: &Config, cluster: &Cluster) -> Election {
     Election {
         cluster: cluster.clone(),
@@ -236,10 +242,10 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
     match (config.state_mode(), cluster) {
         (StateMode::Cluster, Some(cluster)) => {
             let objects = objects(config, cluster);
-            let (show, kept) = watch::channel(Arc::default());
+            let (show, persisted) = watch::channel(Arc::default());
             let (watching, relist) = Watching::new(objects.clone());
             Ok(Place {
-                kept,
+                persisted,
                 store: Store::Cluster(Box::new(ClusterStore::new(objects.clone(), Some(relist)))),
                 operator_commands: OperatorCommands::Cluster(objects.clone()),
                 namespace: Some(objects.namespace().to_owned()),
@@ -249,8 +255,8 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
         }
         (StateMode::Cluster, None) => anyhow::bail!("state.mode: cluster needs a cluster"),
         (StateMode::File, _) => {
-            // It is not known any more what operators have released or exempted: no new App is blocked before they have looked.
-            // Dry-run blocks none anyway.
+            // Operators' releases and exemptions are lost, so no new App is blocked before an operator has looked.
+            // Dry-run blocks no App in any case.
             let after_loss = EnforcementSpec {
                 mode: Some(Mode::Paused),
                 by: Some("procscan-aggregator".to_owned()),
@@ -261,7 +267,7 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
                 .await
                 .context("state.directory")?;
             Ok(Place {
-                kept: store.shown(),
+                persisted: store.shown(),
                 operator_commands: OperatorCommands::File(store.clone()),
                 store: Store::File(store),
                 namespace: None,
@@ -272,7 +278,8 @@ async fn state(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Pla
     }
 }
 
-/// Where the objects go. `open` opens a directory; a caller that only reads passes [`Directory::at`].
+/// The output to which objects are written. `open` opens a directory; a caller that only reads passes
+/// [`Directory::at`].
 pub fn output(
     config: &Config,
     cluster: Option<&Cluster>,
@@ -292,24 +299,24 @@ pub fn output(
 impl Service {
     /// Starts everything. Nothing runs if it fails.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
-        // Beside the agents that are asked as many may linger.
+        // Twice the concurrency, because as many connections to agents may linger as are in use.
         open_files::raise_limit(api::MAX_CONNECTIONS + 2 * config.collector.concurrency + OTHER_FILES);
         let cluster = cluster(config).await?;
         let mut output = output(config, cluster.as_ref(), |path| Directory::open(path))?;
         if let Output::Directory(directory) = &output {
-            // A directory that can't be read does not become readable by waiting.
+            // Checked at the start, because a directory that can't be read does not become readable by waiting.
             directory.check()?;
         }
         let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
         let listener =
             TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
         let address = listener.local_addr()?;
-        let (take_over, questions) = mpsc::channel(TAKE_OVERS);
-        let (delivered_tx, delivered) = watch::channel(Arc::default());
+        let (take_over, take_overs) = mpsc::channel(MAX_QUEUED_TAKE_OVERS);
+        let (written_tx, written) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let place = state(config, cluster.as_ref()).await?;
         if let Output::Directory(directory) = &mut output {
-            // Where a Lease says which process writes, its replicas may share the directory.
+            // If a Lease decides which process writes, its replicas may share the directory.
             let locked = match &place.election {
                 Some(Election { cluster, namespace, name, .. }) => {
                     directory.lock_for(cluster, namespace, name)
@@ -324,30 +331,36 @@ impl Service {
             namespace: place.namespace,
             brake: config.policy().brake,
         };
-        let footing = Footing { store: place.store, kept: place.kept, leadership, take_over, delivered };
-        let Pipeline { views, sources, output: status, keeping, electing, mut stages } =
+        let footing = Footing {
+            store: place.store,
+            kept: place.persisted,
+            leadership,
+            take_over,
+            delivered: written,
+        };
+        let Pipeline { views, sources, output: status, state_error, lease_error, mut stages } =
             Pipeline::start(config, cluster.as_ref(), footing)?;
         if let Some(cluster) = cluster {
             stages.push(Stage::spawn("reach", cluster.keep_asking(sources.clone())));
         }
         let interval = config.aggregator.scan_interval;
         let channels = output::Channels {
-            take_over: questions,
+            take_over: take_overs,
             decided: views.decided.clone(),
-            delivered: delivered_tx,
+            delivered: written_tx,
             status,
         };
         stages.push(Stage::spawn("output", output::run(output, config.settings(), interval, channels)));
-        // Those who wrote have ended by now: the right to write is given back, so that another replica takes it at once.
+        // The stages that write end before these two, so that another replica can take the Lease at once.
         if let Some((watching, show)) = place.watching {
             let cancel = CancellationToken::new();
-            let task = watching.run(show, keeping, cancel.clone());
+            let task = watching.run(show, state_error, cancel.clone());
             stages.push(Stage::until(cancel, "state", task));
         }
         match place.election {
             Some(election) => {
                 let cancel = CancellationToken::new();
-                let task = election.run(leadership_tx, electing, cancel.clone());
+                let task = election.run(leadership_tx, lease_error, cancel.clone());
                 stages.push(Stage::until(cancel, LEADER, task));
             }
             None => drop(leadership_tx.send_replace(Leadership::Leading(WritePermit::always()))),
@@ -360,7 +373,7 @@ impl Service {
         Ok(Self { address, views, sources, stages })
     }
 
-    /// Where the HTTP API listens.
+    /// The address at which the HTTP API listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -370,7 +383,7 @@ impl Service {
         &self.views
     }
 
-    /// Waits until a stage ends by itself, which none should; its name.
+    /// Waits until a stage ends by itself, which is an error. Returns its name.
     pub async fn broken(&mut self) -> &'static str {
         std::future::poll_fn(|context| {
             for stage in &mut self.stages {
@@ -383,9 +396,9 @@ impl Service {
         .await
     }
 
-    /// Stops in order: no more questions, then what has been answered flows through to the output, then the API. The
-    /// right to write is given back in time even if something is still being written, so that another replica can go
-    /// on.
+    /// Stops the stages in order. The sources end first, then the tasks up to the output once they have handled the
+    /// last answers, and then the API. The Lease is given back in time even while a write is under way, so that
+    /// another replica can go on.
     pub async fn stop(self) {
         self.sources.cancel();
         let late = end(self.stages).await;
@@ -397,13 +410,13 @@ impl Service {
     }
 }
 
-/// Ends the stages in order. The right to write is given back in time even if something is still being written, so that
-/// another replica can go on. Returns the names of the stages that did not end by themselves.
+/// Ends the stages in order. The Lease is given back in time even while a write is under way, so that another replica
+/// can go on. Returns the names of the stages that did not end by themselves.
 async fn end(stages: Vec<Stage>) -> Vec<&'static str> {
-    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let deadline = tokio::time::Instant::now() + SHUTDOWN_TIMEOUT;
     let leader = stages.iter().find(|stage| stage.name == LEADER).and_then(|stage| stage.cancel.clone());
     let hand_over = tokio::spawn(async move {
-        tokio::time::sleep(HAND_OVER).await;
+        tokio::time::sleep(HAND_OVER_AFTER).await;
         if let Some(leader) = leader {
             leader.cancel();
         }
@@ -430,7 +443,8 @@ impl Stage {
         Self { name, task: tokio::spawn(task), cancel: None }
     }
 
-    /// On a thread of its own: nothing else delays it, and none of its many tiny tasks wakes another thread.
+    /// Runs a stage on a thread of its own. So no other task delays it, and none of its many tiny tasks wakes another
+    /// thread.
     fn threaded(
         name: &'static str,
         task: impl Future<Output = ()> + Send + 'static,
@@ -438,13 +452,13 @@ impl Stage {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (done, is_done) = oneshot::channel();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            // As a task among those that it starts: to wake what `block_on` itself runs takes a system call each time. A panic has been
-            // reported by now, and ends it like anything else.
+            // Spawned as a task, because waking the future that `block_on` itself runs takes a system call each time.
+            // A panic of the task has been reported by now, and ends the stage too.
             let _ = runtime.block_on(runtime.spawn(task));
-            // Whoever waits for it may have stopped waiting.
+            // The receiver may have been dropped.
             let _ = done.send(());
         })?;
-        // A panic of the thread ends it too.
+        // A panic of the thread ends the stage too.
         Ok(Self::spawn(name, async move { drop(is_done.await) }))
     }
 
@@ -457,7 +471,7 @@ impl Stage {
     }
 }
 
-/// What can't be done without the API server.
+/// The parts of the service that need the API server.
 fn api_server(config: &Config, cluster: &Cluster) -> Option<ApiServer> {
     Some(ApiServer {
         reach: cluster.reach()?.clone(),
@@ -502,7 +516,7 @@ fn cadence(config: &Config) -> Cadence {
 
 fn client(config: &Config) -> ClientOptions {
     let collector = &config.collector;
-    // An answer that takes longer than a round would meet the next one.
+    // An answer that takes longer than a round would overlap with the next round.
     let timeout = collector.timeout.min(config.aggregator.scan_interval);
     ClientOptions {
         path: config.daemonset.api_path.clone(),
@@ -522,7 +536,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_right_to_write_is_given_back_within_a_second_while_something_is_still_being_written() {
+    async fn the_lease_is_given_back_within_a_second_while_a_write_is_under_way() {
         let cancel = CancellationToken::new();
         let (ended_tx, ended) = oneshot::channel();
         let leader = {

@@ -1,4 +1,4 @@
-//! Logs, on standard error.
+//! Writes the log to standard error.
 
 #[cfg(test)]
 pub(crate) mod logged;
@@ -12,10 +12,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Format, Level, Logger};
 
-/// Goes back to the beginning of a terminal's line and clears it.
+/// Moves the cursor to the beginning of a terminal's line, and clears the line.
 pub(crate) const CLEAR_LINE: &str = "\r\x1b[K";
 
-/// Sets up logging for the whole process. `clear` clears the line before each entry, where a progress line may stand.
+/// Sets up logging for the whole process. With `clear`, each entry first clears its line, because a progress line may
+/// be there.
 pub(crate) fn init(logger: Logger, clear: bool) {
     let level = match logger.level {
         Level::Debug => LevelFilter::DEBUG,
@@ -24,7 +25,7 @@ pub(crate) fn init(logger: Logger, clear: bool) {
         Level::Error => LevelFilter::ERROR,
     };
     let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(move || Lines { clear });
-    // What a library can't do is an error of whoever asked it to, who says so once and knows what it was for.
+    // Off, because the caller of a library logs a failure once, and knows what the request was for.
     let quiet = if level == LevelFilter::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
     let targets = Targets::new()
         .with_default(level)
@@ -38,12 +39,12 @@ pub(crate) fn init(logger: Logger, clear: bool) {
             lines.with_ansi(stderr().is_terminal()).with_target(false).finish().with(targets).try_init()
         }
     };
-    // An error means that a subscriber is there already, as in tests.
+    // An error means that a subscriber exists already, as in tests.
     drop(result);
 }
 
-/// Writes to standard error. A line that can't be written is lost, without an error: the subscriber would print the error to
-/// standard error and panic, and a terminal that closes must not end the service.
+/// Writes to standard error. A line that can't be written is lost without an error. With an error, the subscriber
+/// would print it to standard error and panic, but a terminal that closes must not end the service.
 struct Lines {
     clear: bool,
 }

@@ -1,8 +1,8 @@
-//! A thread for work that would delay other tasks.
+//! A thread for computations that would delay other tasks.
 //!
-//! Tokio starts one more thread for blocking work whenever all its threads are busy, and the allocator keeps memory for each thread. In
-//! a measurement, two dozen such threads, few of them busy at the same time, kept 30 MB. So frequent work that computes, and waits for
-//! nothing, has one thread here.
+//! Tokio starts one more thread for blocking work whenever all its threads are busy, and the allocator holds memory
+//! for each thread. In a measurement, two dozen such threads held 30 MB, although few of them were busy at the same
+//! time. So frequent work that only computes has one thread here.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,12 +13,12 @@ use tokio::sync::oneshot;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread that does one piece of work at a time, in the order of the calls. It starts with the first call of [`Self::run`]. After this
-/// value is dropped it does the work that is queued, and ends.
+/// A thread that does one piece of work at a time, in the order of the calls. It starts with the first call of
+/// [`Self::run`]. After this value is dropped, the thread does the queued work and ends.
 #[derive(Debug)]
 pub(crate) struct Worker {
     name: &'static str,
-    /// None if the thread can't be started.
+    /// `None` if the thread can't be started.
     queue: OnceLock<Option<Sender<Work>>>,
 }
 
@@ -28,11 +28,11 @@ impl Worker {
         Self { name, queue: OnceLock::new() }
     }
 
-    /// Queues `work` for the thread. The work is done even if the future is dropped; the future gives its result. If the thread can't be
-    /// started, the work is done before this returns.
+    /// Queues `work` for the thread. The future returns the result of `work`, which is done even if the future is
+    /// dropped. If the thread can't be started, the work is done before this returns.
     ///
     /// # Errors
-    /// If `work` panics: what it panicked with.
+    /// The payload of the panic if `work` panics.
     pub(crate) fn run<T, W>(
         &self,
         work: W,
@@ -43,7 +43,7 @@ impl Worker {
     {
         let (done, is_done) = oneshot::channel();
         let work = || {
-            // A panic must not end the thread: other tasks need it.
+            // A panic must not end the thread, because other tasks need it.
             let result = catch_unwind(AssertUnwindSafe(work));
             let _ = done.send(result);
         };
@@ -80,22 +80,22 @@ mod tests {
 
     #[tokio::test]
     async fn all_work_is_done_in_order_on_one_thread_of_the_given_name() {
-        let (worker, (told, order)) = (Worker::new("a-worker"), channel());
+        let (worker, (sender, numbers)) = (Worker::new("a-worker"), channel());
         let runs = (0..10).map(|number| {
-            let told = told.clone();
+            let sender = sender.clone();
             worker.run(move || {
-                told.send(number).unwrap();
+                sender.send(number).unwrap();
                 thread::current().name().map(str::to_owned)
             })
         });
         for name in futures_util::future::join_all(runs).await {
             assert_eq!(name.unwrap().as_deref(), Some("a-worker"));
         }
-        assert_eq!(order.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(numbers.try_iter().collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
     }
 
     #[tokio::test]
-    async fn work_that_panics_is_an_error_and_the_next_one_is_done_all_the_same() {
+    async fn work_that_panics_is_an_error_and_the_next_work_is_still_done() {
         let worker = Worker::new("a-worker");
         let panic = worker.run(|| panic!("of the test")).await.unwrap_err();
         assert_eq!(panic.downcast_ref(), Some(&"of the test"));
@@ -104,9 +104,9 @@ mod tests {
 
     #[test]
     fn work_is_done_even_if_its_result_is_not_awaited() {
-        let (worker, (told, done)) = (Worker::new("a-worker"), channel());
-        drop(worker.run(move || told.send(thread::current().id()).unwrap()));
+        let (worker, (sender, threads)) = (Worker::new("a-worker"), channel());
+        drop(worker.run(move || sender.send(thread::current().id()).unwrap()));
         drop(worker);
-        assert_ne!(done.recv().unwrap(), thread::current().id());
+        assert_ne!(threads.recv().unwrap(), thread::current().id());
     }
 }

@@ -1,4 +1,4 @@
-//! Collects what the thread of a test logs.
+//! Collects the log lines of the thread of a test.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ impl Logged {
         String::from_utf8(bytes).unwrap().lines().map(|line| line.trim().to_owned()).collect()
     }
 
-    /// How many lines since the last call say this.
+    /// How many lines since the last call contain `text`.
     pub(crate) fn count(&self, text: &str) -> usize {
         self.lines().iter().filter(|line| line.contains(text)).count()
     }

@@ -228,7 +228,7 @@ impl Cluster {
 
     /// Sets the API server's time as if an answer had told it.
     #[cfg(test)]
-    pub(crate) fn tell_time(&self, date: Timestamp) {
+    pub(crate) fn set_server_time(&self, date: Timestamp) {
         self.server_clock.set(date);
     }
 

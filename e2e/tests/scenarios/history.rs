@@ -72,7 +72,7 @@ async fn logged(
 /// How long after the beginning of its term a replica had read what is kept, and had decided to block the tenant's App.
 async fn first_decision(replica: &Aggregator, tenant: &str) -> anyhow::Result<(Duration, Duration)> {
     let began = logged(replica, "that it leads", |entry| entry["message"] == "leading").await?;
-    let is_read = |entry: &Value| entry["message"] == "taken over from before";
+    let is_read = |entry: &Value| entry["message"] == "incidents and inherited blocks were taken over";
     let read = logged(replica, "that it has read what is kept", is_read).await?;
     let is_decided = |entry: &Value| entry["decision"] == "blocked" && entry.to_string().contains(tenant);
     let decided = logged(replica, "the block", is_decided).await?;

@@ -106,7 +106,7 @@ async fn what_can_not_be_kept_is_not_done_and_is_done_as_soon_as_it_can() -> any
         .aggregator
         .wait_for("all to be well", LIMIT, "/readyz", |ready| ready["state"]["ok"] == true)
         .await?;
-    world.until_logged(&["decisions can be kept again"]).await?;
+    world.until_logged(&["decisions can be persisted again"]).await?;
     // Decided once, however often it was tried.
     for (namespace, decision) in [("ns-a", "released"), ("ns-b", "blocked")] {
         let logs = world.aggregator.logs();

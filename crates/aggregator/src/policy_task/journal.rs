@@ -1,4 +1,5 @@
-//! Every decision and alert, told once: in the log, and for whoever asks for the last ones.
+//! Reports each decision once: in the log, and in the list of the last decisions that the API shows. Alerts and the
+//! mode are logged here too.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,8 @@ use procscan_core::state::EnforcementSpec;
 
 use crate::wire_names::mode_name;
 
-/// How many decisions are remembered. What is decided of an incident is kept with it; this also has what belongs to none.
+/// How many decisions the list has. Decisions about an incident are persisted with it; the list also has decisions
+/// that belong to no incident.
 const MAX_DECISIONS: usize = 2000;
 
 /// The last decisions of this replica.
@@ -22,7 +24,7 @@ impl Journal {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 
-    /// Tells a decision.
+    /// Logs a decision, and adds it to the list.
     pub(super) fn report(&self, decision: &Decision) {
         log(decision);
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,8 +51,8 @@ fn log(decision: &Decision) {
     }
 }
 
-/// Logs the mode in force, its source, and how to change it. A mode that operators declared outlives restarts, so the configuration
-/// alone does not tell which mode is in force.
+/// Logs the mode in force, its source, and how to change it. A mode that operators declared outlives restarts, so the
+/// configuration alone does not show which mode is in force.
 pub(super) fn log_mode(configured: Mode, declared: &EnforcementSpec) {
     let Some(mode) = declared.mode else {
         tracing::info!(
@@ -79,7 +81,7 @@ pub(super) fn raise(alert: &Alert) {
             tracing::error!(
                 alert = "exemption",
                 detail = message,
-                "what would open the gateway to many tenants is withheld"
+                "an exemption has no effect, because it would open too many tenants at once"
             );
         }
         Alert::Clock { message } => {
@@ -88,7 +90,7 @@ pub(super) fn raise(alert: &Alert) {
         Alert::Notices { waiting } => tracing::warn!(
             alert = "notices",
             waiting,
-            "more tenants are to be told than notification.max_per_round; the rest is told in the next rounds"
+            "more tenants are to be notified than notification.max_per_round; the next rounds notify the others"
         ),
     }
 }
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decision_that_closes_holds_or_finds_closed_is_a_warning_and_every_other_one_is_information() {
+    fn a_block_a_hold_a_dispute_and_an_inherited_block_are_warnings_and_other_decisions_are_information() {
         let warnings = [
             DecisionKind::Blocked,
             DecisionKind::Held,
@@ -144,8 +146,8 @@ mod tests {
                 journal.report(&decision(*kind, "web"));
                 let lines = logged.lines();
                 assert_eq!(lines.len(), 1, "{lines:?}");
-                let said = format!("decision=\"{}\"", kind.as_str());
-                assert!(lines[0].starts_with(level) && lines[0].contains(&said), "{lines:?}");
+                let field = format!("decision=\"{}\"", kind.as_str());
+                assert!(lines[0].starts_with(level) && lines[0].contains(&field), "{lines:?}");
                 assert!(
                     lines[0].contains("ns-a/app/web") && lines[0].contains("process `xmrig`"),
                     "{lines:?}"
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_words_make_no_line_of_their_own() {
+    fn line_breaks_in_an_operators_texts_begin_no_new_log_line() {
         let (logged, _guard) = Logged::start();
         let forged = "x\nWARN decision app=ns-a/app/shop decision=\"released\"\r\u{1b}[2J\u{2028}y";
         let decision = Decision {

@@ -1,4 +1,4 @@
-//! One term of leading: from what was kept to decisions that are kept.
+//! One leader term: it takes over the persisted state, and then decides, persists and publishes until the term ends.
 
 mod evaluated_inputs;
 mod persisting;
@@ -24,15 +24,16 @@ use super::{Decided, PolicyTask, journal, rest};
 use crate::leader::WritePermit;
 use crate::state::{Changed, PersistedState, StateDigest, Unreadable};
 
-/// The pause after which what can't be kept is tried again; doubles up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// The pause before a failed read or write of the persisted state is tried again. It doubles up to
+/// [`MAX_RETRY_PAUSE`].
+const MIN_RETRY_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(15);
 
 /// How a term ends.
 pub(super) enum TermEnd {
-    /// Another replica leads, or nobody does.
+    /// Another replica leads, or none does.
     Lost,
-    /// Nobody publishes snapshots any more.
+    /// The ledger has ended.
     Over,
 }
 
@@ -41,39 +42,40 @@ pub(super) struct LeaderTerm<'a> {
     task: &'a mut PolicyTask,
     permit: WritePermit,
     incidents: Incidents,
-    /// Everything that is kept was read when this was the mode: dry-run decides on a copy that is never kept.
+    /// Whether the decisions are made on a copy of the persisted state that is never persisted: in dry-run. The next
+    /// mode begins with the persisted state again.
     is_copy: bool,
-    /// Told once they are kept.
+    /// The decisions that are reported once they are persisted.
     decisions: Vec<Decision>,
-    /// The incidents that could not be kept, by name: what is decided of them has no effect.
+    /// The names of the incidents that could not be persisted. Decisions about them have no effect.
     failing: BTreeSet<String>,
-    /// When they are tried again, and the pause after that.
+    /// When the failed writes are tried again, and the pause after that try.
     retry: Option<(Instant, Duration)>,
     has_waited: bool,
     swept: Option<Instant>,
-    /// The incidents that can't be read, by name: nothing is decided about their Apps.
+    /// The incidents that can't be read, by name. Nothing is decided about their Apps.
     unreadable: BTreeMap<String, Unreadable>,
-    /// The incidents whose objects differ from what we wrote last.
+    /// The incidents whose objects differ from this leader's last write.
     changed: Vec<Changed>,
-    /// The names of Incidents that say that they are open, and are not their Apps' own ones.
+    /// The names of Incidents that have an open state, and are not the current Incident of their App.
     reopened: BTreeSet<String>,
-    /// What operators wanted, and which incidents existed, when what is kept was last looked at.
+    /// The digest of the persisted state when it was last looked at.
     digest: StateDigest,
-    /// This replica's clock differs from the API server's.
+    /// Whether this replica's clock differs from the API server's.
     is_clock_wrong: bool,
     /// When the term began, with a wall time that had certainly passed by then.
     began: (Moment, Timestamp),
-    /// What has been decided on.
+    /// The inputs of the last evaluation.
     evaluated: Option<EvaluatedInputs>,
     /// When time alone may change a decision.
     deadline: Option<Instant>,
 }
 
-/// What one evaluation has come to.
+/// The result of one evaluation.
 enum Step {
     /// The plan is published.
     Done,
-    /// What is known is not what is kept.
+    /// The incidents in memory differ from the persisted ones, so the persisted state has to be read again.
     Outdated,
     Lost,
 }
@@ -159,32 +161,32 @@ impl<'a> LeaderTerm<'a> {
     }
 
     pub(super) async fn run(mut self) -> TermEnd {
-        let mut pause = MIN_PAUSE;
-        let mut is_mode_told = false;
+        let mut pause = MIN_RETRY_PAUSE;
+        let mut is_mode_logged = false;
         loop {
             if let Err(end) = self.take_over().await {
                 return end;
             }
-            if !std::mem::replace(&mut is_mode_told, true) {
+            if !std::mem::replace(&mut is_mode_logged, true) {
                 journal::log_mode(self.task.policy.mode, &self.task.channels.persisted.borrow().enforcement);
             }
             let began = Instant::now();
             if let Err(end) = self.decide().await {
                 return end;
             }
-            // Another program may change again and again what is written here: to read everything anew each time would
-            // leave time for nothing else.
+            // Another program may change the objects again and again. Reading everything anew each time would leave
+            // no time for decisions.
             let lasted = began.elapsed();
             if let Err(end) = self.pause(pause.saturating_sub(lasted)).await {
                 return end;
             }
-            pause = if lasted < MAX_PAUSE { (pause * 2).min(MAX_PAUSE) } else { MIN_PAUSE };
+            pause = if lasted < MAX_RETRY_PAUSE { (pause * 2).min(MAX_RETRY_PAUSE) } else { MIN_RETRY_PAUSE };
         }
     }
 
     /// The policy with operators' exemptions and mode.
-    fn policy_now(&self, kept: &PersistedState) -> Policy {
-        let mut policy = self.task.policy_now(kept);
+    fn policy_now(&self, state: &PersistedState) -> Policy {
+        let mut policy = self.task.policy_now(state);
         if self.unreadable.values().any(|unreadable| unreadable.app.is_none()) {
             // The incident may be of any App, and may contain a release.
             policy.unread_exemptions.push(readable(&serde_json::Value::Null));
@@ -205,7 +207,7 @@ impl<'a> LeaderTerm<'a> {
         let channels = &mut self.task.channels;
         loop {
             tokio::select! {
-                // Whoever is alone leads for ever, and nobody says so again.
+                // Without a Lease the channel has no sender, and the term does not end.
                 Ok(()) = channels.leadership.changed() => if !self.permit.holds() { return TermEnd::Lost },
                 changed = channels.snapshots.changed() => if changed.is_err() { return TermEnd::Over },
             }
@@ -301,7 +303,8 @@ impl<'a> LeaderTerm<'a> {
 
     fn judge_persisted_state(&mut self) -> Judgement {
         let state = self.task.channels.persisted.borrow_and_update().clone();
-        // The watch reports no error for an incident without a status: it looks like one of which nothing was decided yet.
+        // The watch reports no error for an incident without a status. It looks like an incident of which nothing was
+        // decided yet.
         let has_no_status = |name: &str| state.incidents.get(name).is_some_and(|it| it.summary().is_none());
         let is_unread = |name: &String| state.unread.incidents.contains_key(&**name) || has_no_status(name);
         if !self.unreadable.keys().all(is_unread) {
@@ -342,8 +345,8 @@ impl<'a> LeaderTerm<'a> {
     }
 
     fn policy(&self) -> Policy {
-        let kept = self.task.channels.persisted.borrow().clone();
-        self.policy_now(&kept)
+        let state = self.task.channels.persisted.borrow().clone();
+        self.policy_now(&state)
     }
 
     /// Evaluates the inputs once: applies operator commands, decides, persists, and publishes what follows.
@@ -375,9 +378,10 @@ impl<'a> LeaderTerm<'a> {
         let decided = self.incidents.decide(&snapshot, &policy, &facts, now);
         self.evaluated = Some(EvaluatedInputs::of(&snapshot));
         self.decisions.extend(decided.decisions);
-        // Before the decisions are persisted: a leader that finds a hold persisted takes its alert for raised.
+        // Raised before the decisions are persisted, because a later leader takes the alert of a persisted hold for
+        // raised.
         self.raise_alerts(&decided.alerts);
-        let is_answered = self.ask(&snapshot, &policy, &facts);
+        let is_answered = self.request_lookups(&snapshot, &policy, &facts);
         let rounds = snapshot.rounds;
         // The next snapshot may be made while the decisions are persisted, and both together would take much memory.
         drop(snapshot);
@@ -424,34 +428,36 @@ impl<'a> LeaderTerm<'a> {
         self.deadline = decision.into_iter().chain(clocks).min().map(|at| Instant::now() + at.since(now));
     }
 
-    /// Removes the commands that are done, and the history that is over. A failure is tried again with the next evaluation.
+    /// Removes the commands that are done, and the incidents whose retention is over. A failure is tried again with
+    /// the next evaluation.
     async fn clean_up_done(&mut self, done: &BTreeSet<String>) -> Step {
         let state = self.task.channels.persisted.borrow().clone();
         match self.clean_up(&state, done).await {
             Err(error) if error.is_lost() => return Step::Lost,
             Err(error) => {
-                tracing::warn!(%error, "commands that are done, or history that is over, can't be removed yet");
+                tracing::warn!(%error, "commands that are done, or incidents whose retention is over, can't be removed yet");
             }
             Ok(()) => {}
         }
         Step::Done
     }
 
-    /// Asks the cluster what has to be known. Whether it has said all of it; never, where there is nobody to ask.
-    fn ask(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &ClusterFacts) -> bool {
-        let questions = &self.task.channels.lookups;
-        if questions.is_closed() {
+    /// Publishes the look-up requests. Returns whether the cluster facts answer all of them; always `false` without a
+    /// cluster.
+    fn request_lookups(&mut self, snapshot: &Snapshot, policy: &Policy, facts: &ClusterFacts) -> bool {
+        let lookups = &self.task.channels.lookups;
+        if lookups.is_closed() {
             return false;
         }
-        let epoch = questions.borrow().epoch;
-        let asked = LookupRequests { epoch, ..self.incidents.lookup_requests(snapshot, policy) };
-        let is_answered = asked.are_answered_by(facts);
-        questions.send_if_modified(|before| {
-            let is_news = **before != asked;
-            if is_news {
-                *before = Arc::new(asked);
+        let epoch = lookups.borrow().epoch;
+        let requests = LookupRequests { epoch, ..self.incidents.lookup_requests(snapshot, policy) };
+        let is_answered = requests.are_answered_by(facts);
+        lookups.send_if_modified(|before| {
+            let is_changed = **before != requests;
+            if is_changed {
+                *before = Arc::new(requests);
             }
-            is_news
+            is_changed
         });
         is_answered
     }

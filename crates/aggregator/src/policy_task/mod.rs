@@ -1,8 +1,10 @@
-//! The only owner of the book of incidents: evaluates each snapshot, keeps what it decides, and publishes the plan.
+//! Owns the [`Incidents`]: evaluates each snapshot, persists the decisions, and publishes the plan.
 //!
-//! Decides only while this replica leads. Whoever begins to lead reads what is kept, takes over what the objects block, and
-//! reminds the ledger of the evidence that is kept; only then it decides. A plan is published after the decisions that it
-//! follows from are kept: when they can't be, no new block and no release follows, and everything else goes on.
+//! The task decides only while this replica leads. A new leader reads the persisted state, takes over the blocks in
+//! the objects, and reminds the ledger of the persisted evidence. Only then it decides.
+//!
+//! A plan is published after its decisions are persisted. If they can't be persisted, no new block and no release
+//! follows, and everything else goes on.
 
 mod history;
 mod journal;
@@ -29,29 +31,30 @@ use crate::ledger_task::{Progress, Published, Reminder, Snapshots};
 use crate::output::PersistedBlocks;
 use crate::state::{PersistedState, Store};
 
-/// What the policy has decided as of the last snapshot.
+/// The decisions as of the last snapshot.
 #[derive(Clone, Debug)]
 pub struct Decided {
-    /// What should be true outside.
+    /// The desired blocks and notices.
     pub plan: Plan,
     /// The Apps that brakes hold.
     pub held: Vec<HeldApp>,
     /// The exemptions that have no effect because they would open too many tenants. Only the leader knows them.
     pub withheld: Vec<Withheld>,
-    /// Evidence that is not believed.
+    /// Evidence that is not believed, because its node accuses a Pod that does not run on it.
     pub disputes: Vec<Dispute>,
-    /// Evidence that can't be judged.
+    /// Evidence that can't be judged, because its Pod could not be read.
     pub unverified: usize,
-    /// The cluster has said all there is to ask. Without a cluster, it never has.
+    /// Whether the cluster facts answer all look-up requests. Always `false` without a cluster.
     pub is_answered: bool,
-    /// Rounds that were done when it was decided. Before the first, the plan knows too little to be written.
+    /// How many rounds were done when the decisions were made. A plan from before the first one is not written,
+    /// because it knows too little.
     pub rounds: u64,
-    /// The right to make it true; `None` on a replica that shows what another has decided.
+    /// The permit to write the plan; `None` on a replica that shows the decisions of another one.
     pub permit: Option<WritePermit>,
 }
 
 impl Decided {
-    /// Nothing is decided yet.
+    /// No decisions yet.
     pub fn nothing(plan: Plan) -> Self {
         Self {
             plan,
@@ -66,81 +69,82 @@ impl Decided {
     }
 }
 
-/// A new leader asks what the objects block, and makes them its own.
+/// The request of a new leader for the blocks in the objects. With it, the output takes the objects over for this
+/// leader.
 #[derive(Debug)]
 pub struct TakeOver {
-    /// The right to write.
+    /// The permit of the new leader.
     pub permit: WritePermit,
-    /// Whether the objects may be touched: not in dry-run.
+    /// Whether the output may write to the objects: not in dry-run.
     pub may_touch: bool,
-    /// What the persisted Incidents know, if there are any and all of them can be read: if an object is damaged, they say
-    /// what it closed.
+    /// The blocks of the persisted Incidents, if there are any and all of them can be read. If an object is damaged,
+    /// they show what it closed.
     pub persisted: Option<PersistedBlocks>,
-    /// What they block.
+    /// Receives the Apps that the objects block.
     pub blocked: oneshot::Sender<Vec<InheritedBlock>>,
 }
 
-/// The news that have been written, by App, and as of when they are news.
+/// The notices that have been written, by App, with the time at which each was decided.
 pub type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
 
-/// What the policy reads and writes.
+/// The channels of the policy task.
 #[derive(Debug)]
 pub struct Channels {
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
-    /// What is kept, and what operators want.
+    /// The persisted state, with the operator commands.
     pub persisted: watch::Receiver<Arc<PersistedState>>,
     /// To the output, at the beginning of a term.
     pub take_over: mpsc::Sender<TakeOver>,
     /// To the ledger, at the beginning of a term.
     pub reminders: mpsc::Sender<Reminder>,
-    /// The ledger.
+    /// The ledger's snapshots.
     pub snapshots: watch::Receiver<Published>,
-    /// How far the rounds have got.
+    /// The progress of the rounds.
     pub progress: watch::Receiver<Progress>,
-    /// Where a snapshot is asked for that there is no news for.
+    /// Asks the ledger for a snapshot if no change has published one.
     pub ledger: Snapshots,
-    /// What the cluster says of the accusations.
+    /// The cluster facts.
     pub facts: watch::Receiver<Arc<ClusterFacts>>,
-    /// What the output has told.
+    /// The notices that the output has written.
     pub written: watch::Receiver<Arc<WrittenNotifications>>,
-    /// What the cluster should be asked.
+    /// The look-up requests.
     pub lookups: watch::Sender<Arc<LookupRequests>>,
-    /// What has been decided.
+    /// The decisions.
     pub decided: watch::Sender<Arc<Decided>>,
-    /// Why what is decided can't be kept, if so.
+    /// Why decisions can't be persisted; `None` if they can.
     pub error: watch::Sender<Option<String>>,
 }
 
-/// Decides, while it may.
+/// Decides while this replica leads.
 #[derive(Debug)]
 pub struct PolicyTask {
-    /// The rules, as the configuration has them.
+    /// The rules from the configuration.
     pub policy: Policy,
-    /// How long incidents are kept after they are over.
+    /// How long incidents stay persisted after their end.
     pub retention: Duration,
-    /// Where incidents are kept.
+    /// Where incidents are persisted.
     pub store: Store,
-    /// What time it is.
+    /// The clock of this process.
     pub clock: Clock,
-    /// Where decisions are told.
+    /// The log and the list of the last decisions.
     pub journal: Journal,
-    /// What it reads and writes.
+    /// The channels to the other tasks.
     pub channels: Channels,
 }
 
-/// The pause after an evaluation, or after what was kept has been read, as a multiple of what it took: in a storm of news no more
-/// than a part of a core goes into them. At most [`MAX_REST`].
+/// The pause after an evaluation, or after the persisted state was read, as a multiple of its duration. So a storm of
+/// changes takes only a part of a core. The pause is at most [`MAX_REST`].
 const REST_FACTOR: u32 = 4;
 const MAX_REST: Duration = Duration::from_millis(500);
 
-/// When to look again for the sake of news alone.
+/// The time until which a change alone causes no further evaluation.
 fn rest(took: Duration) -> Instant {
     Instant::now() + took.saturating_mul(REST_FACTOR).min(MAX_REST)
 }
 
 impl PolicyTask {
-    /// Runs until nobody publishes snapshots any more; the last one is evaluated too.
+    /// Runs until the ledger has ended. The last snapshot is evaluated too.
     pub async fn run(mut self) {
         loop {
             let Some(permit) = self.follow().await else { return };
@@ -151,13 +155,13 @@ impl PolicyTask {
         }
     }
 
-    /// Shows what the leader has decided, until this replica leads. Nothing at the end.
+    /// Shows the leader's decisions until this replica leads. Returns `None` if the ledger has ended.
     async fn follow(&mut self) -> Option<WritePermit> {
-        // A replica without decisions has no questions. Earlier answers do not count when it leads again.
-        self.channels.lookups.send_modify(|questions| {
-            let was_asked = !questions.pods.is_empty() || !questions.apps.is_empty();
-            let epoch = questions.epoch + u64::from(was_asked);
-            *questions = Arc::new(LookupRequests { epoch, ..LookupRequests::default() });
+        // A replica that follows requests no look-ups. When it leads again, earlier answers do not count.
+        self.channels.lookups.send_modify(|lookups| {
+            let was_asked = !lookups.pods.is_empty() || !lookups.apps.is_empty();
+            let epoch = lookups.epoch + u64::from(was_asked);
+            *lookups = Arc::new(LookupRequests { epoch, ..LookupRequests::default() });
         });
         self.channels.error.send_replace(None);
         let mut shown = None;
@@ -171,39 +175,39 @@ impl PolicyTask {
             let has_begun = self.channels.snapshots.borrow_and_update().rounds > 0;
             let has_rested = Instant::now() >= rested;
             if has_rested {
-                let kept = self.channels.persisted.borrow_and_update().clone();
+                let state = self.channels.persisted.borrow_and_update().clone();
                 let is_same = |(before, began): &(Arc<PersistedState>, bool)| {
-                    Arc::ptr_eq(before, &kept) && *began == has_begun
+                    Arc::ptr_eq(before, &state) && *began == has_begun
                 };
                 if !shown.as_ref().is_some_and(is_same) {
                     let started = std::time::Instant::now();
-                    self.show(&kept).await;
+                    self.show(&state).await;
                     rested = rest(started.elapsed());
-                    shown = Some((kept, has_begun));
+                    shown = Some((state, has_begun));
                 }
             }
-            let Channels { leadership, snapshots, persisted: kept, .. } = &mut self.channels;
+            let Channels { leadership, snapshots, persisted, .. } = &mut self.channels;
             tokio::select! {
                 Ok(()) = leadership.changed() => {}
-                // The end is announced by the ledger's; a store that is gone for good changes nothing any more.
+                // Only the end of the ledger ends this task. A store that has ended changes nothing any more.
                 changed = snapshots.changed() => if changed.is_err() { return None },
-                Ok(()) = kept.changed(), if has_rested => {}
+                Ok(()) = persisted.changed(), if has_rested => {}
                 () = tokio::time::sleep_until(rested), if !has_rested => {}
             }
         }
     }
 
-    async fn show(&mut self, kept: &PersistedState) {
+    async fn show(&mut self, state: &PersistedState) {
         let snapshot = self.channels.ledger.fresh().await;
         let now = self.clock.now();
-        let policy = self.policy_now(kept);
-        let documents = match kept.documents() {
+        let policy = self.policy_now(state);
+        let documents = match state.documents() {
             Ok(documents) => documents,
             Err(error) => {
                 tracing::error!(
                     alert = "state",
                     error,
-                    "an incident can't be unpacked; what was shown before stays"
+                    "an incident can't be decompressed; the decisions that were shown before stay"
                 );
                 return;
             }
@@ -216,10 +220,10 @@ impl PolicyTask {
     }
 
     /// The policy with operators' exemptions and mode.
-    fn policy_now(&self, kept: &PersistedState) -> Policy {
+    fn policy_now(&self, state: &PersistedState) -> Policy {
         let mut policy = self.policy.clone();
-        policy.mode = kept.enforcement.mode.unwrap_or(policy.mode);
-        let (rules, unread) = kept.rules();
+        policy.mode = state.enforcement.mode.unwrap_or(policy.mode);
+        let (rules, unread) = state.rules();
         policy.exemptions.extend(rules);
         policy.unread_exemptions.extend(unread);
         policy

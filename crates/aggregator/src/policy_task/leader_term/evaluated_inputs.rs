@@ -1,4 +1,4 @@
-//! Whether a snapshot brings anything to decide on after an earlier one.
+//! Decides whether a snapshot has to be evaluated after an earlier one.
 
 use std::time::Duration;
 
@@ -7,34 +7,34 @@ use procscan_core::snapshot::Snapshot;
 
 use crate::ledger_task::Published;
 
-/// After how many rounds without news everything is decided again all the same, and after how long at the latest.
+/// After how many rounds without a change everything is evaluated again, and after which time at the latest.
 pub(super) const QUIET_ROUNDS: u64 = 5;
 const MAX_QUIET_TIME: Duration = Duration::from_mins(5);
 
-/// What identifies a snapshot in this comparison.
+/// The parts of a snapshot that are compared.
 #[derive(Clone, Copy)]
 pub(super) struct EvaluatedInputs {
-    pub(super) news: u64,
+    pub(super) changes: u64,
     pub(super) rounds: u64,
     pub(super) at: Moment,
 }
 
 impl EvaluatedInputs {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
-        Self { news: snapshot.changes, rounds: snapshot.rounds, at: snapshot.at }
+        Self { changes: snapshot.changes, rounds: snapshot.rounds, at: snapshot.at }
     }
 
     pub(super) fn of_published(published: &Published) -> Self {
-        Self { news: published.changes, rounds: published.rounds, at: published.at }
+        Self { changes: published.changes, rounds: published.rounds, at: published.at }
     }
 
-    /// Whether `now` brings nothing to decide on. If something `is_waiting` for the end of a round, the next round does.
+    /// Whether `now` needs no evaluation. If something `is_waiting` for the end of a round, the next round needs one.
     pub(super) fn is_as_good_as(self, now: EvaluatedInputs, is_waiting: bool) -> bool {
         let rounds = if is_waiting { 1 } else { QUIET_ROUNDS };
-        // Nothing is written before the first round is done.
+        // Every snapshot is evaluated until the first round is done, because nothing is written before that.
         let is_first = self.rounds == 0;
         !is_first
-            && self.news == now.news
+            && self.changes == now.changes
             && now.rounds < self.rounds + rounds
             && now.at.since(self.at) < MAX_QUIET_TIME
     }
@@ -46,14 +46,14 @@ mod tests {
 
     use super::*;
 
-    fn seen(news: u64, rounds: u64, seconds: u64) -> EvaluatedInputs {
+    fn inputs(changes: u64, rounds: u64, seconds: u64) -> EvaluatedInputs {
         let at = Moment::new(Duration::from_secs(1000 + seconds), Timestamp::UNIX_EPOCH);
-        EvaluatedInputs { news, rounds, at }
+        EvaluatedInputs { changes, rounds, at }
     }
 
     #[test]
-    fn without_news_everything_is_decided_again_after_five_rounds_or_five_minutes() {
-        let before = seen(7, 10, 0);
+    fn without_a_change_everything_is_evaluated_again_after_five_rounds_or_five_minutes() {
+        let before = inputs(7, 10, 0);
         for (rounds, seconds, is_again) in [
             (10, 0, false),
             (11, 60, false),
@@ -65,22 +65,22 @@ mod tests {
             (11, 301, true),
             (15, 300, true),
         ] {
-            let now = seen(7, rounds, seconds);
+            let now = inputs(7, rounds, seconds);
             assert_eq!(!before.is_as_good_as(now, false), is_again, "round {rounds}, {seconds} s");
         }
     }
 
     #[test]
-    fn news_and_the_next_round_that_something_waits_for_are_decided_on_at_once() {
-        let before = seen(7, 10, 0);
-        assert!(!before.is_as_good_as(seen(8, 10, 0), false));
-        assert!(before.is_as_good_as(seen(7, 10, 60), true), "the same round");
-        assert!(!before.is_as_good_as(seen(7, 11, 1), true), "the next round");
+    fn a_change_and_a_round_that_something_waits_for_are_evaluated_at_once() {
+        let before = inputs(7, 10, 0);
+        assert!(!before.is_as_good_as(inputs(8, 10, 0), false));
+        assert!(before.is_as_good_as(inputs(7, 10, 60), true), "the same round");
+        assert!(!before.is_as_good_as(inputs(7, 11, 1), true), "the next round");
     }
 
     #[test]
-    fn before_the_first_round_is_done_nothing_counts_as_decided() {
-        assert!(!seen(7, 0, 0).is_as_good_as(seen(7, 0, 0), false));
-        assert!(!seen(7, 0, 0).is_as_good_as(seen(7, 1, 0), false));
+    fn every_snapshot_is_evaluated_until_the_first_round_is_done() {
+        assert!(!inputs(7, 0, 0).is_as_good_as(inputs(7, 0, 0), false));
+        assert!(!inputs(7, 0, 0).is_as_good_as(inputs(7, 1, 0), false));
     }
 }

@@ -10,14 +10,14 @@ use crate::leader::WritePermit;
 use crate::policy_task::{Decided, journal};
 
 impl LeaderTerm<'_> {
-    /// Notes which tenants have been told. Returns whether something may be decided because of it.
+    /// Notes which notices have been written. Returns whether a decision may follow from it.
     pub(super) fn note_written(&mut self) -> bool {
         let now = self.now();
-        let delivered = self.task.channels.written.borrow_and_update().clone();
-        self.incidents.note_written(&delivered, now)
+        let written = self.task.channels.written.borrow_and_update().clone();
+        self.incidents.note_written(&written, now)
     }
 
-    /// Reports the decisions that have been kept.
+    /// Reports the decisions that have been persisted.
     pub(super) fn report_decisions(&mut self) {
         let decisions = std::mem::take(&mut self.decisions);
         for decision in &decisions {
@@ -34,27 +34,27 @@ impl LeaderTerm<'_> {
 
     pub(super) fn raise_alerts(&mut self, alerts: &[Alert]) {
         let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
-        // While tenants wait, each evaluation raises this alert: it is logged once.
-        let is_news = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
-        alerts.iter().filter(is_news).for_each(journal::raise);
+        // While tenants wait, each evaluation raises this alert, but it is logged once.
+        let is_new = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
+        alerts.iter().filter(is_new).for_each(journal::raise);
         if self.has_waited && !is_waiting {
-            tracing::info!("every tenant has been told");
+            tracing::info!("every tenant has been notified");
         }
         self.has_waited = is_waiting;
     }
 
     pub(super) fn publish(&mut self, now: Decided) {
         self.task.channels.decided.send_if_modified(|before| {
-            let is_news = has_changed(before, &now);
-            if is_news {
+            let is_changed = has_changed(before, &now);
+            if is_changed {
                 *before = Arc::new(now);
             }
-            is_news
+            is_changed
         });
     }
 }
 
-/// Whether `now` says anything that `before` did not say.
+/// Whether `now` differs from `before` in any part that the receivers use.
 fn has_changed(before: &Decided, now: &Decided) -> bool {
     let term = |decided: &Decided| decided.permit.as_ref().map(WritePermit::term);
     before.plan != now.plan
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_part_of_what_is_decided_is_published_when_it_changes_and_a_later_round_is_not() {
+    fn each_part_of_the_decisions_is_published_when_it_changes_and_a_later_round_is_not() {
         let plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
         let before = Decided {
             rounds: 1,
@@ -117,7 +117,7 @@ mod tests {
         ];
         for (n, now) in changes.iter().enumerate() {
             assert!(has_changed(&before, now), "change {n}");
-            assert!(has_changed(now, &before), "change {n} taken back");
+            assert!(has_changed(now, &before), "change {n} undone");
         }
     }
 }

@@ -6,22 +6,22 @@ use procscan_core::Moment;
 use super::LeaderTerm;
 
 /// How far this replica's clock may differ from the API server's before the API server's time is used.
-const SKEW: SignedDuration = SignedDuration::from_secs(30);
+const MAX_CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(30);
 
 impl LeaderTerm<'_> {
-    /// The time. If this replica's clock differs from the API server's, the wall time is the API server's, so that
-    /// operators and all replicas mean the same by a date.
+    /// The time. Its wall time is the API server's if this replica's clock differs from it. So operators and all
+    /// replicas mean the same time by a date.
     pub(super) fn now(&self) -> Moment {
         let now = self.task.clock.now();
         let server = self.task.store.server_time();
-        let differs = |server: &Timestamp| server.duration_since(now.wall()).abs() > SKEW;
+        let differs = |server: &Timestamp| server.duration_since(now.wall()).abs() > MAX_CLOCK_DIFFERENCE;
         server.filter(differs).map_or(now, |server| Moment::new(now.uptime(), server))
     }
 
     /// Logs once that this replica's clock differs from the API server's.
     pub(super) fn compare_clocks(&mut self, now: Moment) {
         let own = self.task.clock.now().wall();
-        let differs = own.duration_since(now.wall()).abs() > SKEW;
+        let differs = own.duration_since(now.wall()).abs() > MAX_CLOCK_DIFFERENCE;
         if differs && !self.is_clock_wrong {
             let (own, server) = (own.to_string(), now.wall().to_string());
             tracing::error!(

@@ -1,4 +1,4 @@
-//! Incidents that others change: by hand, by a backup, by another leader.
+//! Incidents that are changed by hand, by a restored backup, or by another leader.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use procscan_core::state::incident::{Approval, Release};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of};
 use crate::state::OperatorCommands;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::telemetry::logged::Logged;
@@ -20,7 +20,7 @@ async fn blocked() -> (Server, Replica, OperatorCommands) {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(3, network) });
     settle().await;
     let operator_commands = OperatorCommands::Cluster(server.objects());
     operator_commands
@@ -44,8 +44,8 @@ fn status(server: &Server) -> Value {
     status
 }
 
-/// An operator's release takes effect without a restart, whatever the object's generations are now.
-async fn releases(server: &Server, replica: &Replica, operator_commands: &OperatorCommands) {
+/// Checks that an operator's release takes effect without a restart, whatever the object's generations are now.
+async fn check_release(server: &Server, replica: &Replica, operator_commands: &OperatorCommands) {
     let release = Release { by: Some("bob".into()), ..Release::default() };
     operator_commands.release(&name_of("web"), release).await.unwrap();
     settle().await;
@@ -58,17 +58,17 @@ async fn releases(server: &Server, replica: &Replica, operator_commands: &Operat
 
 #[tokio::test(start_paused = true)]
 async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
-    let harms: [fn(&mut Value); 4] = [
+    let changes: [fn(&mut Value); 4] = [
         |object| object["status"] = json!({}),
         |object| object["status"]["state"] = "Watched".into(),
         |object| object["status"]["state"] = "Quarantined".into(),
         |object| object["status"]["releases"] = json!([{"until": "2099-01-01T00:00:00Z", "by": "mallory"}]),
     ];
-    for harm in harms {
+    for change in changes {
         let (server, replica, operator_commands) = blocked().await;
         let before = status(&server);
         let (logged, _guard) = Logged::start();
-        server.edit(INCIDENTS, &name_of("web"), harm);
+        server.edit(INCIDENTS, &name_of("web"), change);
         settle().await;
         assert_eq!(logged.count("was restored from a backup"), 0);
         assert_eq!(status(&server), before);
@@ -76,12 +76,12 @@ async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
         let writes = server.store().writes.len();
         sleep(Duration::from_mins(1)).await;
         assert_eq!(server.store().writes.len(), writes, "once");
-        releases(&server, &replica, &operator_commands).await;
+        check_release(&server, &replica, &operator_commands).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_before() {
+async fn an_incident_that_is_deleted_is_made_again_and_operator_commands_work_as_before() {
     let (server, replica, operator_commands) = blocked().await;
     let before = status(&server);
     let (logged, _guard) = Logged::start();
@@ -89,7 +89,7 @@ async fn an_incident_that_is_deleted_is_made_again_and_operators_are_heard_as_be
     settle().await;
     assert_eq!(status(&server), before);
     assert_eq!(logged.count("was restored from a backup"), 0);
-    releases(&server, &replica, &operator_commands).await;
+    check_release(&server, &replica, &operator_commands).await;
 }
 
 /// The first change is compared with what existed when the term began.
@@ -98,7 +98,7 @@ async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(3, network) });
     settle().await;
     assert!(server.store().writes.is_empty(), "nothing has changed");
     let before = status(&server);
@@ -118,7 +118,7 @@ async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_incident_that_is_replaced_by_force_is_put_right_and_what_its_spec_asks_for_is_done() {
+async fn an_incident_that_is_replaced_by_force_is_written_again_and_the_command_in_its_spec_is_carried_out() {
     let (server, replica, _) = blocked().await;
     let mut object = body("web", "Held");
     object.as_object_mut().unwrap().remove("status");
@@ -134,12 +134,12 @@ async fn an_incident_that_is_replaced_by_force_is_put_right_and_what_its_spec_as
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restart() {
+async fn a_restored_backup_is_overwritten_and_operator_commands_work_without_a_restart() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let backup = server.backup();
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(3, network) });
     settle().await;
     let operator_commands = OperatorCommands::Cluster(server.objects());
     operator_commands
@@ -153,28 +153,28 @@ async fn a_restored_backup_is_put_right_and_operators_are_heard_without_a_restar
     assert_eq!(status(&server)["state"], "Held");
     sleep(Duration::from_mins(1)).await;
     let lines: Vec<String> = logged.lines();
-    let told: Vec<_> = lines.iter().filter(|line| line.contains("was restored from a backup")).collect();
-    let [told] = &told[..] else { panic!("{lines:?}") };
+    let alerts: Vec<_> = lines.iter().filter(|line| line.contains("was restored from a backup")).collect();
+    let [alert] = &alerts[..] else { panic!("{lines:?}") };
     for part in ["ERROR", "alert=\"state\"", "Exemptions", "`kubectl get exemptions,enforcements -n ours`"] {
-        assert!(told.contains(part), "{part}: {told}");
+        assert!(alert.contains(part), "{part}: {alert}");
     }
     assert_eq!(status(&server), before);
     let now = server.get(INCIDENTS, &name_of("web")).unwrap();
     assert!(now["status"]["observed"].as_i64() <= now["metadata"]["generation"].as_i64(), "{now:#}");
     assert_eq!(replica.blocked(), ["web"]);
-    releases(&server, &replica, &operator_commands).await;
+    check_release(&server, &replica, &operator_commands).await;
 }
 
-/// The backup has no Incident of it, which looks like a deletion, but the versions go back.
+/// The backup has no Incident of the App, which looks like a deletion. But the resourceVersions go back.
 #[tokio::test(start_paused = true)]
-async fn a_backup_from_before_an_incident_is_noticed_and_told_once() {
+async fn a_backup_from_before_an_incident_is_noticed_and_logged_once() {
     let server = Server::default();
     let backup = server.backup();
     for app in ["shop", "web"] {
         server.put(INCIDENTS, &name_of(app), body(app, "Held"));
     }
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(3, network) });
     settle().await;
     for app in ["shop", "web"] {
         server.edit(INCIDENTS, &name_of(app), |object| object["spec"]["approve"] = json!({"by": "alice"}));
@@ -189,7 +189,7 @@ async fn a_backup_from_before_an_incident_is_noticed_and_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_leader_before_writes_too_late_is_put_right() {
+async fn a_late_write_of_the_previous_leader_is_overwritten() {
     let (server, replica, _) = blocked().await;
     server.edit(INCIDENTS, &name_of("web"), |object| {
         object["status"]["state"] = "Watched".into();
@@ -202,7 +202,7 @@ async fn what_the_leader_before_writes_too_late_is_put_right() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_meets_the_mark_of_a_later_one_stops_and_writes_nothing() {
+async fn a_leader_that_finds_the_mark_of_a_later_leader_stops_and_writes_nothing() {
     for mark in ["replica-4 in term 4", "replica-x in term 3"] {
         let (server, replica, _) = blocked().await;
         let permit = replica.decided.borrow().permit.clone().unwrap();
@@ -217,10 +217,10 @@ async fn a_leader_that_meets_the_mark_of_a_later_one_stops_and_writes_nothing() 
     }
 }
 
-/// Of an earlier incident of an App the leader knows only what the object says: it is taken as it is, and removed when
-/// its time has come.
+/// An earlier incident of an App is known only from its object. So the object stays as it is, and is removed after
+/// its retention.
 #[tokio::test(start_paused = true)]
-async fn an_earlier_incident_that_is_edited_is_left_as_it_is_and_removed_as_history() {
+async fn an_earlier_incident_that_is_edited_stays_as_it_is_and_is_removed_after_its_retention() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     server.put(INCIDENTS, "earlier", body("web", "Ended"));
@@ -231,14 +231,14 @@ async fn an_earlier_incident_that_is_edited_is_left_as_it_is_and_removed_as_hist
     });
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["clock"] = day_ago);
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let _replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(3, network) });
+    let _replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(3, network) });
     settle().await;
     server.edit(INCIDENTS, "earlier", |object| object["status"]["since"] = "2025-01-02T00:00:00Z".into());
     let edited = server.get(INCIDENTS, "earlier");
     sleep(Duration::from_mins(1)).await;
     assert_eq!(server.get(INCIDENTS, "earlier"), edited);
     assert!(server.store().writes.is_empty());
-    // The next sweep is ten minutes after the first.
+    // The next clean-up is ten minutes after the first.
     sleep(Duration::from_mins(11)).await;
     server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
     settle().await;

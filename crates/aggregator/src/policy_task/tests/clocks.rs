@@ -7,7 +7,7 @@ use procscan_core::state::incident::Approval;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, name_of};
+use super::stage::{INCIDENTS, Replica, Setup, body, name_of};
 use crate::state::OperatorCommands;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
@@ -26,10 +26,10 @@ async fn an_exemption_lasts_through_starts_under_clocks_that_are_a_month_ahead()
             server.put(INCIDENTS, &name_of(&other), body(&other, "Held"));
             let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
             let server_ahead = SignedDuration::from_hours(24 * days);
-            let wanted = Wanted { is_watched: true, server_ahead, ..Wanted::new(term, network) };
-            let replica = Replica::start(&server, wanted);
+            let setup = Setup { is_watched: true, server_ahead, ..Setup::new(term, network) };
+            let replica = Replica::start(&server, setup);
             sleep(Duration::from_secs(3)).await;
-            // What this leader writes has the time of its clock.
+            // The writes of this leader have the time of its clock.
             operator_commands
                 .approve(&name_of(&other), Approval { by: Some("alice".into()), reason: None })
                 .await
@@ -42,7 +42,7 @@ async fn an_exemption_lasts_through_starts_under_clocks_that_are_a_month_ahead()
     }
 }
 
-/// The reading of the leader clock that the Incident of App `web` has.
+/// The reading of the leader clock in the Incident of App `web`.
 fn reading(server: &Server) -> Timestamp {
     let web = server.get(INCIDENTS, &name_of("web")).unwrap();
     web["status"]["clock"].as_str().unwrap_or_else(|| panic!("{web:#}")).parse().unwrap()
@@ -54,7 +54,7 @@ async fn a_stop_and_dry_run_lose_none_of_the_time_that_the_leader_has_measured()
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     server.put("enforcements", "procscan", json!({"metadata": {}, "spec": {"mode": "enforce"}}));
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(1, network) });
     let approve = || {
         server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
     };
@@ -62,13 +62,13 @@ async fn a_stop_and_dry_run_lose_none_of_the_time_that_the_leader_has_measured()
     approve();
     sleep(Duration::from_secs(3)).await;
     let first = reading(&server);
-    let says = |mode: &'static str| {
+    let set_mode = |mode: &'static str| {
         server.edit("enforcements", "procscan", |object| object["spec"]["mode"] = mode.into());
     };
-    says("dry-run");
+    set_mode("dry-run");
     sleep(Duration::from_mins(20)).await;
     assert_eq!(reading(&server), first, "dry-run writes nothing");
-    says("enforce");
+    set_mode("enforce");
     sleep(Duration::from_secs(3)).await;
     approve();
     sleep(Duration::from_secs(3)).await;

@@ -1,4 +1,5 @@
-//! Incidents that have ended, and whose objects say otherwise: edited, or restored from a backup.
+//! Incidents that have ended, and whose objects have an open state, because they were edited or restored from a
+//! backup.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use procscan_core::state::incident;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of, opened};
+use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of, opened};
 use crate::state::cluster::fake::{Call, Fault, Network, Server, Store};
 
 async fn settle() {
@@ -22,7 +23,7 @@ fn network() -> Network {
 }
 
 fn leader(server: &Server, term: u64, network: Network) -> Replica {
-    Replica::start(server, Wanted { is_watched: true, ..Wanted::new(term, network) })
+    Replica::start(server, Setup { is_watched: true, ..Setup::new(term, network) })
 }
 
 /// When the last incident of App `web` opened; the first one opened a day before.
@@ -34,7 +35,7 @@ fn last() -> String {
     incident::name(&App::new("ns-a", "app", "web"), later())
 }
 
-/// An Incident as a backup has it: blocked still.
+/// An Incident as a backup has it: still blocked.
 fn blocked() -> Value {
     let mut first = body("web", "Blocked");
     first["status"]["clock"] = json!(opened());
@@ -43,7 +44,7 @@ fn blocked() -> Value {
     first
 }
 
-/// The same, ended as it should be, and a later one of the same App, ended too.
+/// Puts the same Incident, ended as it should be, and a later one of the same App, ended too.
 fn two(server: &Server) {
     let mut first = blocked();
     first["status"]["state"] = "Ended".into();
@@ -64,24 +65,24 @@ fn written(server: &Server, name: &str) -> (Value, usize) {
     (status, server.store().writes.iter().filter(is_it).count())
 }
 
-/// The status of the first incident, which this leader has written once: as ended.
+/// Checks that this leader has written the first incident once, as ended. Returns its status.
 fn written_as_ended(server: &Server) -> Value {
     let (status, writes) = written(server, &name_of("web"));
     assert_eq!((&status["state"], writes), (&json!("Ended"), 1), "{status:#}");
     status
 }
 
-/// Within two minutes `first` writes the first incident as ended, and no leader believes that it is open.
-async fn writes_as_ended(server: &Server, first: Replica) {
+/// Checks that `first` writes the first incident as ended within two minutes, and that no leader takes it for open.
+async fn check_written_as_ended(server: &Server, first: Replica) {
     sleep(Duration::from_mins(2)).await;
     assert!(first.blocked().is_empty());
     written_as_ended(server);
     drop(first);
-    believes_nothing(server).await;
+    check_nothing_is_blocked(server).await;
 }
 
-/// The next leader takes nothing for blocked, even where the later incident is kept no longer.
-async fn believes_nothing(server: &Server) {
+/// Checks that the next leader finds no App blocked, even after the later incident was removed.
+async fn check_nothing_is_blocked(server: &Server) {
     server.remove(INCIDENTS, &last());
     let next = leader(server, 4, network());
     settle().await;
@@ -89,7 +90,7 @@ async fn believes_nothing(server: &Server) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn history_that_is_open_again_is_written_as_ended_and_no_leader_believes_it() {
+async fn an_ended_incident_with_an_open_state_is_written_as_ended_and_blocks_nothing() {
     let server = Server::default();
     two(&server);
     let first = leader(&server, 3, network());
@@ -101,36 +102,36 @@ async fn history_that_is_open_again_is_written_as_ended_and_no_leader_believes_i
     let status = written_as_ended(&server);
     assert_eq!(status["evidence"][0]["cleared"]["ended"], true);
     assert_eq!(status["approved"], false);
-    // It does not become the App's last one by that.
+    // By that it does not become the App's last incident.
     assert_eq!(status["clock"], blocked()["status"]["clock"]);
     let all = decisions(&server.get(INCIDENTS, &name_of("web")).unwrap());
     assert_eq!(all, ["held by policy", "closed by policy"]);
     drop(first);
-    believes_nothing(&server).await;
+    check_nothing_is_blocked(&server).await;
 }
 
-/// It had been kept no longer, and is back.
+/// The incident had been removed after its retention, and a backup has restored it.
 #[tokio::test(start_paused = true)]
 async fn an_open_incident_that_no_leader_has_written_is_written_as_ended() {
     let server = Server::default();
     let first = leader(&server, 3, network());
     settle().await;
     server.put(INCIDENTS, &name_of("web"), blocked());
-    writes_as_ended(&server, first).await;
+    check_written_as_ended(&server, first).await;
 }
 
-/// The next leader finds it open beside a later one.
+/// The next leader finds the incident open beside a later one.
 #[tokio::test(start_paused = true)]
-async fn history_that_is_open_when_a_term_begins_is_written_as_ended() {
+async fn an_ended_incident_with_an_open_state_at_the_beginning_of_a_term_is_written_as_ended() {
     let server = Server::default();
     two(&server);
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"] = blocked()["status"].clone());
     let first = leader(&server, 3, network());
-    writes_as_ended(&server, first).await;
+    check_written_as_ended(&server, first).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn history_that_can_not_be_written_is_tried_again_and_an_act_in_it_is_answered() {
+async fn a_failed_write_of_an_ended_incident_is_tried_again_and_a_command_in_it_is_refused() {
     let server = Server::default();
     two(&server);
     let is_full = Arc::new(AtomicBool::new(true));
@@ -155,9 +156,9 @@ async fn history_that_can_not_be_written_is_tried_again_and_an_act_in_it_is_answ
     assert!(now["spec"]["release"].is_null(), "{now:#}");
 }
 
-/// Which App an unreadable Incident is about, and what of it, is not known: its App is not touched.
+/// The decisions in the unreadable Incident are not known, so no Incident of its App is written.
 #[tokio::test(start_paused = true)]
-async fn an_older_incident_of_an_app_whose_last_one_can_not_be_read_is_left_alone() {
+async fn an_older_incident_of_an_app_whose_last_one_can_not_be_read_is_not_written() {
     let server = Server::default();
     two(&server);
     server.edit(INCIDENTS, &last(), |object| object["status"]["state"] = "Quarantined".into());
@@ -169,7 +170,8 @@ async fn an_older_incident_of_an_app_whose_last_one_can_not_be_read_is_left_alon
     drop(first);
 }
 
-/// A blocked App's Incident is kept under another name only. The next evaluation changes nothing of it: its tenant was told.
+/// Puts the Incident of a blocked App under another name only. The next evaluation changes nothing of it, because its
+/// tenant was notified.
 fn misnamed(server: &Server) {
     let mut copy = blocked();
     copy["status"]["told"] = json!({"at": opened(), "what": "Blocked", "delivered": opened()});
@@ -183,7 +185,7 @@ fn state(server: &Server, name: &str) -> Option<Value> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_kept_under_another_name_is_written_under_its_own_and_outlasts_a_restart() {
+async fn an_incident_under_another_name_is_written_under_its_own_name_and_outlasts_a_restart() {
     let server = Server::default();
     misnamed(&server);
     let first = leader(&server, 3, network());
@@ -198,7 +200,7 @@ async fn what_is_kept_under_another_name_is_written_under_its_own_and_outlasts_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_of_another_name_is_ended_only_after_the_apps_own_one_is_written() {
+async fn an_incident_under_another_name_is_ended_only_after_the_one_under_the_own_name_is_written() {
     let server = Server::default();
     misnamed(&server);
     let is_full = Arc::new(AtomicBool::new(true));

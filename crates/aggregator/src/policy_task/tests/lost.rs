@@ -1,4 +1,4 @@
-//! A start on a new state file: the first one ever, or after the loss of what was kept.
+//! A start on a new state file: the first start ever, or one after the loss of the persisted state.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,20 +40,20 @@ async fn leads(replica: &mut Replica) {
     timeout(LIMIT, leads).await.expect("it leads").unwrap();
 }
 
-/// Accuses App `miner`, and says what is persisted of it then.
+/// Accuses App `miner`. Returns the state of its incident once that is persisted.
 async fn accused(replica: &Replica, store: &FileStore) -> IncidentState {
     replica.accuse("miner").await;
-    let state = |kept: &Arc<PersistedState>| {
-        let miner = kept.incidents.values().find(|incident| &*incident.app.name == "miner")?;
+    let state = |persisted: &Arc<PersistedState>| {
+        let miner = persisted.incidents.values().find(|incident| &*incident.app.name == "miner")?;
         Some(miner.summary()?.state)
     };
     let mut shown = store.shown();
-    let kept =
-        timeout(LIMIT, shown.wait_for(|kept| state(kept).is_some())).await.expect("an incident").unwrap();
-    state(&kept).unwrap()
+    let is_there = shown.wait_for(|persisted| state(persisted).is_some());
+    let persisted = timeout(LIMIT, is_there).await.expect("an incident").unwrap();
+    state(&persisted).unwrap()
 }
 
-/// What operators released, exempted or paused, and what a brake held, is lost with the file.
+/// Operators' releases, exemptions and pauses, and the Apps that a brake held, are lost with the file.
 #[tokio::test]
 async fn where_apps_are_blocked_and_the_state_file_is_new_nothing_new_is_blocked_until_resume() {
     let directory = tempfile::tempdir().unwrap();
@@ -66,12 +66,12 @@ async fn where_apps_are_blocked_and_the_state_file_is_new_nothing_new_is_blocked
     let reason = enforcement.reason.unwrap();
     assert!(reason.contains("`incidents --state watched`"), "{reason}");
     let lines = logged.lines();
-    let told: Vec<_> = lines.iter().filter(|line| line.starts_with("ERROR")).collect();
-    assert_eq!(told.len(), 1, "{lines:?}");
-    for said in
+    let alerts: Vec<_> = lines.iter().filter(|line| line.starts_with("ERROR")).collect();
+    assert_eq!(alerts.len(), 1, "{lines:?}");
+    for part in
         ["mode=\"paused\"", "alert=\"state\"", "`incidents --state watched`", "Release or exempt", "`resume`"]
     {
-        assert!(told[0].contains(said), "{said}: {told:?}");
+        assert!(alerts[0].contains(part), "{part}: {alerts:?}");
     }
     assert_eq!(accused(&replica, &store).await, IncidentState::Watched);
     assert_eq!(replica.blocked(), ["web"], "what is blocked stays blocked");
@@ -83,7 +83,7 @@ async fn where_apps_are_blocked_and_the_state_file_is_new_nothing_new_is_blocked
     timeout(LIMIT, both).await.expect("it enforces again").unwrap();
     assert_eq!(replica.blocked(), ["miner", "web"]);
 
-    // An operator has said more: a later start goes on from there.
+    // An operator has set the mode since, so a later start goes on from there.
     drop((replica, store));
     let (reopened, mut replica) = again(directory.path()).await;
     leads(&mut replica).await;
@@ -130,7 +130,7 @@ async fn a_first_start_where_no_app_is_blocked_enforces() {
 }
 
 #[tokio::test]
-async fn a_state_file_that_has_decisions_or_operators_words_goes_on_as_before() {
+async fn a_state_file_with_decisions_or_a_declared_mode_goes_on_as_before() {
     let mut ended = body("shop", "Ended");
     ended["generation"] = 0.into();
     let incident = row(Kind::Incident, &name_of("shop"), &ended);

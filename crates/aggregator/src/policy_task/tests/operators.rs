@@ -1,4 +1,4 @@
-//! Operators' acts are done, in whatever order they come and however late.
+//! Operator commands are carried out, in whatever order and however late they come.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use procscan_core::state::incident::{Approval, Release};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of};
 use crate::state::OperatorCommands;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
@@ -21,20 +21,20 @@ fn release(store: &mut Store) {
     store.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["release"] = json!({"by": "bob"}));
 }
 
-/// One course of events: before which of the leader's writes each operator acts, which write has no answer, and whether
-/// the leader sees each change at once.
+/// One course of events: before which of the leader's writes each operator gives a command, and which write has no
+/// answer. `sees_at_once` says whether the leader sees each change at once.
 #[derive(Clone, Copy, Debug)]
-struct Story {
+struct Schedule {
     alice: usize,
     bob: usize,
     unanswered: Option<usize>,
     sees_at_once: bool,
 }
 
-async fn play(story: Story) {
+async fn play(schedule: Schedule) {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
-    let Story { alice, bob, unanswered, sees_at_once } = story;
+    let Schedule { alice, bob, unanswered, sees_at_once } = schedule;
     let count = Arc::new(Mutex::new(0_usize));
     let seen = count.clone();
     let network = Box::new(move |store: &mut Store, call: &crate::state::cluster::fake::Call| {
@@ -51,28 +51,28 @@ async fn play(story: Story) {
         }
         if Some(*n) == unanswered { Fault::Unanswered } else { Fault::None }
     });
-    let replica = Replica::start(&server, Wanted::new(1, network));
-    replica.look(&server).await;
+    let replica = Replica::start(&server, Setup::new(1, network));
+    replica.show_objects(&server).await;
     sleep(Duration::from_millis(100)).await;
-    for (when, act) in [(alice, approve as fn(&mut Store)), (bob, release)] {
+    for (when, command) in [(alice, approve as fn(&mut Store)), (bob, release)] {
         if when == 0 {
-            act(&mut server.store());
-            replica.look(&server).await;
+            command(&mut server.store());
+            replica.show_objects(&server).await;
             sleep(Duration::from_millis(if sees_at_once { 20 } else { 10_000 })).await;
         }
     }
     for _ in 0..12 {
         sleep(Duration::from_secs(if sees_at_once { 2 } else { 20 })).await;
-        replica.look(&server).await;
+        replica.show_objects(&server).await;
     }
-    // Operators whose turn has not come act at the end.
+    // Operators whose turn has not come give their commands at the end.
     let n = *count.lock().unwrap();
-    for (when, act) in [(alice, approve as fn(&mut Store)), (bob, release)] {
+    for (when, command) in [(alice, approve as fn(&mut Store)), (bob, release)] {
         if when > n {
             *count.lock().unwrap() += 100;
-            act(&mut server.store());
+            command(&mut server.store());
             for _ in 0..8 {
-                replica.look(&server).await;
+                replica.show_objects(&server).await;
                 sleep(Duration::from_secs(1)).await;
             }
         }
@@ -80,24 +80,28 @@ async fn play(story: Story) {
     let now = server.get(INCIDENTS, &name_of("web")).unwrap();
     let log = decisions(&now);
     let status = &now["status"];
-    assert!(log.iter().any(|entry| entry == "released by bob"), "{story:?}: {log:?}");
-    assert_eq!(status["releases"][0]["by"], "bob", "{story:?}: {now:#}");
+    assert!(log.iter().any(|entry| entry == "released by bob"), "{schedule:?}: {log:?}");
+    assert_eq!(status["releases"][0]["by"], "bob", "{schedule:?}: {now:#}");
     let alices = log.iter().filter(|entry| entry.ends_with("by alice")).count();
-    assert!(alices >= 1, "{story:?}: {log:?}");
+    assert!(alices >= 1, "{schedule:?}: {log:?}");
     let last = log.iter().rev().find(|entry| entry.ends_with("by alice") || entry.ends_with("by bob"));
-    assert!(bob < alice || last.unwrap() == "released by bob", "{story:?}: {log:?}");
-    assert_eq!((&now["spec"]["approve"], &now["spec"]["release"]), (&json!(null), &json!(null)), "{story:?}");
-    assert!(replica.blocked().is_empty(), "{story:?}: {:?}", replica.blocked());
-    assert!(replica.trouble.borrow().is_none(), "{story:?}");
+    assert!(bob < alice || last.unwrap() == "released by bob", "{schedule:?}: {log:?}");
+    assert_eq!(
+        (&now["spec"]["approve"], &now["spec"]["release"]),
+        (&json!(null), &json!(null)),
+        "{schedule:?}"
+    );
+    assert!(replica.blocked().is_empty(), "{schedule:?}: {:?}", replica.blocked());
+    assert!(replica.error.borrow().is_none(), "{schedule:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_two_operators_want_is_done_in_every_order_and_whichever_answer_is_lost() {
+async fn commands_of_two_operators_are_carried_out_in_every_order_and_whichever_answer_is_lost() {
     for alice in 0..5 {
         for bob in 0..5 {
             for unanswered in [None, Some(1), Some(2), Some(3), Some(4), Some(5)] {
                 for sees_at_once in [true, false] {
-                    play(Story { alice, bob, unanswered, sees_at_once }).await;
+                    play(Schedule { alice, bob, unanswered, sees_at_once }).await;
                 }
             }
         }
@@ -106,10 +110,10 @@ async fn what_two_operators_want_is_done_in_every_order_and_whichever_answer_is_
 
 /// The API server's clock decides when a date has passed, however wrong this replica's clock is.
 #[tokio::test(start_paused = true)]
-async fn an_until_is_over_when_the_api_servers_clock_says_so() {
+async fn a_release_ends_by_the_api_servers_clock() {
     let days = |days: i64| SignedDuration::from_hours(24 * days);
-    // How far the API server's clock is ahead, until when the release lasts by this replica's clock, and whether it is
-    // refused.
+    // How far the API server's clock is ahead, until when the release lasts by this replica's clock, and whether it
+    // is refused.
     for (server_ahead, until, is_refused) in [
         (days(-10), days(-5), false),
         (days(-10), days(-11), true),
@@ -121,8 +125,8 @@ async fn an_until_is_over_when_the_api_servers_clock_says_so() {
         let server = Server::default();
         server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
         let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-        let wanted = Wanted { is_watched: true, server_ahead, ..Wanted::new(1, network) };
-        let replica = Replica::start(&server, wanted);
+        let setup = Setup { is_watched: true, server_ahead, ..Setup::new(1, network) };
+        let replica = Replica::start(&server, setup);
         sleep(Duration::from_secs(3)).await;
         let until = Timestamp::now() + until;
         server.edit(INCIDENTS, &name_of("web"), |object| {
@@ -144,9 +148,10 @@ async fn an_until_is_over_when_the_api_servers_clock_says_so() {
     }
 }
 
-/// The API writes an operator's act between the leader's late write and its note that the write was done.
+/// The API writes an operator command after the leader's late write, and before the leader notes that the write was
+/// done.
 #[tokio::test(start_paused = true)]
-async fn an_act_that_comes_while_another_may_be_undone_waits_and_wipes_nothing() {
+async fn a_command_that_comes_while_another_may_be_undone_waits_and_overwrites_nothing() {
     let server = Server::default();
     let name = name_of("web");
     server.put(INCIDENTS, &name, body("web", "Held"));
@@ -162,7 +167,7 @@ async fn an_act_that_comes_while_another_may_be_undone_waits_and_wipes_nothing()
         operator_commands.release(&name, Release { by: Some("bob".into()), ..Release::default() }).await;
     assert!(answer.is_err(), "{answer:?}");
     assert_eq!(server.get(INCIDENTS, &name).unwrap()["spec"]["release"]["by"], "alice");
-    // The leader clears it away while the next act waits.
+    // The leader removes the first command while the next one waits.
     let waits = tokio::spawn({
         let (operator_commands, name) = (operator_commands.clone(), name.clone());
         async move { operator_commands.approve(&name, Approval { by: Some("bob".into()), reason: None }).await }

@@ -1,4 +1,4 @@
-//! What a replica that does not lead shows, and when; and what a leader writes of what others tell it.
+//! What a replica that does not lead shows, and when. What a leader persists of written notices.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use procscan_core::names::App;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, name_of, opened};
+use super::stage::{INCIDENTS, Replica, Setup, body, name_of, opened};
 use crate::state::cluster::fake::{Call, Fault, Network, Server, Store};
 
 async fn settle() {
@@ -20,7 +20,7 @@ fn network() -> Network {
 }
 
 fn watching(server: &Server, network: Network) -> Replica {
-    Replica::start(server, Wanted { is_watched: true, ..Wanted::new(1, network) })
+    Replica::start(server, Setup { is_watched: true, ..Setup::new(1, network) })
 }
 
 /// Nothing is written before the first round is done, so every replica has to know when that is.
@@ -29,8 +29,8 @@ async fn a_replica_shows_that_the_first_round_is_done_whether_it_leads_or_not() 
     for leads in [true, false] {
         let server = Server::default();
         server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
-        let wanted = Wanted { is_watched: true, has_round: false, ..Wanted::new(1, network()) };
-        let mut replica = Replica::start(&server, wanted);
+        let setup = Setup { is_watched: true, has_round: false, ..Setup::new(1, network()) };
+        let mut replica = Replica::start(&server, setup);
         if !leads {
             replica.follow();
         }
@@ -41,7 +41,7 @@ async fn a_replica_shows_that_the_first_round_is_done_whether_it_leads_or_not() 
         replica.round_done().await;
         settle().await;
         assert_eq!(replica.decided.borrow_and_update().rounds, 1, "leads: {leads}");
-        // Later rounds change nothing that is shown.
+        // Later rounds change no decision.
         for _ in 0..3 {
             replica.round_done().await;
             settle().await;
@@ -50,8 +50,8 @@ async fn a_replica_shows_that_the_first_round_is_done_whether_it_leads_or_not() 
     }
 }
 
-/// A leader whose App `web` is blocked and to be told.
-async fn telling(network: Network) -> (Server, Replica) {
+/// A leader whose App `web` is blocked, and whose notice about that is not written yet.
+async fn with_notice(network: Network) -> (Server, Replica) {
     let server = Server::default();
     let mut blocked = body("web", "Blocked");
     blocked["status"]["told"] = json!({"at": opened(), "what": "Blocked"});
@@ -62,12 +62,12 @@ async fn telling(network: Network) -> (Server, Replica) {
     (server, replica)
 }
 
-fn deliver(replica: &Replica) {
-    let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened().into())]);
-    replica.delivered.send_replace(Arc::new(told));
+fn write_notice(replica: &Replica) {
+    let written = BTreeMap::from([(App::new("ns-a", "app", "web"), opened().into())]);
+    replica.written.send_replace(Arc::new(written));
 }
 
-fn delivered_at(server: &Server) -> Value {
+fn written_at(server: &Server) -> Value {
     server.get(INCIDENTS, &name_of("web")).unwrap()["status"]["told"]["deliveredAt"].clone()
 }
 
@@ -77,24 +77,24 @@ fn reads(server: &Server) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_a_tenant_was_told_is_kept_without_reading_everything_again() {
-    let (server, replica) = telling(network()).await;
-    let (before, epoch) = (reads(&server), replica.questions.borrow().epoch);
-    deliver(&replica);
+async fn a_written_notice_is_persisted_without_reading_everything_again() {
+    let (server, replica) = with_notice(network()).await;
+    let (before, epoch) = (reads(&server), replica.lookups.borrow().epoch);
+    write_notice(&replica);
     settle().await;
-    assert!(delivered_at(&server).is_string());
-    assert_eq!((reads(&server), replica.questions.borrow().epoch), (before, epoch));
+    assert!(written_at(&server).is_string());
+    assert_eq!((reads(&server), replica.lookups.borrow().epoch), (before, epoch));
 }
 
-/// The Lease has run out, and no news of that has come.
+/// The Lease has run out, and the election has not announced that yet.
 #[tokio::test(start_paused = true)]
-async fn a_leader_whose_right_to_write_is_over_keeps_no_delivery_and_shows_what_is_kept() {
-    let (server, replica) = telling(network()).await;
+async fn a_leader_whose_permit_has_ended_persists_no_written_notice_and_shows_the_persisted_state() {
+    let (server, replica) = with_notice(network()).await;
     let before = reads(&server);
     replica.decided.borrow().permit.as_ref().unwrap().give_up();
-    deliver(&replica);
+    write_notice(&replica);
     settle().await;
-    assert_eq!((delivered_at(&server), server.store().writes.len()), (Value::Null, 0));
+    assert_eq!((written_at(&server), server.store().writes.len()), (Value::Null, 0));
     assert_eq!(
         (replica.blocked(), replica.decided.borrow().permit.is_some()),
         (vec!["web".to_owned()], false)
@@ -104,7 +104,7 @@ async fn a_leader_whose_right_to_write_is_over_keeps_no_delivery_and_shows_what_
 
 /// Another replica has begun a later term, which this one learns from its mark in the object.
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_meets_a_later_ones_mark_when_it_keeps_a_delivery_stops() {
+async fn a_leader_that_finds_a_later_leaders_mark_when_it_persists_a_written_notice_stops() {
     let network = Box::new(|store: &mut Store, call: &Call| {
         if call.method != hyper::Method::GET && call.plural == INCIDENTS {
             store.edit(INCIDENTS, &name_of("web"), |object| {
@@ -113,11 +113,11 @@ async fn a_leader_that_meets_a_later_ones_mark_when_it_keeps_a_delivery_stops() 
         }
         Fault::None
     });
-    let (server, replica) = telling(network).await;
+    let (server, replica) = with_notice(network).await;
     let before = reads(&server);
-    deliver(&replica);
+    write_notice(&replica);
     sleep(Duration::from_secs(10)).await;
-    assert_eq!(delivered_at(&server), Value::Null);
+    assert_eq!(written_at(&server), Value::Null);
     assert_eq!(
         (replica.blocked(), replica.decided.borrow().permit.is_some()),
         (vec!["web".to_owned()], false)
@@ -138,12 +138,12 @@ fn contending(mut writes: usize) -> Network {
     })
 }
 
-/// Each time everything is read again, so there are pauses in between.
+/// Everything is read again each time, so there are pauses in between.
 #[tokio::test(start_paused = true)]
 async fn an_object_that_another_program_changes_before_every_write_costs_a_few_reads_a_minute() {
-    let (server, replica) = telling(contending(2000)).await;
+    let (server, replica) = with_notice(contending(2000)).await;
     let before = reads(&server);
-    deliver(&replica);
+    write_notice(&replica);
     sleep(Duration::from_mins(2)).await;
     let times = reads(&server) - before;
     assert!((5..=12).contains(&times), "everything was read {times} times");
@@ -154,12 +154,12 @@ async fn an_object_that_another_program_changes_before_every_write_costs_a_few_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_not_be_kept_because_others_write_too_is_read_again_and_kept_in_the_same_term() {
-    let (server, replica) = telling(contending(5)).await;
-    let (before, epoch) = (reads(&server), replica.questions.borrow().epoch);
-    deliver(&replica);
+async fn a_write_that_conflicts_with_another_program_succeeds_after_a_read_in_the_same_term() {
+    let (server, replica) = with_notice(contending(5)).await;
+    let (before, epoch) = (reads(&server), replica.lookups.borrow().epoch);
+    write_notice(&replica);
     sleep(Duration::from_secs(10)).await;
-    assert!(delivered_at(&server).is_string());
-    assert_eq!(reads(&server), before + 1, "what is there was read again");
-    assert_eq!((replica.questions.borrow().epoch, replica.decided.borrow().permit.is_some()), (epoch, true));
+    assert!(written_at(&server).is_string());
+    assert_eq!(reads(&server), before + 1, "the persisted state was read again");
+    assert_eq!((replica.lookups.borrow().epoch, replica.decided.borrow().permit.is_some()), (epoch, true));
 }

@@ -1,4 +1,4 @@
-//! One replica's policy over objects that a test keeps. The test plays the output, the agents and the watch.
+//! One replica's policy task over objects that a test holds. The test plays the output, the agents and the watch.
 #![allow(dead_code, reason = "what one test does not need, another does")]
 
 use std::sync::Arc;
@@ -33,16 +33,16 @@ pub(super) const INCIDENTS: &str = "incidents";
 
 /// A replica that leads until the test drops it.
 pub(super) struct Replica {
-    pub(super) kept: watch::Sender<Arc<PersistedState>>,
+    pub(super) persisted: watch::Sender<Arc<PersistedState>>,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) decided: watch::Receiver<Arc<Decided>>,
-    pub(super) trouble: watch::Receiver<Option<String>>,
+    pub(super) error: watch::Receiver<Option<String>>,
     pub(super) watching: watch::Receiver<Option<String>>,
     pub(super) observations: mpsc::Sender<Observation>,
-    pub(super) questions: watch::Receiver<Arc<LookupRequests>>,
-    /// The news that the output has written.
-    pub(super) delivered: watch::Sender<Arc<WrittenNotifications>>,
-    /// Whether the leader that took over last may touch the objects, and whether all incidents could be read.
+    pub(super) lookups: watch::Receiver<Arc<LookupRequests>>,
+    /// The notices that the output has written.
+    pub(super) written: watch::Sender<Arc<WrittenNotifications>>,
+    /// Whether the leader that took over last may write to the objects, and whether all incidents could be read.
     pub(super) took_over: watch::Receiver<Option<(bool, bool)>>,
     pub(super) ledger: ledger_task::Snapshots,
     clock: Clock,
@@ -52,18 +52,18 @@ pub(super) struct Replica {
     tasks: Vec<JoinHandle<()>>,
 }
 
-pub(super) struct Wanted {
+pub(super) struct Setup {
     pub(super) term: u64,
     pub(super) network: Network,
-    /// Whether the objects are watched; otherwise the test calls `look`.
+    /// Whether the objects are watched; otherwise the test calls `show_objects`.
     pub(super) is_watched: bool,
     /// The Apps that the gateway's objects block.
     pub(super) blocked: Vec<InheritedBlock>,
-    /// What was known of the cluster in an earlier term.
+    /// The cluster facts of an earlier term.
     pub(super) facts: ClusterFacts,
     /// How far the API server's clock is ahead of this replica's.
     pub(super) server_ahead: SignedDuration,
-    /// How many tenants are newly told per round.
+    /// How many tenants are newly notified per round.
     pub(super) max_notices: usize,
     /// Whether a round over all targets was done before the start.
     pub(super) has_round: bool,
@@ -71,7 +71,7 @@ pub(super) struct Wanted {
     pub(super) has_agent: bool,
 }
 
-impl Wanted {
+impl Setup {
     pub(super) fn new(term: u64, network: Network) -> Self {
         Self {
             term,
@@ -88,40 +88,40 @@ impl Wanted {
 }
 
 impl Replica {
-    pub(super) fn start(server: &Server, wanted: Wanted) -> Self {
-        let Wanted { term, network, is_watched, blocked, facts, server_ahead, max_notices, .. } = wanted;
+    pub(super) fn start(server: &Server, setup: Setup) -> Self {
+        let Setup { term, network, is_watched, blocked, facts, server_ahead, max_notices, .. } = setup;
         let cluster = server.cluster_over(network);
         let objects = Objects::new(cluster.clone(), "ours".to_owned());
-        let (kept_tx, kept) = watch::channel(Arc::new(PersistedState::default()));
+        let (persisted_tx, persisted) = watch::channel(Arc::new(PersistedState::default()));
         let (watching, relist) = Watching::new(objects.clone());
         let relist = Some(relist).filter(|_| is_watched);
         let store = Store::Cluster(Box::new(ClusterStore::new(objects, relist)));
         let policy = Policy { max_notices_per_round: max_notices, ..policy() };
         let mut replica = Self::over(
             store,
-            (kept_tx, kept),
+            (persisted_tx, persisted),
             term,
             (blocked, facts),
-            (policy, wanted.has_round, wanted.has_agent),
+            (policy, setup.has_round, setup.has_agent),
         );
         replica.cluster = Some(cluster);
-        replica.tell_time(server_ahead);
+        replica.set_server_time(server_ahead);
         if is_watched {
             let (error_tx, error) = watch::channel(None);
             replica.watching = error;
-            let task = watching.run(replica.kept.clone(), error_tx, replica.cancel.clone());
+            let task = watching.run(replica.persisted.clone(), error_tx, replica.cancel.clone());
             replica.tasks.push(tokio::spawn(task));
         }
         replica
     }
 
-    /// A service that keeps its decisions in a file. With `has_agent` there is an agent for [`Replica::accuse`].
+    /// A service that persists its decisions in a file. With `has_agent` there is an agent for [`Replica::accuse`].
     pub(super) fn with_file(store: FileStore, blocked: Vec<InheritedBlock>, has_agent: bool) -> Self {
-        let (kept_tx, _) = watch::channel(Arc::default());
-        let kept = store.shown();
+        let (persisted_tx, _) = watch::channel(Arc::default());
+        let persisted = store.shown();
         Self::over(
             Store::File(store),
-            (kept_tx, kept),
+            (persisted_tx, persisted),
             1,
             (blocked, ClusterFacts::default()),
             (policy(), true, has_agent),
@@ -130,7 +130,7 @@ impl Replica {
 
     fn over(
         store: Store,
-        (kept_tx, kept): (watch::Sender<Arc<PersistedState>>, watch::Receiver<Arc<PersistedState>>),
+        (persisted_tx, persisted): (watch::Sender<Arc<PersistedState>>, watch::Receiver<Arc<PersistedState>>),
         term: u64,
         (blocked, facts): (Vec<InheritedBlock>, ClusterFacts),
         (policy, has_round, has_agent): (Policy, bool, bool),
@@ -144,42 +144,42 @@ impl Replica {
             ledger.round_done();
         }
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(clock.now()), clock);
-        let (observations, heard) = mpsc::channel(8);
-        let (memory_tx, memory) = mpsc::channel(1);
+        let (observations, observations_rx) = mpsc::channel(8);
+        let (reminders_tx, reminders) = mpsc::channel(1);
         let (_, targets) = watch::channel(Arc::new(TargetSet::default()));
         let (_, gone) = mpsc::channel(1);
-        let inbox = ledger_task::Inbox { observations: heard, targets, gone, reminders: memory };
+        let inbox = ledger_task::Inbox { observations: observations_rx, targets, gone, reminders };
         let mut tasks = vec![tokio::spawn(ledger_task::run(ledger, clock, inbox, publisher))];
-        let (take_over, mut questions) = mpsc::channel::<TakeOver>(1);
+        let (take_over, mut take_overs) = mpsc::channel::<TakeOver>(1);
         let (took_over_tx, took_over) = watch::channel(None);
         tasks.push(tokio::spawn(async move {
-            while let Some(question) = questions.recv().await {
-                took_over_tx.send_replace(Some((question.may_touch, question.persisted.is_some())));
-                let _ = question.blocked.send(blocked.clone());
+            while let Some(request) = take_overs.recv().await {
+                took_over_tx.send_replace(Some((request.may_touch, request.persisted.is_some())));
+                let _ = request.blocked.send(blocked.clone());
             }
         }));
         let permit = WritePermit::of_term(term, &format!("replica-{term}"));
         let (leadership_tx, leadership) = watch::channel(Leadership::Leading(permit));
         let (decided_tx, decided) =
             watch::channel(Arc::new(Decided::nothing(Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH))));
-        let (trouble_tx, trouble) = watch::channel(None);
-        let (questions_tx, questions) =
+        let (error_tx, error) = watch::channel(None);
+        let (lookups_tx, lookups) =
             watch::channel(Arc::new(LookupRequests { epoch: 1, ..LookupRequests::default() }));
-        let (delivered_tx, delivered) = watch::channel(Arc::default());
+        let (written_tx, written) = watch::channel(Arc::default());
         let cancel = CancellationToken::new();
         let channels = Channels {
             leadership,
-            persisted: kept,
+            persisted,
             take_over,
-            reminders: memory_tx,
+            reminders: reminders_tx,
             snapshots: snapshots.published(),
             progress: snapshots.progress(),
             ledger: snapshots.clone(),
             facts: watch::channel(Arc::new(facts)).1,
-            written: delivered,
-            lookups: questions_tx,
+            written,
+            lookups: lookups_tx,
             decided: decided_tx,
-            error: trouble_tx,
+            error: error_tx,
         };
         let task = PolicyTask {
             policy,
@@ -191,14 +191,14 @@ impl Replica {
         };
         tasks.push(tokio::spawn(task.run()));
         Self {
-            kept: kept_tx,
+            persisted: persisted_tx,
             leadership: leadership_tx,
             decided,
-            trouble,
+            error,
             watching: watch::channel(None).1,
             observations,
-            questions,
-            delivered: delivered_tx,
+            lookups,
+            written: written_tx,
             took_over,
             ledger: snapshots,
             clock,
@@ -208,10 +208,10 @@ impl Replica {
         }
     }
 
-    /// The API server's clock is now this far ahead of the replica's.
-    pub(super) fn tell_time(&self, server_ahead: SignedDuration) {
+    /// Sets the API server's clock this far ahead of the replica's.
+    pub(super) fn set_server_time(&self, server_ahead: SignedDuration) {
         if let Some(cluster) = &self.cluster {
-            cluster.tell_time(Timestamp::now() + server_ahead);
+            cluster.set_server_time(Timestamp::now() + server_ahead);
         }
     }
 
@@ -229,18 +229,18 @@ impl Replica {
         self.round_done().await;
     }
 
-    /// Every target has been asked once more, and nothing is new.
+    /// Reports a round in which every target was asked and nothing is new.
     pub(super) async fn round_done(&self) {
         self.observations.send(Observation::RoundDone(Round::default())).await.unwrap();
     }
 
-    /// The service is told to stop: no more observations come. Returns when the policy task has ended.
+    /// Stops the service: no more observations come. Returns when the policy task has ended.
     pub(super) async fn end(mut self) {
         self.observations = mpsc::channel(1).0;
         while self.decided.changed().await.is_ok() {}
     }
 
-    /// The Lease has passed to another replica.
+    /// Passes the Lease to another replica.
     pub(super) fn follow(&self) {
         self.leadership.send_modify(|leadership| {
             if let Leadership::Leading(permit) = leadership {
@@ -250,9 +250,9 @@ impl Replica {
         });
     }
 
-    /// Shows the replica the server's objects.
-    pub(super) async fn look(&self, server: &Server) {
-        self.kept.send_replace(Arc::new(server.objects().read().await.unwrap()));
+    /// Shows the server's objects to the replica.
+    pub(super) async fn show_objects(&self, server: &Server) {
+        self.persisted.send_replace(Arc::new(server.objects().read().await.unwrap()));
     }
 
     /// The names of the blocked Apps.

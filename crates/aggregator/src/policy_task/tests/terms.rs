@@ -1,4 +1,5 @@
-//! A term from its beginning to its end: what can't be read or kept, dry-run, history, and a replica that only shows.
+//! A term from its beginning to its end: failed reads and writes, dry-run, ended incidents, and a replica that only
+//! shows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use procscan_core::names::App;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of, opened};
+use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of, opened};
 use crate::leader::{Leadership, WritePermit};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::telemetry::logged::Logged;
@@ -22,7 +23,7 @@ async fn settle() {
 
 fn watching(server: &Server) -> Replica {
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    Replica::start(server, Wanted { is_watched: true, ..Wanted::new(1, network) })
+    Replica::start(server, Setup { is_watched: true, ..Setup::new(1, network) })
 }
 
 fn web(server: &Server) -> Value {
@@ -34,11 +35,11 @@ fn approve(server: &Server) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dry_run_writes_nothing_and_what_it_decided_is_decided_anew_when_operators_end_it() {
+async fn dry_run_writes_nothing_and_its_decisions_are_made_anew_when_operators_end_it() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     server.put("enforcements", "procscan", json!({"metadata": {}, "spec": {"mode": "dry-run"}}));
-    let says = |mode: &'static str| {
+    let set_mode = |mode: &'static str| {
         server.edit("enforcements", "procscan", |object| object["spec"]["mode"] = mode.into());
     };
     let replica = watching(&server);
@@ -47,7 +48,7 @@ async fn dry_run_writes_nothing_and_what_it_decided_is_decided_anew_when_operato
     settle().await;
     assert!(server.store().writes.is_empty(), "{:?}", server.store().writes);
     assert!(server.store().events.is_empty());
-    says("enforce");
+    set_mode("enforce");
     settle().await;
     assert_eq!(replica.blocked(), ["web"]);
     let events: Vec<Value> = server.store().events.iter().map(|(_, event)| event["reason"].clone()).collect();
@@ -56,19 +57,19 @@ async fn dry_run_writes_nothing_and_what_it_decided_is_decided_anew_when_operato
         (&web(&server)["status"]["state"], &web(&server)["spec"]["approve"]),
         (&json!("Blocked"), &json!(null))
     );
-    says("dry-run");
+    set_mode("dry-run");
     settle().await;
     let writes = server.store().writes.len();
     server.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["release"] = json!({"by": "bob"}));
     settle().await;
     assert_eq!(server.store().writes.len(), writes);
-    says("enforce");
+    set_mode("enforce");
     settle().await;
     assert!(replica.blocked().is_empty());
     assert_eq!(decisions(&web(&server)).last().unwrap(), "released by bob");
 }
 
-/// How many of the requests that `is_tried` names came within five minutes in which the API server refused them.
+/// Counts the requests that `is_tried` selects within five minutes in which the API server refuses them.
 async fn tries(server: &Server, is_tried: fn(&Call) -> bool) -> (Replica, usize, Arc<AtomicBool>) {
     let (count, refuses) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
     let (seen, flag) = (count.clone(), refuses.clone());
@@ -79,30 +80,30 @@ async fn tries(server: &Server, is_tried: fn(&Call) -> bool) -> (Replica, usize,
         seen.fetch_add(1, Ordering::Relaxed);
         Fault::Refused(403)
     });
-    let replica = Replica::start(server, Wanted::new(1, network));
-    replica.look(server).await;
+    let replica = Replica::start(server, Setup::new(1, network));
+    replica.show_objects(server).await;
     sleep(Duration::from_mins(5)).await;
     let tried = count.load(Ordering::Relaxed);
     (replica, tried, refuses)
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_not_be_read_is_read_again_less_and_less_often_and_nothing_is_decided_before() {
+async fn a_failed_read_is_tried_again_less_and_less_often_and_nothing_is_decided_before() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     approve(&server);
     let (replica, tried, refuses) = tries(&server, |call| call.method == Method::GET).await;
     assert!((15..=30).contains(&tried), "{tried} times in five minutes");
-    let trouble = replica.trouble.borrow().clone().unwrap();
-    assert!(trouble.ends_with("not today (403)"), "{trouble}");
+    let error = replica.error.borrow().clone().unwrap();
+    assert!(error.ends_with("not today (403)"), "{error}");
     assert!(replica.decided.borrow().permit.is_none() && server.store().writes.is_empty());
     refuses.store(false, Ordering::Relaxed);
     sleep(Duration::from_secs(20)).await;
-    assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (vec!["web".to_owned()], None));
+    assert_eq!((replica.blocked(), replica.error.borrow().clone()), (vec!["web".to_owned()], None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_not_be_kept_is_tried_again_less_and_less_often_and_has_no_effect_before() {
+async fn a_failed_write_is_tried_again_less_and_less_often_and_the_decision_has_no_effect_before() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     approve(&server);
@@ -110,28 +111,28 @@ async fn what_can_not_be_kept_is_tried_again_less_and_less_often_and_has_no_effe
     let of_web = |call: &Call| call.is_status && call.name.as_deref() == Some(&*name_of("web"));
     let (replica, tried, refuses) = tries(&server, of_web).await;
     assert!((15..=40).contains(&tried), "{tried} times in five minutes");
-    let trouble = replica.trouble.borrow().clone().unwrap();
-    assert!(trouble.ends_with("not today (403)"), "{trouble}");
+    let error = replica.error.borrow().clone().unwrap();
+    assert!(error.ends_with("not today (403)"), "{error}");
     assert!(replica.decided.borrow().permit.is_some() && replica.blocked().is_empty());
-    // Others do not wait for the next try.
+    // Other incidents do not wait for the next try.
     server.edit(INCIDENTS, &name_of("shop"), |object| object["spec"]["approve"] = json!({"by": "alice"}));
-    replica.look(&server).await;
+    replica.show_objects(&server).await;
     settle().await;
     assert_eq!(replica.blocked(), ["shop"]);
     refuses.store(false, Ordering::Relaxed);
     sleep(Duration::from_secs(20)).await;
     let both = vec!["shop".to_owned(), "web".to_owned()];
-    assert_eq!((replica.blocked(), replica.trouble.borrow().clone()), (both, None));
+    assert_eq!((replica.blocked(), replica.error.borrow().clone()), (both, None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_term_that_ends_while_nothing_can_be_read_leaves_no_trouble_behind() {
+async fn a_term_that_ends_while_nothing_can_be_read_leaves_no_error_behind() {
     let server = Server::default();
     let network = Box::new(|_: &mut Store, _: &Call| Fault::Refused(403));
-    let replica = Replica::start(&server, Wanted::new(1, network));
-    replica.look(&server).await;
+    let replica = Replica::start(&server, Setup::new(1, network));
+    replica.show_objects(&server).await;
     sleep(Duration::from_mins(1)).await;
-    assert!(replica.trouble.borrow().is_some());
+    assert!(replica.error.borrow().is_some());
     replica.leadership.send_modify(|leadership| {
         if let Leadership::Leading(permit) = leadership {
             permit.give_up();
@@ -139,11 +140,11 @@ async fn a_term_that_ends_while_nothing_can_be_read_leaves_no_trouble_behind() {
         *leadership = Leadership::Following { leader: Some("another".to_owned()) };
     });
     settle().await;
-    assert_eq!(replica.trouble.borrow().clone(), None, "another replica's errors are its own");
+    assert_eq!(replica.error.borrow().clone(), None, "another replica's errors are its own");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_act_on_an_incident_that_is_over_is_refused_in_its_log_and_cleared_away() {
+async fn a_command_on_an_ended_incident_is_refused_in_its_log_and_removed() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Ended"));
     let replica = watching(&server);
@@ -157,14 +158,15 @@ async fn an_act_on_an_incident_that_is_over_is_refused_in_its_log_and_cleared_aw
     assert_eq!((&now["status"]["decided"], &now["status"]["observed"]), (&json!(2), &json!(2)));
     assert_eq!((&now["status"]["state"], &now["spec"]["release"]), (&json!("Ended"), &json!(null)));
     assert!(replica.blocked().is_empty());
-    // Once.
+    // It is written once.
     let writes = server.store().writes.len();
     sleep(Duration::from_mins(1)).await;
     assert_eq!(server.store().writes.len(), writes);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_act_on_an_earlier_incident_of_an_app_is_answered_there_and_changes_nothing_of_the_present_one() {
+async fn a_command_on_an_earlier_incident_of_an_app_is_refused_there_and_changes_nothing_of_the_current_one()
+{
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
     server.put(INCIDENTS, "earlier", body("web", "Ended"));
@@ -181,7 +183,7 @@ async fn an_act_on_an_earlier_incident_of_an_app_is_answered_there_and_changes_n
     assert_eq!((replica.blocked(), web(&server)["status"].clone()), (vec!["web".to_owned()], before));
 }
 
-/// `kubectl edit` with both in one go.
+/// An operator gives both commands in one `kubectl edit`.
 #[tokio::test(start_paused = true)]
 async fn of_an_approval_and_a_release_in_one_edit_both_are_done_and_the_release_prevails() {
     let server = Server::default();
@@ -202,7 +204,7 @@ async fn of_an_approval_and_a_release_in_one_edit_both_are_done_and_the_release_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ended_longer_than_the_retention_ago_is_removed_unless_a_release_still_covers_it() {
+async fn an_incident_that_ended_longer_than_the_retention_ago_is_removed_unless_a_release_still_covers_it() {
     let server = Server::default();
     let old = |object: &mut Value| {
         for field in ["opened", "since"] {
@@ -231,7 +233,7 @@ async fn what_ended_longer_than_the_retention_ago_is_removed_unless_a_release_st
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_nothing() {
+async fn a_replica_that_does_not_lead_shows_the_persisted_state_and_requests_and_writes_nothing() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
     server.put(INCIDENTS, &name_of("shop"), body("shop", "Held"));
@@ -242,36 +244,36 @@ async fn a_replica_that_does_not_lead_shows_what_is_kept_and_asks_and_writes_not
     assert_eq!(shown(), (vec!["web".to_owned()], false));
     let held: Vec<_> = replica.decided.borrow().held.iter().map(|held| held.app.name.to_string()).collect();
     assert_eq!(held, ["shop"]);
-    assert!(replica.questions.borrow().apps.is_empty());
-    assert_eq!(replica.questions.borrow().epoch, 1, "nothing was asked before");
+    assert!(replica.lookups.borrow().apps.is_empty());
+    assert_eq!(replica.lookups.borrow().epoch, 1, "nothing was requested before");
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Ended".into());
     settle().await;
     assert_eq!(shown(), (Vec::new(), false));
     server.edit(INCIDENTS, &name_of("web"), |object| object["status"]["state"] = "Blocked".into());
     assert!(server.store().writes.is_empty());
 
-    // A leader asks about the Apps with an incident. Answers of an earlier term do not count.
-    let epoch = replica.questions.borrow().epoch;
+    // A leader requests look-ups of the Apps with an incident. Answers of an earlier term do not count.
+    let epoch = replica.lookups.borrow().epoch;
     let leads =
         |term| drop(replica.leadership.send(Leadership::Leading(WritePermit::of_term(term, "replica"))));
     leads(2);
     settle().await;
     assert_eq!(shown(), (vec!["web".to_owned()], true));
-    let asked = replica.questions.borrow().clone();
-    assert!(asked.apps.contains_key(&App::new("ns-a", "app", "web")), "{asked:?}");
-    assert_eq!(asked.epoch, epoch);
+    let requests = replica.lookups.borrow().clone();
+    assert!(requests.apps.contains_key(&App::new("ns-a", "app", "web")), "{requests:?}");
+    assert_eq!(requests.epoch, epoch);
     replica.follow();
     settle().await;
-    assert!(replica.questions.borrow().apps.is_empty());
-    assert_eq!(replica.questions.borrow().epoch, epoch + 1);
+    assert!(replica.lookups.borrow().apps.is_empty());
+    assert_eq!(replica.lookups.borrow().epoch, epoch + 1);
     leads(3);
     settle().await;
-    assert_eq!(replica.questions.borrow().epoch, epoch + 1);
+    assert_eq!(replica.lookups.borrow().epoch, epoch + 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_a_tenant_was_told_is_kept_once_and_not_in_dry_run() {
-    for (mode, is_kept) in [("enforce", true), ("dry-run", false)] {
+async fn a_written_notice_is_persisted_once_and_not_in_dry_run() {
+    for (mode, is_persisted) in [("enforce", true), ("dry-run", false)] {
         let server = Server::default();
         let mut blocked = body("web", "Blocked");
         blocked["status"]["told"] = json!({"at": opened(), "what": "Blocked"});
@@ -280,12 +282,17 @@ async fn that_a_tenant_was_told_is_kept_once_and_not_in_dry_run() {
         let replica = watching(&server);
         settle().await;
         assert!(server.store().writes.is_empty(), "{:?}", server.store().writes);
-        let told = BTreeMap::from([(App::new("ns-a", "app", "web"), opened().into())]);
-        replica.delivered.send_replace(Arc::new(told));
+        let written = BTreeMap::from([(App::new("ns-a", "app", "web"), opened().into())]);
+        replica.written.send_replace(Arc::new(written));
         settle().await;
-        assert_eq!(!web(&server)["status"]["told"]["deliveredAt"].is_null(), is_kept, "{:#}", web(&server));
+        assert_eq!(
+            !web(&server)["status"]["told"]["deliveredAt"].is_null(),
+            is_persisted,
+            "{:#}",
+            web(&server)
+        );
         let writes = server.store().writes.len();
-        assert_eq!(writes, usize::from(is_kept));
+        assert_eq!(writes, usize::from(is_persisted));
         sleep(Duration::from_mins(1)).await;
         assert_eq!(server.store().writes.len(), writes);
     }
@@ -293,7 +300,7 @@ async fn that_a_tenant_was_told_is_kept_once_and_not_in_dry_run() {
 
 /// An operator uses `kubectl edit` and gives no `by`.
 #[tokio::test(start_paused = true)]
-async fn an_act_without_an_operators_name_is_attributed_to_the_program_that_wrote_it() {
+async fn a_command_without_an_operators_name_is_attributed_to_the_program_that_wrote_it() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let _replica = watching(&server);
@@ -318,7 +325,7 @@ async fn an_act_without_an_operators_name_is_attributed_to_the_program_that_wrot
 
 /// Operators have to know that the dates in incidents are not those of this replica's clock.
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_differs_from_the_api_servers_is_an_alert_once() {
+async fn a_clock_that_differs_from_the_api_servers_raises_one_alert() {
     for (hours, is_wrong) in [(-240, true), (0, false), (240, true)] {
         let server = Server::default();
         server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
@@ -326,7 +333,7 @@ async fn a_clock_that_differs_from_the_api_servers_is_an_alert_once() {
         let server_ahead = SignedDuration::from_hours(hours);
         let (logged, _guard) = Logged::start();
         let replica =
-            Replica::start(&server, Wanted { is_watched: true, server_ahead, ..Wanted::new(1, network) });
+            Replica::start(&server, Setup { is_watched: true, server_ahead, ..Setup::new(1, network) });
         settle().await;
         approve(&server);
         settle().await;

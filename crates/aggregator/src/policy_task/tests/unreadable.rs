@@ -1,4 +1,4 @@
-//! An object that can't be read or written affects only what it is about.
+//! An object that can't be read or written affects only its own App or exemption.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of};
 use crate::leader::{Leadership, WritePermit};
 use crate::state::cluster::Watching;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
@@ -22,22 +22,22 @@ use crate::state::{Batch, Document, FileStore, Kind, OperatorCommands, Persisted
 const EXEMPTIONS: &str = "exemptions";
 
 struct Watch {
-    kept: watch::Receiver<Arc<PersistedState>>,
+    persisted: watch::Receiver<Arc<PersistedState>>,
     error: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
 }
 
 fn watching(server: &Server) -> Watch {
-    let (kept_tx, kept) = watch::channel(Arc::new(PersistedState::default()));
+    let (persisted_tx, persisted) = watch::channel(Arc::new(PersistedState::default()));
     let (error_tx, error) = watch::channel(None);
     let cancel = CancellationToken::new();
     let watching = Watching::new(server.objects()).0;
-    tokio::spawn(watching.run(kept_tx, error_tx, cancel.clone()));
-    Watch { kept, error, cancel }
+    tokio::spawn(watching.run(persisted_tx, error_tx, cancel.clone()));
+    Watch { persisted, error, cancel }
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mistake() {
+async fn the_last_readable_version_of_an_exemption_counts_whatever_the_mistake() {
     let mistakes = [
         json!({"namespace": {"exact": "ns-a"}, "rule": {"regex": "("}, "reason": "a contract"}),
         json!({"namespace": {"exact": "ns-a", "regex": "b"}, "reason": "a contract"}),
@@ -52,35 +52,35 @@ async fn of_an_exemption_with_a_mistake_the_last_good_one_counts_whatever_the_mi
         let good = json!({"namespace": {"exact": "ns-a"}, "reason": "a contract"});
         server.put(EXEMPTIONS, "one", json!({"metadata": {}, "spec": good}));
         let mut watch = watching(&server);
-        watch.kept.wait_for(|kept| kept.is_complete).await.unwrap();
+        watch.persisted.wait_for(|state| state.is_complete).await.unwrap();
         server.edit(EXEMPTIONS, "one", |object| object["spec"] = mistake.clone());
         let error = watch.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
         assert!(error.contains("Exemption one can't be read: spec"), "{error}");
         assert!(error.contains("the last version that could be read counts"), "{error}");
-        let (rules, unread) = watch.kept.borrow().rules();
+        let (rules, unread) = watch.persisted.borrow().rules();
         assert!(rules.len() == 1 && unread.is_empty(), "{mistake}: {rules:?}");
         let app = App::new("ns-a", "app", "web");
         assert!(rules[0].may_cover(&app));
         watch.cancel.cancel();
 
-        // After a restart no good version of it is known.
+        // After a restart no readable version of it is known.
         let mut watch = watching(&server);
-        watch.kept.wait_for(|kept| kept.is_complete).await.unwrap();
+        watch.persisted.wait_for(|state| state.is_complete).await.unwrap();
         let error = watch.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
         assert!(error.contains("nothing new is blocked that it may cover"), "{error}");
-        let (rules, unread) = watch.kept.borrow().rules();
+        let (rules, unread) = watch.persisted.borrow().rules();
         assert!(rules.is_empty() && unread.len() == 1, "{mistake}: {rules:?}");
         assert!(unread[0].may_cover(&app), "{mistake}");
-        // Once it is mended, all is as before.
+        // Once it is mended, it counts again.
         server.edit(EXEMPTIONS, "one", |object| object["spec"] = good);
         watch.error.wait_for(Option::is_none).await.unwrap();
-        assert_eq!(watch.kept.borrow().rules().0.len(), 1);
+        assert_eq!(watch.persisted.borrow().rules().0.len(), 1);
         // Once it is deleted, it has no effect.
         server.edit(EXEMPTIONS, "one", |object| object["spec"] = mistake);
         watch.error.wait_for(Option::is_some).await.unwrap();
         server.remove(EXEMPTIONS, "one");
         watch.error.wait_for(Option::is_none).await.unwrap();
-        let (rules, unread) = watch.kept.borrow().rules();
+        let (rules, unread) = watch.persisted.borrow().rules();
         assert!(rules.is_empty() && unread.is_empty());
         watch.cancel.cancel();
     }
@@ -102,7 +102,7 @@ async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended
         |object| object["status"]["state"] = "Quarantined".into(),
         |object| object["status"]["evidence"] = "none".into(),
         |object| object["status"]["brake"] = json!({"since": "2026-11-01T08:00:00Z", "brake": "Moon"}),
-        // Wiped, although the API server remembers that it was written.
+        // Wiped, although the API server has a record that it was written.
         |object| {
             object["status"] = json!({});
             object["metadata"]["managedFields"] =
@@ -117,8 +117,8 @@ async fn an_app_whose_incident_can_not_be_read_is_not_touched_until_it_is_mended
         server.edit(INCIDENTS, &name_of("miner"), spoil);
         let before = server.get(INCIDENTS, &name_of("miner"));
         let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-        let wanted = Wanted { is_watched: true, blocked: vec![found("miner")], ..Wanted::new(1, network) };
-        let replica = Replica::start(&server, wanted);
+        let setup = Setup { is_watched: true, blocked: vec![found("miner")], ..Setup::new(1, network) };
+        let replica = Replica::start(&server, setup);
         sleep(Duration::from_secs(2)).await;
         assert_eq!(replica.blocked(), ["miner"], "what is closed stays closed");
         // Decisions about other Apps go on.
@@ -157,9 +157,9 @@ async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_t
     let store = FileStore::open(directory.path()).await.unwrap();
     let mut replica = Replica::with_file(store.clone(), vec![found("miner"), found("web")], false);
     let leads = replica.decided.wait_for(|decided| decided.permit.is_some());
-    timeout(Duration::from_mins(1), leads).await.expect("others are decided about").unwrap();
+    timeout(Duration::from_mins(1), leads).await.expect("decisions about other Apps").unwrap();
     assert_eq!(replica.blocked(), ["miner", "web"], "what is closed stays closed");
-    assert_eq!(replica.trouble.borrow().clone(), None);
+    assert_eq!(replica.error.borrow().clone(), None);
     let operator_commands = OperatorCommands::File(store.clone());
     let approval = Approval { by: Some("alice".into()), reason: None };
     operator_commands.approve(&name_of("shop"), approval.clone()).await.unwrap();
@@ -170,7 +170,7 @@ async fn an_app_whose_row_in_the_state_file_can_not_be_read_is_not_touched_and_t
         "{answer}"
     );
     drop(replica);
-    // Drops them to end the tasks that use the file.
+    // Dropped to end the tasks that use the file.
     drop((operator_commands, store));
     while Sqlite::open(directory.path()).await.is_err() {
         tokio::task::yield_now().await;
@@ -188,10 +188,10 @@ async fn where_not_even_the_app_can_be_read_nothing_new_is_blocked() {
     grace["status"]["until"] = "2026-11-01T09:00:00Z".into();
     server.put(INCIDENTS, &name_of("shop"), grace);
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(1, network) });
     sleep(Duration::from_secs(2)).await;
     assert!(replica.watching.borrow().as_ref().is_some_and(|error| error.contains("Incident odd")));
-    assert!(replica.decided.borrow().permit.is_some(), "it leads all the same");
+    assert!(replica.decided.borrow().permit.is_some(), "it still leads");
     server.remove(INCIDENTS, "odd");
     sleep(Duration::from_secs(2)).await;
     assert!(replica.watching.borrow().is_none());
@@ -207,21 +207,21 @@ async fn one_incident_that_can_not_be_written_stops_no_new_leader() {
         let is_odd = call.name.as_deref() == Some(&*name_of("odd")) && call.is_status;
         if is_odd { Fault::Refused(422) } else { Fault::None }
     });
-    let replica = Replica::start(&server, Wanted { is_watched: true, ..Wanted::new(1, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, ..Setup::new(1, network) });
     for app in ["odd", "shop"] {
         server.edit(INCIDENTS, &name_of(app), |object| object["spec"]["approve"] = json!({"by": "alice"}));
     }
     sleep(Duration::from_secs(30)).await;
-    assert_eq!(replica.blocked(), ["shop"], "nothing follows from what can't be kept");
-    assert!(replica.trouble.borrow().is_some());
+    assert_eq!(replica.blocked(), ["shop"], "no block follows from a decision that can't be persisted");
+    assert!(replica.error.borrow().is_some());
     let odd = server.get(INCIDENTS, &name_of("odd")).unwrap();
-    assert_eq!(odd["spec"]["approve"]["by"], "alice", "it is done as soon as it can be kept");
+    assert_eq!(odd["spec"]["approve"]["by"], "alice", "it is carried out as soon as it can be persisted");
 }
 
-/// An incident without a status since before the term is no change: otherwise each change by others would read
+/// An incident whose status was missing before the term is no change. Otherwise each change by others would read
 /// everything again, and start all clearing clocks anew.
 #[tokio::test(start_paused = true)]
-async fn while_a_status_is_gone_other_changes_do_not_read_everything_anew() {
+async fn while_a_status_is_missing_other_changes_do_not_read_everything_again() {
     let server = Server::default();
     for app in ["miner", "shop"] {
         server.put(INCIDENTS, &name_of(app), body(app, "Held"));
@@ -232,8 +232,8 @@ async fn while_a_status_is_gone_other_changes_do_not_read_everything_anew() {
             json!([{"manager": "x", "operation": "Update", "subresource": "status"}]);
     });
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
-    let wanted = Wanted { is_watched: true, blocked: vec![found("miner")], ..Wanted::new(1, network) };
-    let _replica = Replica::start(&server, wanted);
+    let setup = Setup { is_watched: true, blocked: vec![found("miner")], ..Setup::new(1, network) };
+    let _replica = Replica::start(&server, setup);
     sleep(Duration::from_secs(2)).await;
     let before = server.store().lists;
     for n in 0..20 {
@@ -246,22 +246,22 @@ async fn while_a_status_is_gone_other_changes_do_not_read_everything_anew() {
     assert!(lists <= 2, "everything was read {lists} times");
 }
 
-/// A status that another version has written and this one can't read is not overwritten by an act that is done.
+/// A command that is done does not overwrite a status that another version has written and this one can't read.
 #[tokio::test(start_paused = true)]
-async fn an_act_on_an_incident_that_can_not_be_read_writes_nothing_over_it() {
+async fn a_command_on_an_incident_that_can_not_be_read_overwrites_nothing() {
     let server = Server::default();
     for app in ["miner", "shop"] {
         server.put(INCIDENTS, &name_of(app), body(app, "Held"));
     }
-    // The act can't be kept for a moment; then the status becomes one that only another version understands.
+    // The command can't be persisted for a moment. Then the status becomes one that only another version understands.
     let refuses = Arc::new(AtomicBool::new(true));
     let flag = refuses.clone();
     let network = Box::new(move |_: &mut Store, call: &Call| {
         let is_miner = call.name.as_deref() == Some(&*name_of("miner")) && call.is_status;
         if is_miner && flag.load(Ordering::Relaxed) { Fault::Refused(422) } else { Fault::None }
     });
-    let wanted = Wanted { is_watched: true, blocked: vec![found("miner")], ..Wanted::new(1, network) };
-    let replica = Replica::start(&server, wanted);
+    let setup = Setup { is_watched: true, blocked: vec![found("miner")], ..Setup::new(1, network) };
+    let replica = Replica::start(&server, setup);
     sleep(Duration::from_secs(2)).await;
     server.edit(INCIDENTS, &name_of("miner"), |object| object["spec"]["release"] = json!({"by": "alice"}));
     sleep(Duration::from_secs(2)).await;
@@ -280,16 +280,16 @@ async fn an_act_on_an_incident_that_can_not_be_read_writes_nothing_over_it() {
     assert_eq!(status["state"], "Quarantined");
 }
 
-/// An App that was gone in an earlier term may be back, and another leader may have blocked it since.
+/// An App that was gone in an earlier term may exist again, and another leader may have blocked it since.
 #[tokio::test(start_paused = true)]
-async fn what_was_known_in_an_earlier_term_releases_no_app() {
+async fn cluster_facts_of_an_earlier_term_release_no_app() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("miner"), body("miner", "Blocked"));
     let network = Box::new(|_: &mut Store, _: &Call| Fault::None);
     let mut facts = ClusterFacts::default();
     let gone = AppFact { gone: true, ..AppFact::default() };
     facts.apps.insert(App::new("ns-a", "app", "miner"), gone);
-    let replica = Replica::start(&server, Wanted { is_watched: true, facts, ..Wanted::new(1, network) });
+    let replica = Replica::start(&server, Setup { is_watched: true, facts, ..Setup::new(1, network) });
     sleep(Duration::from_secs(5)).await;
     assert_eq!(replica.blocked(), ["miner"]);
 }

@@ -235,7 +235,7 @@ async fn an_exemption_for_more_than_ten_years_by_the_api_servers_clock_is_refuse
     let objects = server.objects();
     let days = |days: i64| SignedDuration::from_hours(24 * days);
     let server_time = Timestamp::now() - days(3650);
-    objects.cluster.tell_time(server_time);
+    objects.cluster.set_server_time(server_time);
     let operator_commands = OperatorCommands::Cluster(objects);
     assert!(operator_commands.wall_time().duration_since(server_time).abs() < days(1));
     let lasts = |time| ExemptionSpec { until: Some(server_time + time), ..exemption() };

@@ -1,4 +1,4 @@
-//! A new leader knows what operators want now, whatever has become of its watches.
+//! A new leader applies the current commands and declarations of operators, even if its watches hang or fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::stage::{INCIDENTS, Replica, Wanted, body, decisions, name_of};
+use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of};
 use crate::leader::{Leadership, WritePermit};
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 
 const ENFORCEMENTS: &str = "enforcements";
 const EXEMPTIONS: &str = "exemptions";
-/// A refusal that never arrives.
-const LOST: u16 = 1;
+/// Stands for a request without an answer.
+const NO_ANSWER: u16 = 1;
 
 /// What operators declare to keep an App open: the plural, the name and the spec.
 fn declared() -> [(&'static str, &'static str, Value); 2] {
@@ -28,24 +28,24 @@ fn declare(server: &Server, (plural, name, spec): &(&str, &str, Value)) {
     server.put(plural, name, json!({"metadata": {}, "spec": spec}));
 }
 
-/// A replica that follows and has seen everything; a new accusation stands, and nothing is in the way of the block.
-/// Lists of Exemptions and Enforcements are refused with `refusal`, unless it is zero.
+/// A replica that follows, has seen everything, and has a new accusation that nothing keeps from a block. Lists of
+/// Exemptions and Enforcements are refused with `refusal`, unless it is zero.
 async fn follower(server: &Server, refusal: &Arc<AtomicU16>) -> Replica {
     let refusal = refusal.clone();
     let network = Box::new(move |_: &mut Store, call: &Call| {
         let is_declared = [ENFORCEMENTS, EXEMPTIONS].contains(&&*call.plural);
         match refusal.load(Ordering::Relaxed) {
-            LOST if is_declared => Fault::Lost,
+            NO_ANSWER if is_declared => Fault::Lost,
             code if code > 0 && is_declared => Fault::Refused(code),
             _ => Fault::None,
         }
     });
-    let wanted = Wanted { is_watched: true, has_agent: true, ..Wanted::new(1, network) };
-    let replica = Replica::start(server, wanted);
+    let setup = Setup { is_watched: true, has_agent: true, ..Setup::new(1, network) };
+    let replica = Replica::start(server, setup);
     replica.follow();
     replica.accuse("miner").await;
     sleep(Duration::from_secs(5)).await;
-    assert!(replica.kept.borrow().is_complete && replica.decided.borrow().permit.is_none());
+    assert!(replica.persisted.borrow().is_complete && replica.decided.borrow().permit.is_none());
     replica
 }
 
@@ -54,7 +54,7 @@ fn lead(replica: &Replica) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_obeys_what_was_declared_while_its_watch_hung() {
+async fn a_new_leader_applies_declarations_that_were_made_while_its_watch_hung() {
     let server = Server::default();
     let replica = follower(&server, &Arc::default()).await;
     lead(&replica);
@@ -70,16 +70,16 @@ async fn a_new_leader_obeys_what_was_declared_while_its_watch_hung() {
         sleep(Duration::from_secs(5)).await;
         assert!(replica.decided.borrow().permit.is_some(), "{declaration:?}");
         assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
-        // What is taken back is heard, too.
+        // A deleted declaration takes effect too.
         server.remove(declaration.0, declaration.1);
         sleep(Duration::from_secs(5)).await;
         assert_eq!(replica.blocked(), ["miner"], "{declaration:?}");
     }
 }
 
-/// An old watch does not show what operators want now, and a late block is better than a wrong one.
+/// A hanging watch does not show the current declarations, and a late block is better than a wrong one.
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_that_can_not_list_what_is_declared_decides_nothing_until_it_can() {
+async fn a_new_leader_that_can_not_list_the_declarations_decides_nothing_until_it_can() {
     for (declaration, code) in declared().into_iter().zip([503, 403]) {
         let (server, refusal) = (Server::default(), Arc::new(AtomicU16::new(0)));
         let replica = follower(&server, &refusal).await;
@@ -89,25 +89,25 @@ async fn a_new_leader_that_can_not_list_what_is_declared_decides_nothing_until_i
         lead(&replica);
         sleep(Duration::from_mins(10)).await;
         assert!(replica.decided.borrow().permit.is_none(), "{declaration:?}");
-        let trouble = replica.trouble.borrow().clone().unwrap();
-        assert!(trouble.starts_with("Exemptions and Enforcements were not listed within"), "{trouble}");
+        let error = replica.error.borrow().clone().unwrap();
+        assert!(error.starts_with("Exemptions and Enforcements were not listed within"), "{error}");
         let watching = replica.watching.borrow().clone().unwrap();
         assert!(watching.ends_with(&format!("not today ({code})")), "{watching}");
         refusal.store(0, Ordering::Relaxed);
         sleep(Duration::from_mins(1)).await;
         assert!(replica.decided.borrow().permit.is_some(), "{declaration:?}");
         assert_eq!(replica.blocked(), [""; 0], "{declaration:?}");
-        assert_eq!(replica.trouble.borrow().clone(), None);
+        assert_eq!(replica.error.borrow().clone(), None);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_that_hangs_is_asked_for_again() {
+async fn a_list_that_hangs_is_requested_again() {
     let (server, refusal) = (Server::default(), Arc::new(AtomicU16::new(0)));
     let replica = follower(&server, &refusal).await;
     server.hang(ENFORCEMENTS);
     declare(&server, &declared()[0]);
-    refusal.store(LOST, Ordering::Relaxed);
+    refusal.store(NO_ANSWER, Ordering::Relaxed);
     lead(&replica);
     sleep(Duration::from_secs(10)).await;
     refusal.store(0, Ordering::Relaxed);
@@ -117,9 +117,9 @@ async fn a_list_that_hangs_is_asked_for_again() {
     assert_eq!(replica.blocked(), [""; 0]);
 }
 
-/// The previous leader ended before it did what the operator wanted.
+/// The previous leader ended before it carried out the command.
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_does_what_operators_asked_of_an_incident_while_its_watch_hung() {
+async fn a_new_leader_carries_out_commands_that_were_given_while_its_watch_hung() {
     let (server, refusal) = (Server::default(), Arc::default());
     server.put(INCIDENTS, &name_of("miner"), body("miner", "Watched"));
     let replica = follower(&server, &refusal).await;
@@ -134,9 +134,9 @@ async fn a_new_leader_does_what_operators_asked_of_an_incident_while_its_watch_h
     assert_eq!(replica.blocked(), [""; 0]);
 }
 
-/// What was deleted after it had been read is not waited for.
+/// The leader does not wait for an incident that was deleted after it had been read.
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_does_not_wait_for_its_watch_to_show_what_is_deleted() {
+async fn a_new_leader_does_not_wait_for_its_watch_to_show_a_deleted_incident() {
     let server = Server::default();
     let replica = follower(&server, &Arc::default()).await;
     server.hang(INCIDENTS);
@@ -148,5 +148,5 @@ async fn a_new_leader_does_not_wait_for_its_watch_to_show_what_is_deleted() {
     server.remove(INCIDENTS, &name_of("shop"));
     sleep(Duration::from_secs(30)).await;
     assert_eq!(replica.blocked(), ["miner"]);
-    assert!(replica.kept.borrow().incidents.contains_key(&*name_of("web")));
+    assert!(replica.persisted.borrow().incidents.contains_key(&*name_of("web")));
 }

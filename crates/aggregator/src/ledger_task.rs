@@ -1,7 +1,7 @@
-//! The only owner of the ledger: applies observations, lets time pass, and publishes snapshots.
+//! Owns the [`Ledger`]: applies observations, advances the ledger by the clock, and publishes snapshots.
 //!
-//! A snapshot costs as much as there are violations. So one is made only after a change that may decide something, after the first
-//! round, and when a reader asks.
+//! A snapshot costs as much as there are violations. So it is made only after a change that may change a decision,
+//! after the first round, and when a reader asks.
 
 mod intake;
 mod snapshots;
@@ -15,7 +15,7 @@ use procscan_core::ledger::{Ledger, Remembered};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::intake::{LastRound, log, take_in};
+use self::intake::{LastRound, apply_observation, log};
 pub use self::snapshots::{Progress, Published, SnapshotPublisher, Snapshots, snapshots};
 use crate::clock::Clock;
 use crate::cluster_facts::PodGone;
@@ -24,7 +24,7 @@ use crate::discovery::TargetSet;
 
 /// The longest time between a change and the snapshot that shows it. Changes within it share one snapshot.
 const PUBLISH_AFTER: Duration = Duration::from_millis(100);
-/// The age at which the last snapshot is dropped, because all evidence that was renewed since is in memory twice as long as it exists.
+/// The age at which the last snapshot is dropped. Until then, all evidence that was renewed since is in memory twice.
 const DROP_SNAPSHOT_AFTER: Duration = Duration::from_secs(3);
 /// The period in which the ledger looks at the clock, because evidence ages without an observation.
 const ADVANCE_PERIOD: Duration = Duration::from_secs(1);
@@ -55,11 +55,11 @@ pub struct Inbox {
     pub reminders: mpsc::Receiver<Reminder>,
 }
 
-/// What an operator should look at if every agent refuses the connection. One that refuses may be restarting; if all do, it is
-/// nearly always this.
+/// The advice to operators if every agent refuses the connection. One agent that refuses may be restarting. If all
+/// refuse, their API is nearly always off.
 pub const ALL_REFUSE: &str = "every agent refuses the connection, so nothing listens at its port: the API of the ProcScan agent is off \
-    until its own configuration has `api: {enabled: true, port: 9090}` and the agent was restarted (its hot reload says that it \
-    worked, and does not start the API); otherwise see daemonset.api_port";
+    until its own configuration has `api: {enabled: true, port: 9090}` and the agent was restarted (its hot reload reports \
+    success, and does not start the API); otherwise see daemonset.api_port";
 
 /// Runs until every sender of observations is gone. The last snapshot shows everything that they have sent.
 pub async fn run(ledger: Ledger, clock: Clock, inbox: Inbox, publisher: SnapshotPublisher) {
@@ -102,7 +102,7 @@ struct LedgerTask {
     publisher: SnapshotPublisher,
     advance: tokio::time::Interval,
     batch: Vec<Observation>,
-    /// No batch is taken before.
+    /// The earliest time of the next batch.
     next_batch: Instant,
     last_round: LastRound,
     /// When the next snapshot is published; `None` if none is due.
@@ -171,7 +171,7 @@ impl LedgerTask {
                 self.is_asked_for = true;
             }
             Wakeup::PublishDue => {
-                self.publish_at = self.publisher.put_off().filter(|_| !self.is_asked_for);
+                self.publish_at = self.publisher.delay_for_readers().filter(|_| !self.is_asked_for);
                 if self.publish_at.is_none() {
                     self.is_asked_for = false;
                     self.publish();
@@ -191,12 +191,12 @@ impl LedgerTask {
         if self.batch.len() < MAX_BATCH {
             self.next_batch = Instant::now() + BATCH_WINDOW;
         }
-        // The collector has learned of a target from this channel before it asked the target.
+        // The new targets first: the collector reports only on targets that are in this channel already.
         if self.inbox.targets.has_changed().unwrap_or(false) {
             self.expect();
         }
         for observation in self.batch.drain(..) {
-            take_in(&mut self.ledger, observation, &mut self.last_round);
+            apply_observation(&mut self.ledger, observation, &mut self.last_round);
         }
         self.publisher.publish_rounds(&self.ledger, self.clock);
     }

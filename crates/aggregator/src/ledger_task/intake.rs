@@ -1,4 +1,4 @@
-//! Takes observations into the ledger, and logs what they change.
+//! Applies observations to the ledger, and logs the changes.
 
 use procscan_core::ledger::{Change, ChangeKind, Ledger, NodeChange};
 use procscan_core::report::Report;
@@ -6,17 +6,17 @@ use procscan_core::report::Report;
 use super::ALL_REFUSE;
 use crate::collector::{Observation, Round};
 
-/// What was logged of the last round.
+/// What was last logged about a round.
 #[derive(Debug, Default)]
 pub(super) struct LastRound {
-    /// How many targets it had, and how many of them answered.
+    /// How many targets the round had, and how many of them answered.
     counts: Option<(usize, usize)>,
-    /// All nodes together had as many violations as they may have.
+    /// Whether all nodes together had as many violations as they may have.
     is_full: bool,
 }
 
-/// Takes an observation into the ledger, and logs what it changes.
-pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut LastRound) {
+/// Applies an observation to the ledger, and logs the change.
+pub(super) fn apply_observation(ledger: &mut Ledger, observation: Observation, last: &mut LastRound) {
     match observation {
         // Dropping `_share` returns its part of the byte budget.
         Observation::Report(report, _share) => {
@@ -45,7 +45,7 @@ pub(super) fn take_in(ledger: &mut Ledger, observation: Observation, last: &mut 
                     "round done: no agent has answered"
                 );
             } else if last.counts.replace(counts) == Some(counts) {
-                // A round with the same counts is no news.
+                // A round with the same counts is no change.
                 tracing::debug!(
                     round = number,
                     asked,
@@ -78,7 +78,7 @@ fn log_limits(ledger: &mut Ledger, last: &mut LastRound) {
     if cut > 0 {
         tracing::warn!(
             cut,
-            "command lines were cut to 256 bytes: their nodes have more than 32 KiB of them, and collector.cmdline_budget, or the sixteenth of it that one node may take, has no room for more"
+            "command lines were cut to 256 bytes: their nodes have more than 32 KiB of them, and collector.cmdline_budget, or the sixteenth of it that one node may use, is full"
         );
     }
     let is_full = ledger.is_full();
@@ -94,7 +94,8 @@ fn log_limits(ledger: &mut Ledger, last: &mut LastRound) {
     }
 }
 
-/// Tenants choose the process names, so they are logged escaped; the command line, which may hold secrets, is not logged.
+/// Logs changes of violations. Tenants choose the process names, so they are logged escaped. The command line is not
+/// logged, because it may hold secrets.
 pub(super) fn log(changes: &[Change]) {
     for Change { key, node, kind } in changes {
         let (namespace, pod, process) = (&*key.namespace, &*key.pod, key.process.escape_debug());
@@ -126,7 +127,7 @@ fn log_node(report: &Report, change: NodeChange) {
                 address,
                 reason,
                 detail = ?detail.unwrap_or_default(),
-                "a node's answers can't be used: what is known of it stays as it is until they can"
+                "a node's answers can't be used: its violations stay as they are until they can"
             );
         }
         NodeChange::UsableAgain => tracing::info!(node, address, "a node's answers can be used again"),
@@ -136,7 +137,7 @@ fn log_node(report: &Report, change: NodeChange) {
                 node,
                 address,
                 ?namespaces,
-                "records of a node are left out, by its agent or because there is no room for them: nothing clears in their namespaces (up to five are named)"
+                "records of a node are left out, by its agent or because there is no room for them: no violation clears in their namespaces (up to five are named)"
             );
         }
         NodeChange::LeavesNothingOut => {
@@ -159,7 +160,7 @@ mod tests {
     use crate::telemetry::logged::Logged;
 
     #[test]
-    fn a_node_whose_answers_can_not_be_used_is_an_alert_once_and_a_line_when_they_can_again() {
+    fn a_node_with_unusable_answers_raises_one_alert_and_one_line_when_they_can_be_used_again() {
         let (logged, _guard) = Logged::start();
         let at = |minute| {
             let passed = Duration::from_mins(minute);
@@ -174,7 +175,11 @@ mod tests {
             let outcome =
                 if is_usable { Outcome::Complete(Answer::default()) } else { Outcome::Failed(failure) };
             let report = Report { target: target.clone(), at: at(minute), outcome };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
+            apply_observation(
+                &mut ledger,
+                Observation::Report(report, Share::default()),
+                &mut LastRound::default(),
+            );
         }
         let lines = logged.lines();
         assert_eq!(lines.len(), 2, "{lines:?}");
@@ -185,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_of_a_nodes_answers_is_said_once_and_that_it_ends() {
+    fn records_that_are_left_out_are_logged_once_and_so_is_their_end() {
         let (logged, _guard) = Logged::start();
         let at = |minute| {
             let passed = Duration::from_mins(minute);
@@ -208,19 +213,23 @@ mod tests {
             let answer = Answer { date: Some(at(minute).wall()), ..answer };
             let report =
                 Report { target: target.clone(), at: at(minute), outcome: Outcome::Complete(answer) };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
+            apply_observation(
+                &mut ledger,
+                Observation::Report(report, Share::default()),
+                &mut LastRound::default(),
+            );
         }
         let lines = logged.lines();
-        let said: Vec<&String> = lines.iter().filter(|line| line.contains("left out")).collect();
-        assert_eq!(said.len(), 2, "{lines:?}");
+        let about: Vec<&String> = lines.iter().filter(|line| line.contains("left out")).collect();
+        assert_eq!(about.len(), 2, "{lines:?}");
         for part in ["WARN", "node=\"n1\"", "ns-a"] {
-            assert!(said[0].contains(part), "{part}: {said:?}");
+            assert!(about[0].contains(part), "{part}: {about:?}");
         }
-        assert!(said[1].contains("INFO") && said[1].contains("no records of a node"), "{said:?}");
+        assert!(about[1].contains("INFO") && about[1].contains("no records of a node"), "{about:?}");
     }
 
     #[test]
-    fn the_log_says_when_the_limits_for_all_nodes_together_are_reached() {
+    fn the_limits_for_all_nodes_together_are_logged_when_they_are_reached() {
         let (logged, _guard) = Logged::start();
         let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
         let rules = Detection {
@@ -250,23 +259,23 @@ mod tests {
             let (answer, _) = decode(body.as_bytes(), &limits);
             let outcome = Outcome::Complete(Answer { date: Some(now), ..answer });
             let report = Report { target: target.clone(), at: at(minute), outcome };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut last);
+            apply_observation(&mut ledger, Observation::Report(report, Share::default()), &mut last);
             ledger.advance(at(minute));
-            take_in(
+            apply_observation(
                 &mut ledger,
                 Observation::RoundDone(Round { answered: 1, ..Round::default() }),
                 &mut last,
             );
         }
         let lines = logged.lines();
-        let said = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-        assert_eq!(said("cut=1"), 2, "{lines:?}");
-        assert_eq!(said("as many violations as collector.max_violations"), 1, "{lines:?}");
-        assert_eq!(said("fewer violations than collector.max_violations"), 1, "{lines:?}");
+        let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+        assert_eq!(count("cut=1"), 2, "{lines:?}");
+        assert_eq!(count("as many violations as collector.max_violations"), 1, "{lines:?}");
+        assert_eq!(count("fewer violations than collector.max_violations"), 1, "{lines:?}");
     }
 
     #[test]
-    fn the_line_of_a_round_in_which_every_agent_refused_says_what_to_look_at() {
+    fn the_line_of_a_round_in_which_every_agent_refused_has_advice() {
         let (logged, _guard) = Logged::start();
         let now = Moment::new(Duration::ZERO, jiff::Timestamp::UNIX_EPOCH);
         let target = Target { address: "n1:9090".into(), node: NodeName::new("n1") };
@@ -275,9 +284,13 @@ mod tests {
         for (reason, has_hint) in [(FailureReason::Refused, true), (FailureReason::Timeout, false)] {
             let outcome = Outcome::Failed(Failure { reason, detail: "no answer".into() });
             let report = Report { target: target.clone(), at: now, outcome };
-            take_in(&mut ledger, Observation::Report(report, Share::default()), &mut LastRound::default());
+            apply_observation(
+                &mut ledger,
+                Observation::Report(report, Share::default()),
+                &mut LastRound::default(),
+            );
             let round = Round { asked: 1, failed: 1, ..Round::default() };
-            take_in(&mut ledger, Observation::RoundDone(round), &mut LastRound::default());
+            apply_observation(&mut ledger, Observation::RoundDone(round), &mut LastRound::default());
             let lines = logged.lines();
             let line = lines.last().unwrap();
             assert!(line.contains("no agent has answered"), "{lines:?}");

@@ -11,40 +11,40 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 
-/// The pause after a snapshot, as a multiple of what it took: in a storm of news no more than so much of a core goes into
-/// them. At most [`MAX_PAUSE`].
-const PAUSE_SHARE: u32 = 10;
+/// The pause after a snapshot, as a multiple of the time that it took. So a storm of changes takes only a part of a
+/// core. The pause is at most [`MAX_PAUSE`].
+const PAUSE_FACTOR: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// How long a snapshot that nobody has asked for is put off because the one before is still being read, and how often it is looked whether
-/// it is: two at once would be much. Whoever asks waits for no other reader.
+/// How long a snapshot is delayed because the one before is still being read, and how often that is checked. Two
+/// snapshots at once would take much memory. A snapshot that a reader has asked for is not delayed.
 pub(super) const MAX_WAIT_FOR_READERS: Duration = Duration::from_millis(200);
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// How old a snapshot may be that a reader is given.
+pub(super) const READERS_CHECK_PERIOD: Duration = Duration::from_millis(5);
+/// The maximum age of a snapshot that a reader gets.
 pub(super) const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(1);
-/// How long a reader waits for a newer one. Whoever reads is told something in any case.
+/// How long a reader waits for a newer snapshot, before it gets the last one.
 const MAX_WAIT_FOR_SNAPSHOT: Duration = Duration::from_millis(500);
 
-/// How far the rounds have got, and how much of the cluster has answered by then.
+/// The progress of the rounds, and the coverage.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     /// Rounds over all targets that are done.
     pub rounds: u64,
-    /// As of the end of the last one, or of later news.
+    /// As of the end of the last round, or of a later change.
     pub coverage: Coverage,
-    /// Every agent refuses the connection: see [`ALL_REFUSE`].
+    /// Whether every agent refuses the connection: see [`ALL_REFUSE`](super::ALL_REFUSE).
     pub all_refuse: bool,
 }
 
-/// What was published last.
+/// The last publication.
 #[derive(Clone, Debug)]
 pub struct Published {
-    /// As of when.
+    /// The time of the snapshot.
     pub at: Moment,
-    /// Which of the ledger's news it shows (see [`Ledger::news`]).
+    /// The number of the ledger's last change that the snapshot shows (see [`Ledger::changes`]).
     pub changes: u64,
-    /// Rounds that were done by then.
+    /// How many rounds were done at that time.
     pub rounds: u64,
-    /// The snapshot; nothing if it has been given up meanwhile. Whoever needs one asks for it: see [`Snapshots::fresh`].
+    /// The snapshot; `None` if it was dropped since. A reader asks for another one: see [`Snapshots::fresh`].
     pub snapshot: Option<Arc<Snapshot>>,
 }
 
@@ -56,8 +56,8 @@ impl Progress {
 
 impl Published {
     fn new(snapshot: Snapshot) -> Self {
-        let Snapshot { at, changes: news, rounds, .. } = snapshot;
-        Self { at, changes: news, rounds, snapshot: Some(Arc::new(snapshot)) }
+        let Snapshot { at, changes, rounds, .. } = snapshot;
+        Self { at, changes, rounds, snapshot: Some(Arc::new(snapshot)) }
     }
 }
 
@@ -66,13 +66,13 @@ impl Published {
 pub struct Snapshots {
     latest: watch::Receiver<Published>,
     progress: watch::Receiver<Progress>,
-    wanted: Arc<Notify>,
+    asked_for: Arc<Notify>,
     alive: watch::Receiver<Moment>,
     clock: Clock,
 }
 
 impl Snapshots {
-    /// What the ledger knows now, or knew a moment ago.
+    /// The snapshot of now, or of a moment ago.
     pub async fn fresh(&self) -> Arc<Snapshot> {
         let is_fresh = |snapshot: &Arc<Snapshot>| self.clock.now().since(snapshot.at) < MAX_SNAPSHOT_AGE;
         let mut watch = self.latest.clone();
@@ -84,29 +84,29 @@ impl Snapshots {
         let is_newer = |published: &Published| published.snapshot.as_ref().is_some_and(is_fresh);
         let newer = tokio::time::timeout(MAX_WAIT_FOR_SNAPSHOT, watch.wait_for(is_newer)).await;
         let newer = newer.ok().and_then(Result::ok).and_then(|published| published.snapshot.clone());
-        // Late, or ended: the last word is as good as any.
+        // The ledger is late or has ended, so the reader gets the last snapshot.
         match newer.or(latest) {
             Some(snapshot) => snapshot,
             None => self.any(watch).await,
         }
     }
 
-    /// The next snapshot, however long it takes. The last one is never given up.
+    /// The next snapshot, however long it takes. The ledger never drops its last one.
     async fn any(&self, mut watch: watch::Receiver<Published>) -> Arc<Snapshot> {
         let next = watch.wait_for(|published| published.snapshot.is_some()).await;
         match next.ok().and_then(|published| published.snapshot.clone()) {
             Some(snapshot) => snapshot,
-            // Only where the ledger has died, which ends the process.
+            // Only if the ledger has died, which ends the process.
             None => std::future::pending().await,
         }
     }
 
-    /// Asks for a newer one to be published.
+    /// Asks the ledger to publish a newer snapshot.
     pub fn ask(&self) {
-        self.wanted.notify_one();
+        self.asked_for.notify_one();
     }
 
-    /// How far the rounds have got. One without news is no reason for a snapshot.
+    /// The progress of the rounds. A round without a change publishes no snapshot.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
@@ -116,58 +116,59 @@ impl Snapshots {
         *self.alive.borrow()
     }
 
-    /// What was published last. Says what there is to decide on; what has only been renewed may be missing.
+    /// The last publication. It has all changes that may change a decision. Evidence that was only renewed may be
+    /// missing.
     pub fn published(&self) -> watch::Receiver<Published> {
         self.latest.clone()
     }
 }
 
-/// Publishes snapshots, and hears who wants one.
+/// Publishes snapshots, and receives requests for them.
 #[derive(Debug)]
 pub struct SnapshotPublisher {
     latest: watch::Sender<Published>,
     progress: watch::Sender<Progress>,
-    wanted: Arc<Notify>,
+    asked_for: Arc<Notify>,
     alive: watch::Sender<Moment>,
-    /// No snapshot before.
+    /// The earliest time of the next snapshot.
     rested: Instant,
-    /// Since when the next one is put off.
-    put_off: Option<Instant>,
+    /// Since when the next snapshot is delayed by readers.
+    delayed_since: Option<Instant>,
 }
 
-/// Both ends, with a first snapshot.
+/// Makes both ends, with a first snapshot.
 pub fn snapshots(first: Snapshot, clock: Clock) -> (SnapshotPublisher, Snapshots) {
-    let (told, progress) = watch::channel(Progress::of(&first));
+    let (progress_tx, progress) = watch::channel(Progress::of(&first));
     let (sender, latest) = watch::channel(Published::new(first));
-    let wanted = Arc::new(Notify::new());
-    let (beat, alive) = watch::channel(clock.now());
+    let asked_for = Arc::new(Notify::new());
+    let (alive_tx, alive) = watch::channel(clock.now());
     let publisher = SnapshotPublisher {
         latest: sender,
-        progress: told,
-        wanted: wanted.clone(),
-        alive: beat,
+        progress: progress_tx,
+        asked_for: asked_for.clone(),
+        alive: alive_tx,
         rested: Instant::now(),
-        put_off: None,
+        delayed_since: None,
     };
-    (publisher, Snapshots { latest, progress, wanted, alive, clock })
+    (publisher, Snapshots { latest, progress, asked_for, alive, clock })
 }
 
 impl SnapshotPublisher {
-    /// Shows what the ledger knows.
+    /// Publishes a snapshot of the ledger.
     pub fn publish(&mut self, ledger: &mut Ledger, clock: Clock) {
-        // What a snapshot costs is real time, whatever the clock of a test says.
+        // Real time, whatever the clock of a test shows, because the cost of a snapshot is real.
         let started = std::time::Instant::now();
-        // Two would be much; whoever reads meanwhile waits for the new one.
+        // Dropped first, because two snapshots would take much memory. A reader that comes now waits for the new one.
         self.drop_snapshot();
-        self.put_off = None;
+        self.delayed_since = None;
         self.show(ledger.snapshot(clock.now()));
-        let pause = started.elapsed().saturating_mul(PAUSE_SHARE).min(MAX_PAUSE);
+        let pause = started.elapsed().saturating_mul(PAUSE_FACTOR).min(MAX_PAUSE);
         self.rested = Instant::now() + pause;
     }
 
     /// Waits until a reader asks for a snapshot.
     pub(super) async fn asked(&self) {
-        self.wanted.notified().await;
+        self.asked_for.notified().await;
     }
 
     /// The earliest time of the next snapshot.
@@ -183,24 +184,24 @@ impl SnapshotPublisher {
         }
     }
 
-    /// When to look again whether a snapshot may be made: nothing if it may be now.
-    pub(super) fn put_off(&mut self) -> Option<Instant> {
+    /// When to check again whether a snapshot may be made; `None` if it may be made now.
+    pub(super) fn delay_for_readers(&mut self) -> Option<Instant> {
         let is_read = |snapshot: &Arc<Snapshot>| Arc::strong_count(snapshot) > 1;
         let is_read = self.latest.borrow().snapshot.as_ref().is_some_and(is_read);
         let now = Instant::now();
-        if is_read && now < *self.put_off.get_or_insert(now) + MAX_WAIT_FOR_READERS {
-            return Some(now + LOOK_AGAIN);
+        if is_read && now < *self.delayed_since.get_or_insert(now) + MAX_WAIT_FOR_READERS {
+            return Some(now + READERS_CHECK_PERIOD);
         }
         None
     }
 
-    /// Shows this.
+    /// Publishes `snapshot`.
     pub(crate) fn show(&self, snapshot: Snapshot) {
         self.progress.send_replace(Progress::of(&snapshot));
         self.latest.send_replace(Published::new(snapshot));
     }
 
-    /// Gives up the last snapshot. Nobody is woken by it.
+    /// Drops the last snapshot. That wakes no reader.
     fn drop_snapshot(&self) {
         self.latest.send_if_modified(|published| {
             published.snapshot = None;
@@ -208,10 +209,10 @@ impl SnapshotPublisher {
         });
     }
 
-    /// Whether nobody misses a newer one who does not ask for it.
+    /// Whether the last publication has every change that may change a decision.
     pub(super) fn has_shown(&self, ledger: &Ledger) -> bool {
         let shown = self.latest.borrow();
-        // Before the first round is done, nothing is decided.
+        // Nothing is written before the first round is done, so its end is a change too.
         shown.changes == ledger.changes() && (shown.rounds > 0) == (ledger.rounds() > 0)
     }
 

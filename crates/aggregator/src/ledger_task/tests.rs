@@ -3,7 +3,7 @@ use procscan_core::names::NodeName;
 use procscan_core::report::{Failure, FailureReason, Limits, Outcome, Report, Target, decode};
 use procscan_core::snapshot::{Snapshot, State};
 
-use super::snapshots::{LOOK_AGAIN, MAX_SNAPSHOT_AGE, MAX_WAIT_FOR_READERS};
+use super::snapshots::{MAX_SNAPSHOT_AGE, MAX_WAIT_FOR_READERS, READERS_CHECK_PERIOD};
 use super::*;
 use crate::collector::{Round, Share};
 
@@ -29,8 +29,8 @@ impl Stage {
         let (expected, targets) = watch::channel(Arc::default());
         expected.send_replace(Arc::new(known));
         let (publisher, snapshots) = snapshots(ledger.snapshot(clock.now()), clock);
-        let (gone, memory) = (mpsc::channel(1).1, mpsc::channel(1).1);
-        let inbox = Inbox { observations: inbox, targets, gone, reminders: memory };
+        let (gone, reminders) = (mpsc::channel(1).1, mpsc::channel(1).1);
+        let inbox = Inbox { observations: inbox, targets, gone, reminders };
         let task = tokio::spawn(run(ledger, clock, inbox, publisher));
         Self { clock, agent, observations, snapshots, task, _expected: expected }
     }
@@ -45,7 +45,7 @@ impl Stage {
         self.report(Outcome::Failed(failure)).await;
     }
 
-    /// A violation whose record is `age` old at first sight.
+    /// Reports a violation whose record is `age` old at first sight.
     async fn accuse(&self, age: Duration) {
         let (mut answer, decoded) = decode(RECORD.as_bytes(), &Limits::default());
         decoded.unwrap();
@@ -58,12 +58,12 @@ fn shows(published: &Published, state: State) -> bool {
     published.snapshot.as_ref().is_some_and(|snapshot| snapshot.count(state) == 1)
 }
 
-fn tells(snapshot: &Snapshot, detail: &str) -> bool {
+fn has_failure(snapshot: &Snapshot, detail: &str) -> bool {
     snapshot.targets.iter().any(|t| t.last_failure.as_ref().is_some_and(|failure| failure.1.detail == detail))
 }
 
 #[tokio::test(start_paused = true)]
-async fn news_are_shown_soon() {
+async fn changes_are_shown_soon() {
     let stage = Stage::new();
     let mut published = stage.snapshots.published();
     let sent = stage.clock.now();
@@ -71,7 +71,7 @@ async fn news_are_shown_soon() {
     published.wait_for(|published| shows(published, State::Active)).await.unwrap();
     assert!(stage.clock.now().since(sent) <= PUBLISH_AFTER, "{:?}", stage.clock.now().since(sent));
 
-    // So is what time alone brings about.
+    // So are the changes that time alone brings about.
     published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
     let aged = stage.clock.now().since(sent);
     assert!(
@@ -81,26 +81,26 @@ async fn news_are_shown_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_news_is_built_for_whoever_asks() {
+async fn a_snapshot_without_a_change_is_made_for_a_reader_that_asks() {
     let stage = Stage::new();
     tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
     let mut published = stage.snapshots.published();
-    // Whom to ask was news.
+    // The targets were a change.
     published.mark_unchanged();
     stage.fail("first").await;
     tokio::time::sleep(MAX_SNAPSHOT_AGE * 60).await;
-    assert!(!published.has_changed().unwrap(), "nobody has asked");
-    assert!(tells(&*stage.snapshots.fresh().await, "first"));
+    assert!(!published.has_changed().unwrap(), "no reader has asked");
+    assert!(has_failure(&*stage.snapshots.fresh().await, "first"));
 
     stage.fail("second").await;
     let before = stage.snapshots.fresh().await;
-    assert!(tells(&before, "first"), "readers share what is fresh");
+    assert!(has_failure(&before, "first"), "readers share what is fresh");
     tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
-    assert!(tells(&*stage.snapshots.fresh().await, "second"));
+    assert!(has_failure(&*stage.snapshots.fresh().await, "second"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_round_without_news_is_counted_and_shows_nothing() {
+async fn a_round_without_a_change_is_counted_and_publishes_no_snapshot() {
     let stage = Stage::new();
     let (mut published, mut progress) = (stage.snapshots.published(), stage.snapshots.progress());
     let done = || Observation::RoundDone(Round::default());
@@ -109,13 +109,13 @@ async fn a_round_without_news_is_counted_and_shows_nothing() {
     stage.observations.send(done()).await.unwrap();
     progress.wait_for(|progress| progress.rounds == 2).await.unwrap();
     tokio::time::sleep(MAX_SNAPSHOT_AGE * 60).await;
-    assert!(!published.has_changed().unwrap(), "nobody has asked");
+    assert!(!published.has_changed().unwrap(), "no reader has asked");
     stage.snapshots.ask();
     published.wait_for(|snapshot| snapshot.rounds == 2).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_needs_is_given_up_and_made_anew_for_whoever_asks() {
+async fn a_snapshot_that_no_reader_needs_is_dropped_and_made_again_for_a_reader_that_asks() {
     let stage = Stage::new();
     stage.accuse(Duration::ZERO).await;
     let mut published = stage.snapshots.published();
@@ -124,12 +124,12 @@ async fn what_nobody_needs_is_given_up_and_made_anew_for_whoever_asks() {
     tokio::time::sleep(DROP_SNAPSHOT_AFTER + ADVANCE_PERIOD).await;
     assert!(shown.upgrade().is_none() && published.borrow_and_update().snapshot.is_none());
     tokio::time::sleep(DROP_SNAPSHOT_AFTER * 20).await;
-    assert!(!published.has_changed().unwrap(), "nobody is woken");
+    assert!(!published.has_changed().unwrap(), "no reader is woken");
     assert_eq!(stage.snapshots.fresh().await.count(State::Active), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_waits_for_those_who_read_the_one_before_but_not_for_long() {
+async fn a_snapshot_waits_for_the_readers_of_the_one_before_but_not_for_long() {
     let stage = Stage::new();
     let mut published = stage.snapshots.published();
     let read = stage.snapshots.fresh().await;
@@ -140,7 +140,7 @@ async fn a_snapshot_waits_for_those_who_read_the_one_before_but_not_for_long() {
     drop(read);
     published.wait_for(|published| shows(published, State::Active)).await.unwrap();
     let waited = stage.clock.now().since(sent);
-    assert!(waited <= PUBLISH_AFTER + MAX_WAIT_FOR_READERS / 2 + LOOK_AGAIN, "{waited:?}");
+    assert!(waited <= PUBLISH_AFTER + MAX_WAIT_FOR_READERS / 2 + READERS_CHECK_PERIOD, "{waited:?}");
 
     let read = stage.snapshots.fresh().await;
     published.wait_for(|published| shows(published, State::Unconfirmed)).await.unwrap();
@@ -150,24 +150,24 @@ async fn a_snapshot_waits_for_those_who_read_the_one_before_but_not_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_waits_for_no_other_reader() {
+async fn a_reader_that_asks_waits_for_no_other_reader() {
     let stage = Stage::new();
-    // Whom to ask was news.
+    // The targets were a change.
     tokio::time::sleep(MAX_SNAPSHOT_AGE * 2).await;
     let before = stage.snapshots.fresh().await;
     tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
     let asked = stage.clock.now();
     let after = stage.snapshots.fresh().await;
-    assert!(!Arc::ptr_eq(&before, &after) && stage.clock.now().since(asked) < LOOK_AGAIN);
+    assert!(!Arc::ptr_eq(&before, &after) && stage.clock.now().since(asked) < READERS_CHECK_PERIOD);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_of_it_is_shown_before_the_end() {
+async fn the_last_observation_is_shown_before_the_end() {
     let stage = Stage::new();
     stage.fail("last").await;
     drop(stage.observations);
     stage.task.await.unwrap();
-    assert!(tells(stage.snapshots.published().borrow().snapshot.as_ref().unwrap(), "last"));
+    assert!(has_failure(stage.snapshots.published().borrow().snapshot.as_ref().unwrap(), "last"));
     tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
-    assert!(tells(&*stage.snapshots.fresh().await, "last"), "readers are answered all the same");
+    assert!(has_failure(&*stage.snapshots.fresh().await, "last"), "readers still get it");
 }

@@ -1,4 +1,4 @@
-//! One candidate: looks at the Lease, takes it when its holder is gone, renews it, gives it back.
+//! One candidate: reads the Lease, takes it when its holder is gone, renews it, and gives it back.
 
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use super::{Election, LEASES, Leadership, WritePermit, lease};
 use crate::clock::Clock;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
-/// How long giving the Lease back may take: shutdown has more to do, and others can wait for the Lease to run out.
-const RELEASE: Duration = Duration::from_secs(1);
-/// How often giving it back is tried, where a renewal that nobody waits for any more comes in between.
-const RELEASES: usize = 3;
+/// How long giving the Lease back may take. Shutdown has more to do, and other replicas can wait until the Lease has
+/// run out.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often giving it back is tried, because an earlier renewal that is still under way may come in between.
+const MAX_RELEASE_TRIES: usize = 3;
 
 pub(super) struct Candidate {
     cluster: Cluster,
@@ -24,13 +25,14 @@ pub(super) struct Candidate {
     clock: Clock,
     leadership: watch::Sender<Leadership>,
     error: watch::Sender<Option<String>>,
-    /// The Lease as it was seen last, and since when it has been so.
+    /// The Lease as it was read last, and since when it has been unchanged.
     seen: Option<(Option<Lease>, Instant)>,
-    /// A Lease has been there. Then it is given back, never removed; if somebody has, its holder may not know it yet.
+    /// Whether a Lease has existed. Replicas give it back and never remove it. If another program has removed it, its
+    /// holder may not know that yet.
     was_there: bool,
-    /// How often the Lease had changed hands when it was seen last.
+    /// How often the holder had changed when the Lease was read last.
     transitions: i32,
-    /// The Lease may name us, even if no answer has said so.
+    /// Whether the Lease may name this process, even if no answer has confirmed that.
     may_be_ours: bool,
 }
 
@@ -68,15 +70,17 @@ impl Candidate {
         }
     }
 
-    /// Stops leading, if it does, and gives the Lease back, if it may be ours.
+    /// Ends the term if this process leads, and gives the Lease back if it may name this process.
     pub(super) async fn retire(&mut self) {
         self.step_down("stopped");
-        if self.may_be_ours && timeout(RELEASE, self.release()).await.is_err() {
-            tracing::warn!("the Lease could not be given back in time; others wait until it has run out");
+        if self.may_be_ours && timeout(RELEASE_TIMEOUT, self.release()).await.is_err() {
+            tracing::warn!(
+                "the Lease could not be given back in time; other replicas wait until it has run out"
+            );
         }
     }
 
-    /// The Pen goes first: whoever hears of it must not find that it still writes.
+    /// Ends the permit first, because a task that is notified of the end must not find a permit that still holds.
     fn step_down(&mut self, why: &str) {
         let Some(permit) = self.leadership.borrow().permit().cloned() else { return };
         permit.end();
@@ -84,15 +88,15 @@ impl Candidate {
         tracing::info!(term = permit.term(), why, "no longer leading");
     }
 
-    /// Looks at the Lease until it is ours.
+    /// Reads the Lease until this process has taken it.
     async fn follow(&mut self) -> (WritePermit, Lease) {
-        // What was seen while leading says nothing of how long another has been silent.
+        // What this process read while it led does not show how long another holder has been silent.
         self.seen = None;
         loop {
             let retry = Instant::now() + self.election.lease.retry;
-            let won = match self.look().await {
+            let won = match self.observe().await {
                 Ok((_, free)) if Instant::now() < free => {
-                    self.works();
+                    self.note_success();
                     sleep_until(free.min(retry)).await;
                     continue;
                 }
@@ -101,18 +105,18 @@ impl Candidate {
             };
             match won {
                 Ok(won) => return won,
-                // Somebody else was faster. Who, will be seen.
+                // Another replica was faster. The next read shows which one.
                 Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
-                Err(refusal) => self.fails(&refusal),
+                Err(refusal) => self.note_error(&refusal),
             }
             sleep_until(retry).await;
         }
     }
 
-    /// The Lease as it is, and from when on we may take it.
-    async fn look(&mut self) -> Result<(Option<Lease>, Instant), Refusal> {
+    /// Reads the Lease. Returns it with the time from which this process may take it.
+    async fn observe(&mut self) -> Result<(Option<Lease>, Instant), Refusal> {
         let lease = self.read().await?;
-        // After the answer, not before: the holder may have renewed it while the request was under way.
+        // The time after the answer, because the holder may have renewed the Lease while the request was under way.
         let now = Instant::now();
         let since = match &self.seen {
             Some((seen, since)) if *seen == lease => *since,
@@ -124,11 +128,12 @@ impl Candidate {
             Some(lease) => {
                 self.transitions = lease::transitions(lease);
                 let holder = lease::holder(lease);
-                // Our own name is of a term that is over, or of a request whose answer never came: nobody else holds it.
+                // Our own name is from a term that has ended, or from a request whose answer never came. No other
+                // replica holds the Lease.
                 self.may_be_ours = holder == Some(&self.election.identity);
                 self.was_there = true;
                 let other = holder.filter(|_| !self.may_be_ours);
-                self.follows(other);
+                self.note_leader(other);
                 let lasts = lease::duration(lease).unwrap_or(timing.lease_duration);
                 other.map_or(now, |_| since + lasts)
             }
@@ -138,7 +143,7 @@ impl Candidate {
         Ok((lease, free))
     }
 
-    /// Asks for the Lease. It is only given if it is still as it was seen.
+    /// Requests the Lease. It is granted only if it is unchanged since it was read.
     async fn take(&mut self, lease: Option<Lease>) -> Result<(WritePermit, Lease), Refusal> {
         let Election { name, identity, lease: timing, .. } = &self.election;
         let is_new = lease.is_none();
@@ -153,13 +158,13 @@ impl Candidate {
         } else {
             self.cluster.ask(self.ask("update").of(name), self.api.replace(name, &by_us, &wanted)).await?
         };
-        self.works();
+        self.note_success();
         self.was_there = true;
         let term = u64::try_from(lease::transitions(&lease)).unwrap_or_default();
         Ok((WritePermit::begin(term, identity, asked, timing.term()), lease))
     }
 
-    /// Renews the Lease as long as that works in time; why it no longer does.
+    /// Renews the Lease as long as that succeeds in time. Returns the reason why it no longer does.
     async fn lead(&self, permit: &WritePermit, mut lease: Lease) -> String {
         const LATE: &str = "the Lease could not be renewed in time";
         let timing = self.election.lease;
@@ -179,7 +184,7 @@ impl Candidate {
                     if !permit.extend(asked, timing.term()) {
                         return LATE.to_owned();
                     }
-                    self.works();
+                    self.note_success();
                     continue;
                 }
                 Err(refusal) if refusal.kind == RefusalKind::NotLeading => return LATE.to_owned(),
@@ -189,25 +194,25 @@ impl Candidate {
                         Some(Ok(Some(now))) if is_same_term(&now, &lease) => lease = now,
                         Some(Ok(now)) => {
                             let holder = now.as_ref().and_then(lease::holder);
-                            return format!("the Lease is held by {}", holder.unwrap_or("nobody"));
+                            return format!("the Lease is held by {}", holder.unwrap_or("no replica"));
                         }
-                        Some(Err(refusal)) => self.fails(&refusal),
+                        Some(Err(refusal)) => self.note_error(&refusal),
                     }
                 }
-                Err(refusal) => self.fails(&refusal),
+                Err(refusal) => self.note_error(&refusal),
             }
             next = asked + timing.retry;
         }
     }
 
-    /// Takes our name out of the Lease, so that another can take it at once.
+    /// Removes this process's name from the Lease, so that another replica can take it at once.
     async fn release(&self) {
-        for _ in 0..RELEASES {
-            // What was seen last may have been renewed since.
+        for _ in 0..MAX_RELEASE_TRIES {
+            // The Lease may have been renewed since it was read last.
             let lease = match self.read().await {
                 Ok(Some(lease)) if lease::holder(&lease) == Some(&self.election.identity) => lease,
                 Ok(_) => return,
-                Err(refusal) => return self.fails(&refusal),
+                Err(refusal) => return self.note_error(&refusal),
             };
             let by_us = PostParams::default();
             let released = lease::released(&lease);
@@ -215,7 +220,7 @@ impl Candidate {
             match self.cluster.ask(self.ask("update").of(&self.election.name), request).await {
                 Ok(_) => return,
                 Err(refusal) if refusal.kind == RefusalKind::Conflict => {}
-                Err(refusal) => return self.fails(&refusal),
+                Err(refusal) => return self.note_error(&refusal),
             }
         }
     }
@@ -233,37 +238,37 @@ impl Candidate {
         Ask { verb, resource: LEASES, namespace: Some(&self.election.namespace), name: None }
     }
 
-    fn follows(&self, other: Option<&str>) {
+    fn note_leader(&self, other: Option<&str>) {
         self.leadership.send_if_modified(|leadership| {
-            let is_news = match leadership {
+            let is_changed = match leadership {
                 Leadership::Following { leader } => leader.as_deref() != other,
                 Leadership::Leading(_) => false,
             };
-            if is_news {
+            if is_changed {
                 if let Some(leader) = other {
                     tracing::info!(leader, "following");
                 }
                 *leadership = Leadership::Following { leader: other.map(str::to_owned) };
             }
-            is_news
+            is_changed
         });
     }
 
-    fn fails(&self, refusal: &Refusal) {
+    fn note_error(&self, refusal: &Refusal) {
         let error = &refusal.text;
         if self.error.borrow().is_none() {
             tracing::warn!(error, "the Lease can't be read or written; trying again");
         }
         self.error.send_if_modified(|before| {
-            let is_news = before.as_ref() != Some(error);
-            if is_news {
+            let is_changed = before.as_ref() != Some(error);
+            if is_changed {
                 *before = Some(error.clone());
             }
-            is_news
+            is_changed
         });
     }
 
-    fn works(&self) {
+    fn note_success(&self) {
         if self.error.borrow().is_some() {
             tracing::info!("the Lease can be read and written again");
             self.error.send_replace(None);

@@ -1,4 +1,4 @@
-//! What a Lease says, and what to make of it. Pure.
+//! Reads and sets the fields of a Lease. Pure.
 
 use std::time::Duration;
 
@@ -6,33 +6,34 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 
-/// How long a Lease may say that it is good for, in seconds: whatever is written there, somebody leads in the end.
-const SECONDS: std::ops::RangeInclusive<i32> = 1..=300;
+/// The range to which the duration in a Lease is limited, in seconds. So a replica leads in the end, whatever is
+/// written there.
+const DURATION_SECONDS: std::ops::RangeInclusive<i32> = 1..=300;
 
-/// Who holds it; `None` if it was released.
+/// The identity of the holder; `None` if the Lease was released.
 pub(super) fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref().filter(|holder| !holder.is_empty())
 }
 
-/// How often it has changed hands.
+/// How often the holder has changed.
 pub(super) fn transitions(lease: &Lease) -> i32 {
     lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0)
 }
 
-/// How long it is good for after each renewal.
+/// How long the Lease is valid after each renewal.
 pub(super) fn duration(lease: &Lease) -> Option<Duration> {
     let seconds = lease.spec.as_ref()?.lease_duration_seconds?;
-    let seconds = seconds.clamp(*SECONDS.start(), *SECONDS.end());
+    let seconds = seconds.clamp(*DURATION_SECONDS.start(), *DURATION_SECONDS.end());
     u64::try_from(seconds).ok().map(Duration::from_secs)
 }
 
-/// A Lease that is not there yet.
+/// A Lease that does not exist yet.
 pub(super) fn new(name: &str) -> Lease {
     let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
     Lease { metadata, spec: None }
 }
 
-/// The same, taken by somebody else. `last` is how often it had changed hands before.
+/// The Lease, taken by `identity`. `last` is how often the holder had changed before.
 pub(super) fn taken(lease: &Lease, identity: &str, lasts: Duration, last: i32, now: Timestamp) -> Lease {
     let mut taken = renewed(lease, lasts, now);
     let spec = taken.spec.get_or_insert_with(LeaseSpec::default);
@@ -42,18 +43,18 @@ pub(super) fn taken(lease: &Lease, identity: &str, lasts: Duration, last: i32, n
     taken
 }
 
-/// The same, good from now on. The time is for people: no candidate reads it.
+/// The Lease, valid from `now` on. The time in it is for people, and no candidate reads it.
 pub(super) fn renewed(lease: &Lease, lasts: Duration, now: Timestamp) -> Lease {
     let mut renewed = lease.clone();
     let spec = renewed.spec.get_or_insert_with(LeaseSpec::default);
-    // A part of a second more lets others wait longer, never too short.
+    // Rounded up, because other replicas may wait longer, but never too short.
     let seconds = lasts.as_secs() + u64::from(lasts.subsec_nanos() > 0);
-    spec.lease_duration_seconds = Some(i32::try_from(seconds).unwrap_or(*SECONDS.end()));
+    spec.lease_duration_seconds = Some(i32::try_from(seconds).unwrap_or(*DURATION_SECONDS.end()));
     spec.renew_time = Some(MicroTime(now));
     renewed
 }
 
-/// The same, for anybody to take at once.
+/// The Lease without a holder, so that any replica can take it at once.
 pub(super) fn released(lease: &Lease) -> Lease {
     let mut released = lease.clone();
     if let Some(spec) = &mut released.spec {
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_never_wait_too_short_and_terms_go_on_whatever_is_written() {
+    fn others_never_wait_too_short_and_terms_are_counted_whatever_is_written() {
         let now = Timestamp::UNIX_EPOCH;
         let lease = taken(&new("x"), "a", Duration::from_millis(9001), i32::MAX, now);
         assert_eq!(duration(&lease), Some(Duration::from_secs(10)));

@@ -1,9 +1,9 @@
-//! Who may write to the cluster: one replica at a time, by a Lease that all of them look at.
+//! Elects the one replica that may write to the cluster, by a Lease that all replicas read.
 //!
-//! The leader's right, its [`Pen`], ends by its own monotonic clock, counted from before it asked for the renewal. Another
-//! takes over when the Lease has not changed for its whole duration by *its* own clock, counted from after it has seen the
-//! change. So the first has ended before the second begins, whatever the wall clocks say and however long an answer takes;
-//! the margin is for clocks that run at different speeds.
+//! The leader's [`WritePermit`] ends by the leader's own monotonic clock, counted from before it requested the
+//! renewal. Another replica takes over when the Lease has not changed for its whole duration by *its* own clock,
+//! counted from after it saw the last change. So the first term has ended before the second begins, whatever the wall
+//! clocks show and however long an answer takes. The margin is for clocks that run at different speeds.
 
 mod candidate;
 mod lease;
@@ -23,32 +23,32 @@ pub use self::write_permit::WritePermit;
 use crate::kubernetes::Cluster;
 
 const LEASES: &str = "leases.coordination.k8s.io";
-/// The Pod's name, by the downward API.
+/// The variable that has the Pod's name, by the downward API.
 const POD_NAME: &str = "POD_NAME";
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
-/// Who leads, as this process knows it.
+/// Which replica leads, as far as this process knows.
 #[derive(Clone, Debug)]
 pub enum Leadership {
-    /// Somebody else, or nobody.
+    /// Another replica leads, or none.
     Following {
-        /// The other's identity, if it is known.
+        /// The leader's identity, if it is known.
         leader: Option<String>,
     },
-    /// This process, as long as the Pen holds: it may have ended without anybody having said so yet.
+    /// This process leads as long as the permit holds. The permit may have ended before this value changes.
     Leading(WritePermit),
 }
 
-/// When what is done to the Lease.
+/// The times of the election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How long others wait after the last change. Whole seconds, at most 300.
+    /// How long other replicas wait after the last change. Whole seconds, at most 300.
     pub lease_duration: Duration,
-    /// How much earlier the leader's own right ends.
+    /// How much earlier the leader's permit ends.
     pub margin: Duration,
-    /// How often the leader renews it.
+    /// How often the leader renews the Lease.
     pub renew: Duration,
-    /// How often the others look at it, and the pause after what went wrong.
+    /// How often the other replicas read the Lease, and the pause after an error.
     pub retry: Duration,
     /// How long one request may take.
     pub request_timeout: Duration,
@@ -63,14 +63,14 @@ pub struct Election {
     pub namespace: String,
     /// The Lease's name.
     pub name: String,
-    /// What the Lease calls us. No two processes have the same.
+    /// The identity of this process in the Lease. No two processes have the same one.
     pub identity: String,
-    /// When what is done.
+    /// The times of the election.
     pub lease: Timing,
 }
 
 impl Leadership {
-    /// The right to write, if this process leads.
+    /// The write permit, if this process leads.
     pub fn permit(&self) -> Option<&WritePermit> {
         match self {
             Self::Following { .. } => None,
@@ -80,8 +80,8 @@ impl Leadership {
 }
 
 impl Default for Timing {
-    /// A leader that dies is followed by another within 11 s; one that stops on purpose, within 1 s. An API server that does
-    /// not answer for 4 s costs nobody the lead.
+    /// Another replica follows a leader that dies within 11 s, and a leader that stops on purpose within 1 s. An API
+    /// server that does not answer for 4 s ends no term.
     fn default() -> Self {
         Self {
             lease_duration: Duration::from_secs(10),
@@ -94,15 +94,15 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// How long a term lasts from the moment before it was asked for, or for its renewal.
+    /// How long a permit lasts from the moment before the request for the Lease, or for its renewal.
     fn term(&self) -> Duration {
         self.lease_duration.saturating_sub(self.margin)
     }
 }
 
 impl Election {
-    /// Runs until cancelled; then the lead is given up, and the Lease with it. `error` says what is wrong with the Lease, if
-    /// anything is.
+    /// Runs until cancelled. Then the term ends, and the Lease is given back. `error` has the reason why the Lease
+    /// can't be read or written, if there is one.
     pub async fn run(
         self,
         leadership: watch::Sender<Leadership>,
@@ -119,13 +119,13 @@ impl Election {
     }
 }
 
-/// The lead of a process that needs no Lease. Nothing ever changes, and nobody is there to say so: `changed()` fails.
+/// The leadership of a process that needs no Lease. It never changes and has no sender, so `changed()` fails.
 pub fn alone() -> watch::Receiver<Leadership> {
     watch::channel(Leadership::Leading(WritePermit::always())).1
 }
 
-/// What the Lease calls this process: the Pod's name, else the host's, and something that the next process of that name does
-/// not share.
+/// The identity of this process in the Lease: the name of the Pod or else of the host, and a random number. So the
+/// next process of that name has another identity.
 pub fn identity() -> String {
     let host = || std::fs::read_to_string(HOST_NAME).ok();
     identity_of(std::env::var(POD_NAME).ok(), host)

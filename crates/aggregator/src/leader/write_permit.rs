@@ -1,6 +1,7 @@
-//! The right to write, of one term.
+//! The write permit of one term.
 //!
-//! It ends by the clock, not by a message: a process that was frozen finds that it has ended before any of its tasks can say so.
+//! It ends by the clock and not by a message. So a process that was frozen finds that the permit has ended before any
+//! of its tasks can report that.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,13 +12,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// A deadline that has passed whatever time it is.
+/// A deadline that has passed at any time.
 const DEADLINE_PASSED: u64 = 0;
-/// A deadline that no clock gets to.
+/// A deadline that no clock reaches.
 const NO_DEADLINE: u64 = u64::MAX;
 
-/// The right to write, of one term. Its clones share one deadline, which only the election puts off. Once lost it never comes
-/// back: a new term is a new Pen.
+/// The right to write in one term. Its clones share one deadline, which only the election advances. A lost permit
+/// stays lost: a new term has a new permit.
 #[derive(Clone, Debug)]
 pub struct WritePermit {
     term: Arc<Term>,
@@ -31,29 +32,29 @@ struct Term {
     /// The number that this leader writes into objects: that of its term, or a greater one if objects have greater ones
     /// already.
     rank: AtomicU64,
-    /// In nanoseconds since it began.
+    /// In nanoseconds since `began`.
     deadline: AtomicU64,
-    /// Wakes whoever waits for the end of a term that ends before its deadline.
+    /// Wakes the tasks that wait for the end of a term that ends before its deadline.
     ended: CancellationToken,
 }
 
 impl WritePermit {
-    /// A right that nobody else wants, for use without a Lease.
+    /// A permit that never ends, for a process without a Lease.
     pub fn always() -> Self {
         Self::of(0, "alone", Instant::now(), NO_DEADLINE)
     }
 
-    /// No right at all.
+    /// A permit that has ended.
     pub fn none() -> Self {
         Self::of(0, "nobody", Instant::now(), DEADLINE_PASSED)
     }
 
-    /// A term that lasts so long from the moment before it was asked for.
+    /// The permit of a term that lasts for `lasts` from the moment before it was requested.
     pub(super) fn begin(number: u64, identity: &str, asked: Instant, lasts: Duration) -> Self {
         Self::of(number, identity, asked, nanos(lasts))
     }
 
-    /// A right that lasts until `end` is called.
+    /// A permit that lasts until `end` is called.
     #[cfg(test)]
     pub(crate) fn of_term(number: u64, identity: &str) -> Self {
         Self::of(number, identity, Instant::now(), NO_DEADLINE)
@@ -66,24 +67,26 @@ impl WritePermit {
         Self { term: Arc::new(Term { number, identity, began, rank, deadline, ended }) }
     }
 
-    /// Whether one may write now. Reads the clock itself, so no task has to run first for the answer to be true.
+    /// Whether the holder may write now. Reads the clock itself, so no task has to run first for the answer to be
+    /// true.
     pub fn holds(&self) -> bool {
-        // Whoever finds it over makes it so for all: an extension that is on its way comes too late.
+        // A caller that finds the deadline passed ends the permit for all clones. So an extension that is under way
+        // comes too late.
         let end = |deadline| (self.elapsed() >= deadline).then_some(DEADLINE_PASSED);
         self.term.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, end).is_err()
     }
 
-    /// Which term it is of: the Lease's `leaseTransitions`; 0 without a Lease.
+    /// The number of the term: the Lease's `leaseTransitions`; 0 without a Lease.
     pub fn term(&self) -> u64 {
         self.term.number
     }
 
-    /// Whose it is: the Lease's `holderIdentity`.
+    /// The identity of the leader: the Lease's `holderIdentity`.
     pub fn identity(&self) -> &str {
         &self.term.identity
     }
 
-    /// The mark that this leader writes into objects; see [`Pen::is_later`].
+    /// The mark that this leader writes into objects; see [`WritePermit::is_later`].
     pub fn mark(&self) -> String {
         format!("{}{IN_TERM}{}", self.identity(), self.term.rank.load(Ordering::Acquire))
     }
@@ -94,12 +97,12 @@ impl WritePermit {
             && mark != self.mark()
     }
 
-    /// Ranks this leader after those whose `marks` objects have at the beginning of a term. Marks of later terms are
-    /// there if the Lease was deleted and its terms are counted anew, or if another replica has taken over from this
-    /// one. So it waits first: a right that has been renewed meanwhile is ours.
+    /// Ranks this leader after the leaders whose `marks` the objects have at the beginning of a term. There are marks
+    /// of later terms if the Lease was deleted and its terms are counted anew, or if another replica has taken over.
+    /// So this waits first: if the permit is renewed meanwhile, no other replica has taken over.
     pub(crate) async fn rank_after<'a>(&self, marks: impl Iterator<Item = &'a str>) {
         let Some(last) = marks.filter(|mark| self.is_later(mark)).filter_map(rank_of).max() else { return };
-        if self.while_held(sleep(RENEWED)).await.is_some() {
+        if self.while_held(sleep(MAX_UNRENEWED)).await.is_some() {
             self.term.rank.fetch_max(last.saturating_add(1), Ordering::AcqRel);
         }
     }
@@ -109,7 +112,7 @@ impl WritePermit {
         self.end();
     }
 
-    /// Puts the deadline off. Whether that was in time.
+    /// Advances the deadline. Returns whether that was in time.
     pub(super) fn extend(&self, asked: Instant, lasts: Duration) -> bool {
         let later = nanos((asked + lasts).saturating_duration_since(self.term.began));
         let extend = |deadline| (self.elapsed() < deadline).then_some(later.max(deadline));
@@ -122,8 +125,8 @@ impl WritePermit {
         self.term.ended.cancel();
     }
 
-    /// What `work` comes to, if one may write until it is done. Looked at each time before it goes on: work that was frozen in
-    /// the middle must not go on by itself when it thaws.
+    /// The result of `work`, if the permit holds until it is done. The permit is checked each time before the work
+    /// goes on. So work that was frozen in the middle does not go on by itself afterwards.
     pub(crate) async fn while_held<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -156,8 +159,8 @@ impl WritePermit {
     }
 }
 
-/// How long a right that is not renewed lasts at most, by any clock that was not stopped: see [`super::Timing`].
-const RENEWED: Duration = Duration::from_secs(10);
+/// How long a permit that is not renewed lasts at most, by any clock that was not stopped: see [`super::Timing`].
+const MAX_UNRENEWED: Duration = Duration::from_secs(10);
 
 /// The text between the identity and the number in a mark.
 const IN_TERM: &str = " in term ";
@@ -175,7 +178,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_extension_that_was_decided_in_time_comes_too_late_once_somebody_has_found_it_over() {
+    async fn an_extension_that_was_decided_in_time_comes_too_late_once_the_permit_was_found_ended() {
         let lasts = Duration::from_secs(1);
         let permit = WritePermit::begin(1, "a", Instant::now(), lasts);
         // The two steps of an extension, on another thread, and what happens between them.

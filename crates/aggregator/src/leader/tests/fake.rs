@@ -1,4 +1,5 @@
-//! An API server that keeps one Lease in memory, and candidates whose network and process fail when a test says so.
+//! An API server that holds one Lease in memory, and candidates whose networks and processes fail when a test demands
+//! it.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,9 +32,9 @@ pub(super) struct Store {
     lease: Option<Value>,
     /// How often it was written.
     pub(super) writes: usize,
-    /// Every Pen that there has been.
+    /// Every permit that has existed.
     pub(super) permits: Vec<WritePermit>,
-    /// Who was given the Lease while another could still write.
+    /// The candidates that got the Lease while another one could still write.
     pub(super) overlaps: Vec<String>,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Network {
     pub(super) back: Duration,
     /// The server never sees it.
     pub(super) loses_requests: bool,
-    /// The server has done it, and nobody hears of that.
+    /// The server carries the request out, and the answer is lost.
     pub(super) loses_answers: bool,
     /// The server answers writes with this status.
     pub(super) refuses_writes: Option<u16>,
@@ -60,12 +61,12 @@ pub(super) struct Replica {
     pub(super) network: watch::Sender<Network>,
     pub(super) cancel: CancellationToken,
     pub(super) task: JoinHandle<()>,
-    ice: Arc<Ice>,
+    freeze_state: Arc<Freeze>,
 }
 
-/// What stops a process in the middle of whatever it does.
+/// Stops a process in the middle of its work.
 #[derive(Default)]
-struct Ice {
+struct Freeze {
     is_frozen: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
@@ -79,13 +80,13 @@ impl Server {
         self.store().lease.clone().map(|lease| serde_json::from_value(lease).unwrap())
     }
 
-    /// What a person does to the Lease, or somebody else's program.
+    /// Changes the Lease as a person or another program would.
     pub(super) fn edit(&self, edit: impl FnOnce(&mut Value)) {
         let mut store = self.store();
         store.version += 1;
         let version = store.version.to_string();
-        let nobodys = || json!({ "metadata": { "name": NAME, "namespace": "ours" }, "spec": {} });
-        let lease = store.lease.get_or_insert_with(nobodys);
+        let unheld = || json!({ "metadata": { "name": NAME, "namespace": "ours" }, "spec": {} });
+        let lease = store.lease.get_or_insert_with(unheld);
         edit(lease);
         lease["metadata"]["resourceVersion"] = version.into();
     }
@@ -98,7 +99,7 @@ impl Server {
     pub(super) fn client(&self, network: watch::Receiver<Network>) -> Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
-            // A request that nobody waits for any more arrives all the same.
+            // A request arrives even if its client has stopped waiting.
             let answer = tokio::spawn(over(server.clone(), *network.borrow(), request));
             async move { answer.await.map_err(std::io::Error::other) }
         });
@@ -173,7 +174,7 @@ impl Replica {
         let (network, networks) = watch::channel(Network::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let (error_tx, error) = watch::channel(None);
-        let (cancel, ice) = (CancellationToken::new(), Arc::new(Ice::default()));
+        let (cancel, freeze_state) = (CancellationToken::new(), Arc::new(Freeze::default()));
         let election = Election {
             cluster: Cluster::of(server.client(networks), Duration::from_secs(30)),
             namespace: "ours".to_owned(),
@@ -181,11 +182,13 @@ impl Replica {
             identity: identity.to_owned(),
             lease: Timing::default(),
         };
-        let task =
-            tokio::spawn(freezable(election.run(leadership_tx, error_tx, cancel.clone()), ice.clone()));
-        tokio::spawn(keep(server.clone(), leadership.clone()));
+        let task = tokio::spawn(freezable(
+            election.run(leadership_tx, error_tx, cancel.clone()),
+            freeze_state.clone(),
+        ));
+        tokio::spawn(record_permits(server.clone(), leadership.clone()));
         let identity = identity.to_owned();
-        Self { identity, leadership, error, network, cancel, task, ice }
+        Self { identity, leadership, error, network, cancel, task, freeze_state }
     }
 
     /// Waits until it leads.
@@ -193,7 +196,7 @@ impl Replica {
         self.comes_to(|leadership| leadership.permit().is_some()).await.permit().unwrap().clone()
     }
 
-    /// Waits until it says that it does not lead.
+    /// Waits until it no longer leads.
     pub(super) async fn steps_down(&mut self) {
         self.comes_to(|leadership| leadership.permit().is_none()).await;
     }
@@ -206,16 +209,16 @@ impl Replica {
 
     async fn comes_to(&mut self, is_so: impl FnMut(&Leadership) -> bool) -> Leadership {
         let wait = self.leadership.wait_for(is_so);
-        timeout(Duration::from_mins(10), wait).await.expect("it never came to that").unwrap().clone()
+        timeout(Duration::from_mins(10), wait).await.expect("the leadership changes in time").unwrap().clone()
     }
 
     pub(super) fn freeze(&self) {
-        self.ice.is_frozen.store(true, Ordering::SeqCst);
+        self.freeze_state.is_frozen.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn thaw(&self) {
-        self.ice.is_frozen.store(false, Ordering::SeqCst);
-        if let Some(waker) = self.ice.waker.lock().unwrap().take() {
+        self.freeze_state.is_frozen.store(false, Ordering::SeqCst);
+        if let Some(waker) = self.freeze_state.waker.lock().unwrap().take() {
             waker.wake();
         }
     }
@@ -227,11 +230,11 @@ impl Drop for Replica {
     }
 }
 
-async fn freezable(process: impl Future<Output = ()>, ice: Arc<Ice>) {
+async fn freezable(process: impl Future<Output = ()>, freeze_state: Arc<Freeze>) {
     let mut process = pin!(process);
     std::future::poll_fn(move |context| {
-        if ice.is_frozen.load(Ordering::SeqCst) {
-            *ice.waker.lock().unwrap() = Some(context.waker().clone());
+        if freeze_state.is_frozen.load(Ordering::SeqCst) {
+            *freeze_state.waker.lock().unwrap() = Some(context.waker().clone());
             return Poll::Pending;
         }
         process.as_mut().poll(context)
@@ -239,7 +242,7 @@ async fn freezable(process: impl Future<Output = ()>, ice: Arc<Ice>) {
     .await;
 }
 
-async fn keep(server: Server, mut leadership: watch::Receiver<Leadership>) {
+async fn record_permits(server: Server, mut leadership: watch::Receiver<Leadership>) {
     while leadership.changed().await.is_ok() {
         if let Some(permit) = leadership.borrow_and_update().permit() {
             server.store().permits.push(permit.clone());

@@ -1,4 +1,4 @@
-//! What is written to the cluster, and by whom.
+//! A write to the cluster is sent only while its permit holds.
 
 use std::cell::Cell;
 use std::future::{pending, poll_fn, ready};
@@ -20,7 +20,7 @@ fn ask() -> Ask<'static> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_written_without_the_right_to() {
+async fn nothing_is_written_without_a_permit() {
     let cluster = cluster();
     let permit = WritePermit::begin(1, "a", Instant::now(), TERM);
     assert_eq!(cluster.write(&permit, ask(), ready(Ok(7))).await, Ok(7));
@@ -56,7 +56,7 @@ async fn a_write_that_was_frozen_before_it_was_sent_does_not_go_on() {
     let cluster = cluster();
     let permit = WritePermit::begin(1, "a", Instant::now(), TERM);
     let polls = Cell::new(0);
-    // Such as a connection that has been made meanwhile.
+    // The request waits once, for example for its connection.
     let request = poll_fn(|_| {
         polls.set(polls.get() + 1);
         if polls.get() == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }

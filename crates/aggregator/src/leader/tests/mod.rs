@@ -1,4 +1,4 @@
-//! The election, told by what its candidates do while the API server, their networks and their processes fail.
+//! Tests the behaviour of candidates while the API server, their networks and their processes fail.
 
 mod fake;
 mod gate;
@@ -36,7 +36,7 @@ fn holder(server: &Server) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_takes_it_and_keeps_it_by_renewing_it() {
+async fn the_first_candidate_takes_the_lease_and_holds_it_by_renewing_it() {
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
@@ -95,12 +95,12 @@ async fn another_takes_over_when_it_has_seen_no_change_for_the_duration_of_the_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_counts_the_time_that_an_answer_takes_against_itself() {
+async fn each_candidate_counts_the_time_that_an_answer_takes_against_itself() {
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
     a.network.send_replace(Network { back: ms(1500), ..Network::default() });
-    // Asked for at 1.5 s, answered at 3 s.
+    // Requested at 1.5 s, answered at 3 s.
     let first = a.leads().await;
     assert_eq!(start.elapsed(), ms(3000));
     let mut b = Replica::start(&server, "b");
@@ -116,7 +116,7 @@ async fn each_counts_the_time_that_an_answer_takes_against_itself() {
     assert!(start.elapsed() <= ms(9501), "{:?}", start.elapsed());
     b.network.send_replace(Network::default());
     b.leads().await;
-    assert_eq!(start.elapsed(), ms(13_070), "not at its next look, but as soon as it may");
+    assert_eq!(start.elapsed(), ms(13_070), "not at its next read, but as soon as it may");
 
     let next = b.leads().await;
     // Renewed at 15.07 s, answered at 16.57 s.
@@ -130,7 +130,7 @@ async fn each_counts_the_time_that_an_answer_takes_against_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn to_be_the_slower_one_is_no_error() {
+async fn being_the_slower_candidate_is_no_error() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
     let mut b = Replica::start(&server, "b");
@@ -142,14 +142,14 @@ async fn to_be_the_slower_one_is_no_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_nobody_answers_ends_before_another_can_begin() {
+async fn a_leader_that_gets_no_answers_ends_before_another_can_begin() {
     for answers in [false, true] {
         let server = Server::default();
         let mut a = Replica::start(&server, "a");
         let permit = a.leads().await;
         let b = Replica::start(&server, "b");
         sleep(ms(3000)).await;
-        // A renewal whose answer is lost puts the other off, and gives the first nothing.
+        // A renewal whose answer is lost makes the other wait, and does not extend the permit of the first.
         a.network.send_replace(Network {
             loses_answers: answers,
             loses_requests: !answers,
@@ -183,22 +183,22 @@ async fn a_term_that_has_ended_is_followed_by_a_new_one_even_of_the_same_candida
     a.network.send_replace(Network::default());
     let again = Instant::now();
     let second = a.leads().await;
-    assert!(again.elapsed() <= ms(2000), "{:?}: the request under way is given up first", again.elapsed());
+    assert!(again.elapsed() <= ms(2000), "{:?}: the request under way times out first", again.elapsed());
     assert_eq!((second.term(), second.holds(), first.holds()), (2, true, false));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_meets_a_change_goes_on_if_the_lease_is_still_ours_and_else_ends_at_once() {
+async fn a_term_whose_renewal_conflicts_goes_on_if_the_lease_is_still_ours_and_ends_at_once_otherwise() {
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
     let permit = a.leads().await;
     for _ in 0..10 {
-        server.edit(|lease| lease["metadata"]["labels"] = json!({ "looked-at": "by somebody" }));
+        server.edit(|lease| lease["metadata"]["labels"] = json!({ "looked-at": "by-a-program" }));
         sleep(ms(2500)).await;
         assert!(permit.holds());
     }
-    assert_eq!(server.lease().unwrap().metadata.labels.unwrap()["looked-at"], "by somebody");
+    assert_eq!(server.lease().unwrap().metadata.labels.unwrap()["looked-at"], "by-a-program");
 
     sleep_until(start + ms(30_500)).await;
     server.edit(held_by("b"));
@@ -213,7 +213,7 @@ async fn a_renewal_that_meets_a_change_goes_on_if_the_lease_is_still_ours_and_el
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_say_of_the_time_means_nothing_but_how_long_their_lease_is_good_for() {
+async fn of_the_times_in_a_lease_only_its_duration_counts() {
     for (seconds, waits) in
         [(json!(10), 10), (json!(5), 5), (json!(-3), 1), (json!(100_000), 300), (Value::Null, 10)]
     {
@@ -249,7 +249,7 @@ async fn a_lease_that_was_given_back_is_taken_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frozen_leader_finds_that_it_has_lost_before_anything_else_runs() {
+async fn a_frozen_leader_has_lost_its_permit_before_any_task_runs() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
     let permit = a.leads().await;
@@ -278,7 +278,7 @@ async fn a_request_whose_answer_is_lost_may_have_been_granted() {
         let server = Server::default();
         let mut a = Replica::start(&server, "a");
         a.network.send_replace(Network { there: ms(100), ..Network::default() });
-        // Asked for at 100 ms, and granted; nobody hears of it.
+        // Requested at 100 ms, and granted; the answer is lost.
         sleep_until(start + ms(50)).await;
         a.network.send_replace(Network { loses_answers: true, ..Network::default() });
         sleep_until(start + ms(1500)).await;
@@ -297,7 +297,7 @@ async fn a_request_whose_answer_is_lost_may_have_been_granted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_somebody_removes_is_made_anew_when_its_holder_must_know() {
+async fn a_removed_lease_is_made_again_when_its_holder_must_have_noticed() {
     let start = Instant::now();
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
@@ -308,7 +308,7 @@ async fn a_lease_that_somebody_removes_is_made_anew_when_its_holder_must_know() 
     sleep_until(start + ms(1500)).await;
     server.remove();
     let next = b.leads().await;
-    // Missed at 2 s.
+    // The holder misses it at 2 s.
     assert_eq!((start.elapsed(), next.term()), (ms(12_000), 2));
     assert!(server.store().overlaps.is_empty());
 
@@ -323,13 +323,13 @@ async fn a_lease_that_somebody_removes_is_made_anew_when_its_holder_must_know() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wrong_is_said_until_it_works_again() {
+async fn an_error_is_shown_until_the_lease_can_be_written_again() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
     a.network.send_replace(Network { refuses_writes: Some(403), ..Network::default() });
-    let said = a.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-    assert_eq!(said, "create leases.coordination.k8s.io in namespace ours: not today (403)");
-    // That it can be read is no news, as long as it can't be written.
+    let error = a.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert_eq!(error, "create leases.coordination.k8s.io in namespace ours: not today (403)");
+    // A successful read is no change as long as the Lease can't be written.
     a.error.mark_unchanged();
     sleep(ms(60_000)).await;
     assert!(!a.error.has_changed().unwrap());
@@ -338,11 +338,11 @@ async fn what_is_wrong_is_said_until_it_works_again() {
     assert!(a.error.borrow_and_update().is_none());
 
     a.network.send_replace(Network { refuses_writes: Some(503), ..Network::default() });
-    let said = a.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-    assert_eq!(said, "update leases.coordination.k8s.io in namespace ours: not today (503)");
+    let error = a.error.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert_eq!(error, "update leases.coordination.k8s.io in namespace ours: not today (503)");
     a.network.send_replace(Network::default());
     a.error.wait_for(Option::is_none).await.unwrap();
-    assert!(permit.holds(), "it went on all the time");
+    assert!(permit.holds(), "the term went on all the time");
 }
 
 #[test]
@@ -360,7 +360,7 @@ fn no_two_processes_have_the_same_identity() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_alone_leads_for_ever() {
+async fn a_process_without_a_lease_leads_for_ever() {
     let leadership = alone();
     sleep(Duration::from_hours(24 * 365)).await;
     assert!(leadership.borrow().permit().is_some_and(WritePermit::holds));

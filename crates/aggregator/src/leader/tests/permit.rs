@@ -5,7 +5,7 @@ use super::*;
 const TERM: Duration = Duration::from_secs(8);
 
 #[tokio::test(start_paused = true)]
-async fn a_pen_once_lost_never_comes_back() {
+async fn a_lost_permit_stays_lost() {
     let asked = Instant::now();
     let permit = WritePermit::begin(3, "a", asked, TERM);
     let copy = permit.clone();
@@ -17,7 +17,10 @@ async fn a_pen_once_lost_never_comes_back() {
     assert!(permit.extend(asked, TERM));
     assert!(copy.holds());
     sleep(ms(1)).await;
-    assert!(!permit.extend(Instant::now(), TERM), "nobody has looked yet, and it is too late all the same");
+    assert!(
+        !permit.extend(Instant::now(), TERM),
+        "it is too late, although no caller has checked the permit yet"
+    );
     assert!(!copy.holds());
 
     let permit = WritePermit::begin(4, "a", Instant::now(), TERM);
@@ -33,7 +36,7 @@ async fn an_answer_that_took_longer_than_the_term_gives_no_right() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
+async fn work_goes_on_as_long_as_the_permit_is_extended() {
     let start = Instant::now();
     let permit = WritePermit::begin(1, "a", start, TERM);
     let owner = permit.clone();
@@ -50,7 +53,7 @@ async fn work_lasts_as_long_as_the_pen_however_often_that_is_extended() {
     }
     assert_eq!(start.elapsed(), ms(23_000));
 
-    // Whoever waits is woken by an end before the deadline.
+    // A task that waits is woken by an end before the deadline.
     let permit = WritePermit::begin(2, "a", Instant::now(), TERM);
     let waits = tokio::spawn({
         let permit = permit.clone();

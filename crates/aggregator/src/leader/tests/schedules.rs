@@ -1,13 +1,14 @@
-//! Many schedules of failures, each the same every time: in none of them do two candidates hold a Pen at once.
+//! Many schedules of failures, each the same in every run. In none of them do two candidates hold a permit at once.
 
 use super::*;
 
 const SCHEDULES: u64 = 60;
-/// How long a schedule goes on, and how often it is looked at.
+/// How many steps a schedule has, and how long a step takes.
 const STEPS: u64 = 3000;
 const STEP: Duration = Duration::from_millis(50);
-/// The latest request arrives after 10 s, maybe in the name of one that has stopped; then the Lease has to run out.
-const HEALED: Duration = Duration::from_secs(22);
+/// The time after which a replica leads again. The latest request arrives after 10 s, maybe from a candidate that has
+/// stopped. Then the Lease has to run out.
+const RECOVERY_TIME: Duration = Duration::from_secs(22);
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// Pseudo-random numbers, from a seed.
@@ -29,7 +30,7 @@ impl Dice {
             0 | 1 => network.loses_requests = true,
             2 | 3 => network.loses_answers = true,
             4 => network.refuses_writes = Some(if self.roll(2) == 0 { 500 } else { 409 }),
-            // So late that nobody waits any more, but it arrives.
+            // So late that the client has stopped waiting, but the request arrives.
             5 => network.there = ms(1000 + self.roll(9000)),
             6 => network.back = ms(1000 + self.roll(9000)),
             _ => {}
@@ -38,7 +39,7 @@ impl Dice {
     }
 }
 
-/// What one schedule has seen: how many terms, and how many steps in which somebody could write.
+/// Plays one schedule. Returns how many terms there were, and in how many steps a candidate could write.
 async fn play(seed: u64) -> (usize, u64) {
     let mut dice = Dice(seed);
     let server = Server::default();
@@ -69,19 +70,19 @@ async fn play(seed: u64) -> (usize, u64) {
         assert!(store.overlaps.is_empty(), "seed {seed}, step {step}: {:?}", store.overlaps);
         led += u64::try_from(holding.len()).unwrap();
     }
-    // When all is well again, somebody leads in the end.
+    // After all failures have ended, a replica leads in the end.
     for replica in &replicas {
         replica.thaw();
         replica.network.send_replace(Network::default());
     }
-    sleep(HEALED).await;
+    sleep(RECOVERY_TIME).await;
     let store = server.store();
     assert_eq!(store.permits.iter().filter(|permit| permit.holds()).count(), 1, "seed {seed}");
     (store.permits.len(), led)
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_two_candidates_ever_hold_a_pen_at_once() {
+async fn no_two_candidates_ever_hold_a_permit_at_once() {
     let (mut terms, mut led) = (0, 0);
     for seed in 0..SCHEDULES {
         let seen = play(seed).await;

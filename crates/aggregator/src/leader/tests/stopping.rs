@@ -1,4 +1,4 @@
-//! What a candidate that stops leaves behind.
+//! A candidate that stops gives the Lease back.
 
 use super::*;
 
@@ -29,7 +29,7 @@ async fn a_renewal_under_way_does_not_keep_the_lease_from_being_given_back() {
     a.leads().await;
     a.network.send_replace(Network { there: ms(300), ..Network::default() });
     sleep_until(start + ms(2200)).await;
-    // The renewal gets there between the look at the Lease and its release.
+    // The renewal arrives between the read of the Lease and its release.
     a.network.send_replace(Network { back: ms(150), ..Network::default() });
     let writes = server.store().writes;
     a.cancel.cancel();
@@ -39,7 +39,7 @@ async fn a_renewal_under_way_does_not_keep_the_lease_from_being_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_server_that_does_not_answer_holds_nobody_up_who_stops() {
+async fn an_api_server_that_does_not_answer_does_not_delay_a_stop() {
     let server = Server::default();
     let mut a = Replica::start(&server, "a");
     let permit = a.leads().await;
@@ -49,7 +49,7 @@ async fn an_api_server_that_does_not_answer_holds_nobody_up_who_stops() {
     (&mut a.task).await.unwrap();
     assert!(!permit.holds());
     assert!(stopped.elapsed() <= ms(1001), "{:?}", stopped.elapsed());
-    // Who never asked for the Lease has nothing to give back.
+    // A candidate that never requested the Lease has nothing to give back.
     let mut b = Replica::start(&server, "b");
     b.network.send_replace(CUT);
     sleep(ms(500)).await;

@@ -1,6 +1,6 @@
-//! The connection to the cluster, and what its refusals mean for people.
+//! The connection to the cluster, and the texts of its refusals.
 //!
-//! Every request has a timeout, and says whom and what it is for, so that a refusal names what is missing: the verb, the
+//! Every request has a timeout, and an [`Ask`] that describes it. So a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
 mod kubeconfig;
@@ -35,17 +35,17 @@ pub use self::watch::watch;
 use crate::config;
 use crate::leader::WritePermit;
 
-/// The namespace that the Pod runs in, which is never a tenant's.
+/// The variable that has the Pod's own namespace, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";
 
-/// How long a connection may bring nothing. The API server ends each watch after 290 s, so a working one never takes
-/// this long.
+/// How long a connection may be without data. The API server ends each watch after 290 s, so a working watch never
+/// reaches this limit.
 const WATCH_IDLE_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// How much of a wrong name is shown, in characters.
-const MAX_SHOWN: usize = 120;
+/// How many characters of an invalid name are shown.
+const MAX_SHOWN_CHARS: usize = 120;
 
-/// A connection that many parts share.
+/// The connection, which many parts of the service share.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
@@ -53,7 +53,7 @@ pub struct Cluster {
     own_namespace: Option<Text>,
     pace: Arc<Pace>,
     server_clock: ServerClock,
-    /// Whether it can be reached; `None` if it is played by a test.
+    /// Whether the API server can be reached; `None` if a test plays it.
     reach: Option<Reach>,
 }
 
@@ -63,7 +63,7 @@ impl fmt::Debug for Cluster {
     }
 }
 
-/// What a request is for, in the words of an RBAC rule.
+/// Describes a request in the terms of an RBAC rule.
 #[derive(Clone, Debug)]
 pub struct Ask<'a> {
     /// `get`, `list`, `patch`, ….
@@ -76,41 +76,41 @@ pub struct Ask<'a> {
     pub name: Option<&'a str>,
 }
 
-/// Why a request was not answered with what was asked for.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What to make of it.
+    /// The kind of the failure.
     pub kind: RefusalKind,
-    /// The verb and the resource, wherever: what an RBAC rule has to allow.
+    /// The verb and the resource without the namespace: what an RBAC rule has to allow.
     pub subject: String,
-    /// For people: what was asked, and what stood in the way.
+    /// The request and the reason, for people.
     pub text: String,
 }
 
-/// What to make of a refusal.
+/// The kinds of failures of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
     /// There is no such object.
     NotFound,
-    /// The API server does not know such a kind: its CRD is not installed.
+    /// The API server does not know the kind, because its CRD is not installed.
     NotServed,
     /// The namespace does not exist, or is being deleted.
     NoNamespace,
-    /// RBAC, an admission rule, or a quota.
+    /// RBAC, an admission rule or a quota forbids the request.
     Forbidden,
-    /// The API server does not accept our token at the moment, because it has expired and the client has not read the
-    /// new one yet (it reads the ServiceAccount's token file when its copy is 50 s old). Says nothing of what was asked
-    /// for.
+    /// The API server does not accept our token at the moment. It has expired, and the client has not read the new
+    /// one yet: the client reads the ServiceAccount's token file when its copy is 50 s old. This kind proves nothing
+    /// about the requested object.
     Unauthenticated,
-    /// Somebody else has changed the object meanwhile.
+    /// Another program has changed the object meanwhile.
     Conflict,
     /// The answer, or the whole list, is larger than the limit.
     TooMuch,
-    /// The request itself is not acceptable.
+    /// The request itself is invalid.
     Invalid,
-    /// The API server can't be reached, or is not well.
+    /// The API server can't be reached, or has an error of its own.
     Unavailable,
-    /// It is not for this replica to write, or no longer.
+    /// This replica may not write, or no longer.
     NotLeading,
 }
 
@@ -123,7 +123,7 @@ impl fmt::Display for Refusal {
 impl Error for Refusal {}
 
 impl Cluster {
-    /// Reads how to reach the cluster. Whether it can be reached is seen with the first request.
+    /// Reads the settings of the connection. The first request shows whether the cluster can be reached.
     pub async fn connect(settings: &config::Kubernetes) -> anyhow::Result<Self> {
         let options = KubeConfigOptions { context: settings.context.clone(), ..KubeConfigOptions::default() };
         let (mut config, is_inside) = if let Some(path) = &settings.kubeconfig {
@@ -147,7 +147,7 @@ impl Cluster {
                 },
             }
         };
-        // Whoever asks knows better than a library when to ask again.
+        // The callers decide when to send a request again, because they know its purpose.
         config.default_retry = false;
         // Lists and the start of watches have no timeout of their own. This one counts from the last byte sent, not
         // from when a connection became idle.
@@ -166,7 +166,7 @@ impl Cluster {
             .or_else(|| is_inside.then(|| config.default_namespace.clone()))
             .map(Text::from);
         if let Some(name) = own_namespace.as_ref().filter(|name| !is_dns_label(name)) {
-            anyhow::bail!("{OWN_NAMESPACE}: {name:?} is not allowed; allowed is {}", names::LABEL);
+            anyhow::bail!("{OWN_NAMESPACE}: invalid value {name:?}: expected {}", names::LABEL);
         }
         let reach = Reach::new(&config.cluster_url);
         let builder = ClientBuilder::try_from(config).context("the cluster's client can't be made")?;
@@ -185,13 +185,13 @@ impl Cluster {
         Ok(Self { client, timeout, own_namespace, pace, server_clock, reach })
     }
 
-    /// A connection to whatever `client` speaks to.
+    /// A connection by `client`.
     #[cfg(test)]
     pub(crate) fn with_client(client: Client) -> Self {
         Self::of(client, Duration::from_secs(15))
     }
 
-    /// A connection with that pace.
+    /// A connection by `client` with this pace.
     #[cfg(test)]
     pub(crate) fn paced(client: Client, per_second: u32) -> Self {
         Self { pace: Arc::new(Pace::new(per_second)), ..Self::with_client(client) }
@@ -203,41 +203,41 @@ impl Cluster {
         Self { client, timeout, own_namespace: None, pace, server_clock, reach: None }
     }
 
-    /// The same connection, for whoever has less patience.
+    /// The same connection with a shorter timeout.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout: timeout.min(self.timeout), ..self.clone() }
     }
 
-    /// The client, for requests that `ask` is told of.
+    /// The client, for requests that are passed to [`Self::ask`].
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
     /// The moment on our clock when the API server's clock read `at`, such as the creation of an object. Both clocks
-    /// are read when an answer arrives, so they need not agree. `None` until an answer has told the API server's time;
+    /// are read when an answer arrives, so they need not agree. `None` until an answer has had the API server's time;
     /// `now` if `at` is in the future.
     pub fn moment_of(&self, at: Timestamp, now: Moment) -> Option<Moment> {
         self.server_clock.moment_of(at, now)
     }
 
-    /// The API server's time. `None` until an answer has told it.
+    /// The API server's time. `None` until an answer has had it.
     pub fn server_time(&self) -> Option<Timestamp> {
         self.server_clock.time()
     }
 
-    /// Sets the API server's time as if an answer had told it.
+    /// Sets the API server's time as if an answer had had it.
     #[cfg(test)]
     pub(crate) fn set_server_time(&self, date: Timestamp) {
         self.server_clock.set(date);
     }
 
-    /// Whether the API server can be reached, and at which address. Not known of one that a test plays.
+    /// Whether the API server can be reached, and at which address. `None` if a test plays it.
     pub fn reach(&self) -> Option<&Reach> {
         self.reach.as_ref()
     }
 
-    /// The namespace that we run in, if we run in one.
+    /// The namespace that the service runs in, if it runs in one.
     pub fn own_namespace(&self) -> Option<&str> {
         self.own_namespace.as_deref()
     }
@@ -268,8 +268,8 @@ impl Cluster {
         }
     }
 
-    /// The same, for what changes the cluster: only with the right to write, and no longer than that. What is given up on may
-    /// have been done all the same, so nothing is written but by the version that was read.
+    /// The same for a write: it is sent only while `permit` holds, and its answer is not waited for after that. A
+    /// write without an answer may have been carried out, so each write names the version that was read.
     pub async fn write<T>(
         &self,
         permit: &WritePermit,
@@ -286,7 +286,7 @@ impl Cluster {
         })
     }
 
-    /// A request in its turn: all paced requests together keep below `kubernetes.requests_per_second`.
+    /// Sends a request in its turn: all paced requests together stay below `kubernetes.requests_per_second`.
     pub async fn ask_in_turn<T>(
         &self,
         ask: Ask<'_>,
@@ -298,7 +298,7 @@ impl Cluster {
 }
 
 impl<'a> Ask<'a> {
-    /// The same about the object of that name.
+    /// The same request about the object `name`.
     #[must_use]
     pub fn of(self, name: &'a str) -> Self {
         Self { name: Some(name), ..self }
@@ -309,18 +309,18 @@ impl<'a> Ask<'a> {
         format!("{} {}", self.verb, self.resource)
     }
 
-    /// Refuses names that Kubernetes does not allow. They become parts of the request's path as they are, so `..`, `/`, `?` or
-    /// `#` in one would make it a request for another resource.
+    /// Refuses names that Kubernetes does not allow. A name becomes a part of the request's path as it is. So `..`,
+    /// `/`, `?` or `#` in it would make the request one for another resource.
     fn check(&self) -> Result<(), Refusal> {
-        let wrong = |what: &str, given: &str, allowed: &str| {
-            let given: String = given.chars().take(MAX_SHOWN).collect();
+        let invalid = |what: &str, given: &str, expected: &str| {
+            let given: String = given.chars().take(MAX_SHOWN_CHARS).collect();
             let (kind, subject) = (RefusalKind::Invalid, self.subject());
-            let text = format!("{subject}: the {what} {given:?} is not allowed; allowed is {allowed}");
+            let text = format!("{subject}: invalid {what} {given:?}: expected {expected}");
             Err(Refusal { kind, subject, text })
         };
         match (self.namespace, self.name) {
-            (Some(namespace), _) if !is_dns_label(namespace) => wrong("namespace", namespace, names::LABEL),
-            (_, Some(name)) if !is_dns_subdomain(name) => wrong("name", name, names::SUBDOMAIN),
+            (Some(namespace), _) if !is_dns_label(namespace) => invalid("namespace", namespace, names::LABEL),
+            (_, Some(name)) if !is_dns_subdomain(name) => invalid("name", name, names::SUBDOMAIN),
             _ => Ok(()),
         }
     }
@@ -337,7 +337,7 @@ impl fmt::Display for Ask<'_> {
 }
 
 impl Refusal {
-    /// What an error means.
+    /// The refusal that `error` means.
     pub fn new(ask: &Ask<'_>, error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
             let unanswered = match error {
@@ -353,7 +353,7 @@ impl Refusal {
             return Self { kind: RefusalKind::Unavailable, subject: ask.subject(), text };
         };
         let message = status.message.split_whitespace().collect::<Vec<_>>().join(" ");
-        let is_told = status.reason == "NotFound";
+        let is_not_found = status.reason == "NotFound";
         let kind = match status.code {
             // Webhooks choose their own codes.
             _ if message.starts_with("admission webhook ") && message.contains(" denied the request") => {
@@ -366,18 +366,18 @@ impl Refusal {
                 RefusalKind::Invalid
             }
             403 if message.contains("because it is being terminated") => RefusalKind::NoNamespace,
-            404 if message.starts_with("namespaces \"") && is_told => RefusalKind::NoNamespace,
+            404 if message.starts_with("namespaces \"") && is_not_found => RefusalKind::NoNamespace,
             404 if message.contains("could not find the requested resource")
                 || message.contains("page not found") =>
             {
                 RefusalKind::NotServed
             }
-            404 if is_told => RefusalKind::NotFound,
+            404 if is_not_found => RefusalKind::NotFound,
             401 => RefusalKind::Unauthenticated,
             403 => RefusalKind::Forbidden,
             409 => RefusalKind::Conflict,
             400 | 405 | 413 | 415 | 422 => RefusalKind::Invalid,
-            // A 404 of somebody in between, too: that something is not there is the API server's own word only.
+            // Includes a 404 of a proxy, because only the API server itself can prove that an object does not exist.
             _ => RefusalKind::Unavailable,
         };
         let text = match kind {
@@ -395,7 +395,7 @@ impl Refusal {
     }
 }
 
-/// Lets so many through per second, evenly, in the order in which they come.
+/// Lets a number of requests through per second, evenly, in the order in which they come.
 #[derive(Debug)]
 struct Pace {
     gap: Duration,
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_with_a_name_that_kubernetes_has_not_is_refused_and_not_sent() {
+    async fn a_request_with_a_name_that_kubernetes_does_not_allow_is_refused_and_not_sent() {
         let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = sent.clone();
         let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
@@ -454,12 +454,12 @@ mod tests {
             ["..", "../../../secrets/x", "a/b", "a?dryRun=All", "a#b", "a%2Fb", "A", "a\u{1b}[31m", ""]
         {
             let refusal = get("ns-a", name).await;
-            let text = format!("get pods: the name {name:?} is not allowed; allowed is a Kubernetes name: ");
+            let text = format!("get pods: invalid name {name:?}: expected a Kubernetes name: ");
             assert!(refusal.kind == RefusalKind::Invalid && refusal.text.starts_with(&text), "{refusal}");
         }
         for namespace in ["..", "ns-a/../kube-system", "ns-a?x", "ns.a", ""] {
             let refusal = get(namespace, "web-0").await;
-            let text = format!("get pods: the namespace {namespace:?} is not allowed; allowed is ");
+            let text = format!("get pods: invalid namespace {namespace:?}: expected ");
             assert!(refusal.kind == RefusalKind::Invalid && refusal.text.starts_with(&text), "{refusal}");
         }
         assert_eq!(sent.load(std::sync::atomic::Ordering::Relaxed), 0);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_was_asked_and_what_is_missing() {
+    fn refusals_name_the_request_and_what_is_missing() {
         let missing = refusal(404, "the server could not find the requested resource");
         assert_eq!(missing.kind, RefusalKind::NotServed);
         assert_eq!(
@@ -481,7 +481,7 @@ mod tests {
             RefusalKind::NotFound
         );
         assert_eq!(refusal(404, "namespaces \"gw\" not found").kind, RefusalKind::NoNamespace);
-        // A proxy's page is nobody's absence.
+        // A proxy's 404 page proves no absence.
         let page = kube::core::Status {
             code: 404,
             reason: "Failed to parse error data".to_owned(),
@@ -493,10 +493,10 @@ mod tests {
         assert_eq!(refused.kind, RefusalKind::Unavailable);
         let ending = "unable to create new content in namespace gw because it is being terminated";
         assert_eq!(refusal(403, ending).kind, RefusalKind::NoNamespace);
-        // What may not be seen may well be there.
+        // A namespace that is forbidden may exist.
         let hidden = "namespaces \"gw\" is forbidden: User \"x\" cannot get resource \"namespaces\"";
         assert_eq!(refusal(403, hidden).kind, RefusalKind::Forbidden);
-        // They are about this object only, whatever their codes.
+        // These refusals concern one object only, whatever their codes.
         for (code, message, kind) in [
             (500, "etcdserver: request is too large", RefusalKind::Invalid),
             (

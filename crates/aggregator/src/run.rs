@@ -341,7 +341,7 @@ impl Service {
         let Pipeline { views, sources, output: status, state_error, lease_error, mut stages } =
             Pipeline::start(config, cluster.as_ref(), footing)?;
         if let Some(cluster) = cluster {
-            stages.push(Stage::spawn("reach", cluster.keep_asking(sources.clone())));
+            stages.push(Stage::spawn("reach", cluster.check_while_idle(sources.clone())));
         }
         let interval = config.aggregator.scan_interval;
         let channels = output::Channels {

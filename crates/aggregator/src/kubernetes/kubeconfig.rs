@@ -1,4 +1,4 @@
-//! Reads the kubeconfig within a limit of size and time. The library has neither.
+//! Reads the kubeconfig within a limit of size and time, because the library has neither.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -9,20 +9,20 @@ use kube::config::Kubeconfig;
 
 use crate::plain_file::MAX_TEXT;
 
-/// The variable with the files that count together.
+/// The variable that names the files of the kubeconfig, which are merged.
 const VARIABLE: &str = "KUBECONFIG";
 
-/// Reads the file at `path`; without one those that `KUBECONFIG` names, or `~/.kube/config`. The error names
-/// the file. A pipe is allowed, and has to be written within `patience`.
-pub(super) async fn read(path: Option<&Path>, patience: Duration) -> Result<Kubeconfig, String> {
-    for file in path.map_or_else(usual, |path| vec![path.to_owned()]) {
+/// Reads the file at `path`. Without a path, reads the files that `KUBECONFIG` names, or `~/.kube/config`. The error
+/// names the file. A pipe is allowed, and has to be written within `limit`.
+pub(super) async fn read(path: Option<&Path>, limit: Duration) -> Result<Kubeconfig, String> {
+    for file in path.map_or_else(default_files, |path| vec![path.to_owned()]) {
         check(&file)?;
     }
     let path = path.map(Path::to_owned);
     let read = move || path.map_or_else(Kubeconfig::read, Kubeconfig::read_from);
     // In a thread of its own, because the library waits for a pipe.
-    let read = tokio::time::timeout(patience, tokio::task::spawn_blocking(read)).await;
-    let read = read.map_err(|_| format!("not read within {}", humantime::format_duration(patience)))?;
+    let read = tokio::time::timeout(limit, tokio::task::spawn_blocking(read)).await;
+    let read = read.map_err(|_| format!("not read within {}", humantime::format_duration(limit)))?;
     let kubeconfig = read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     for file in named(&kubeconfig) {
         check(Path::new(file))?;
@@ -30,8 +30,8 @@ pub(super) async fn read(path: Option<&Path>, patience: Duration) -> Result<Kube
     Ok(kubeconfig)
 }
 
-/// The files where a kubeconfig is looked for.
-fn usual() -> Vec<PathBuf> {
+/// The files of the kubeconfig if no path is configured.
+fn default_files() -> Vec<PathBuf> {
     let value = std::env::var_os(VARIABLE).unwrap_or_default();
     let files: Vec<PathBuf> =
         std::env::split_paths(&value).filter(|path| !path.as_os_str().is_empty()).collect();
@@ -49,7 +49,7 @@ fn named(kubeconfig: &Kubeconfig) -> impl Iterator<Item = &String> {
     clusters.map(|cluster| &cluster.certificate_authority).chain(of_user).flatten()
 }
 
-/// Refuses directories, devices and files that are too large. A file that is not there is the library's to report.
+/// Refuses directories, devices and files that are too large. The library reports a file that does not exist.
 fn check(path: &Path) -> Result<(), String> {
     let Ok(found) = fs::metadata(path) else { return Ok(()) };
     let kind = found.file_type();
@@ -68,10 +68,10 @@ fn check(path: &Path) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(15);
+    const LIMIT: Duration = Duration::from_secs(15);
 
     async fn refused(path: &Path) -> String {
-        read(Some(path), PATIENCE).await.unwrap_err()
+        read(Some(path), LIMIT).await.unwrap_err()
     }
 
     #[tokio::test]
@@ -86,7 +86,7 @@ mod tests {
         ] {
             let expected = format!("{}: {problem}", path.display());
             assert_eq!(refused(path).await, expected);
-            // Where a kubeconfig names it.
+            // The same file, named by a kubeconfig.
             let path = path.display();
             for text in [
                 format!("clusters: [{{name: a, cluster: {{certificate-authority: {path}}}}}]"),
@@ -108,7 +108,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // Not paused: paused time stands still while a thread waits.
         let error = runtime.block_on(read(Some(&pipe), Duration::from_millis(20))).unwrap_err();
-        // The thread goes on waiting.
+        // The thread still waits.
         runtime.shutdown_background();
         assert_eq!(error, "not read within 20ms");
     }

@@ -1,7 +1,7 @@
-//! Whether the API server can be reached, at which address, and since when it can't.
+//! Tracks whether the API server can be reached, and since when it can't.
 //!
-//! Every request is looked at, whatever it is for. Each part of the service knows only its own last request, so a part that asks for
-//! nothing at the moment would go on to say that all is well.
+//! Every request counts, whatever it is for. Each part of the service knows only its own last request. So a part that
+//! sends no request at the moment would still report that all is well.
 
 use std::error::Error;
 use std::fmt;
@@ -19,7 +19,7 @@ use tower::{BoxError, Layer, Service};
 
 use super::{Ask, Cluster};
 
-/// How long nothing has to be answered before the API server is asked for its version, only to see whether it answers.
+/// The time without an answer after which the API server is asked for its version, only to see whether it answers.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(10);
 
 /// Whether one API server can be reached. Clones share what they know.
@@ -34,12 +34,12 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// The last answer, whatever it said.
+    /// The time of the last answer of any kind.
     answered: Option<Instant>,
     lost: Option<Lost>,
 }
 
-/// The time in which nothing is answered.
+/// A time in which no request is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost {
     /// When the first request failed.
@@ -49,7 +49,7 @@ pub struct Lost {
 }
 
 impl Reach {
-    /// For the API server at `url`.
+    /// The reach of the API server at `url`.
     pub(super) fn new(url: &Uri) -> Self {
         let host = url.host().unwrap_or_default();
         let is_plain = url.scheme_str() == Some("http");
@@ -57,12 +57,12 @@ impl Reach {
         Self(Arc::new(Shared { address: format!("{host}:{port}").into(), seen: Mutex::default() }))
     }
 
-    /// The address that is asked, as `host:port`.
+    /// The address of the API server, as `host:port`.
     pub fn address(&self) -> &str {
         &self.0.address
     }
 
-    /// Since when it can't be reached, and why; `None` if it can, or was never asked.
+    /// Since when the API server can't be reached, and why. `None` if it can, or if no request was sent yet.
     pub fn lost(&self) -> Option<Lost> {
         self.seen().lost.clone()
     }
@@ -90,8 +90,8 @@ impl Reach {
         }
     }
 
-    /// Notes that a request that began at `began` was not answered. If another one was since, this one says nothing of the API
-    /// server.
+    /// Notes that a request that began at `began` was not answered. If another request was answered since, this
+    /// failure proves nothing about the API server.
     pub(super) fn failed(&self, began: Instant, error: &str) {
         let is_first = {
             let mut seen = self.seen();
@@ -108,15 +108,15 @@ impl Reach {
         }
     }
 
-    fn is_quiet(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.seen().answered.is_none_or(|at| at.elapsed() >= CHECK_AFTER_IDLE)
     }
 }
 
 impl Cluster {
-    /// Asks the API server for its version when nothing else is asked, until cancelled, so that [`Self::reach`] knows whether it
-    /// can be reached.
-    pub async fn keep_asking(self, cancel: CancellationToken) {
+    /// Asks the API server for its version while no other request is sent, until cancelled. So [`Self::reach`] knows
+    /// whether it can be reached.
+    pub async fn check_while_idle(self, cancel: CancellationToken) {
         let mut timer = tokio::time::interval(CHECK_AFTER_IDLE);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -124,12 +124,12 @@ impl Cluster {
                 () = cancel.cancelled() => return,
                 _ = timer.tick() => {}
             }
-            if self.reach().is_none_or(Reach::is_quiet) {
+            if self.reach().is_none_or(Reach::is_idle) {
                 let ask = Ask { verb: "get", resource: "version", namespace: None, name: None };
                 let client = self.client();
                 tokio::select! {
                     () = cancel.cancelled() => return,
-                    // What comes of it is noted where it is asked.
+                    // The layer below the client notes the result.
                     _ = self.ask(ask, client.apiserver_version()) => {}
                 }
             }
@@ -137,7 +137,7 @@ impl Cluster {
     }
 }
 
-/// Notes what comes of each request, and adds the address to the error of one that was not answered.
+/// Notes the result of each request, and adds the address to the error of a request that was not answered.
 impl<S> Layer<S> for Reach {
     type Service = Noting<S>;
 
@@ -146,7 +146,7 @@ impl<S> Layer<S> for Reach {
     }
 }
 
-/// See [`Reach`].
+/// The service that [`Reach`] makes as a layer.
 #[derive(Clone, Debug)]
 pub struct Noting<S> {
     inner: S,
@@ -175,7 +175,7 @@ where
                     reach.answered();
                     Ok(answer)
                 }
-                // The token could not be made: nothing was asked.
+                // The client could not get a token, so it has sent no request.
                 Err(error) if error.is::<AuthError>() || error.is::<kube::Error>() => Err(error),
                 Err(error) => {
                     reach.failed(began, &chain(&*error));
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_has_the_port_that_is_asked() {
+    fn the_address_has_the_port_of_the_url_or_of_its_scheme() {
         for (url, address) in [
             ("https://10.0.0.1:6443", "10.0.0.1:6443"),
             ("https://api.example/k8s/c-1", "api.example:443"),
@@ -241,16 +241,16 @@ mod tests {
     async fn a_change_is_logged_once_and_a_failure_counts_only_if_nothing_was_answered_since() {
         let (logged, _guard) = Logged::start();
         let reach = reach("https://10.0.0.1:6443");
-        assert_eq!((reach.trouble(), reach.is_quiet()), (None, true));
+        assert_eq!((reach.trouble(), reach.is_idle()), (None, true));
         let slow = Instant::now();
         tokio::time::advance(Duration::from_secs(1)).await;
         reach.answered();
         reach.failed(slow, "no answer within 15s");
-        assert!(reach.trouble().is_none() && !reach.is_quiet());
+        assert!(reach.trouble().is_none() && !reach.is_idle());
         assert!(logged.lines().is_empty());
 
         tokio::time::advance(CHECK_AFTER_IDLE).await;
-        assert!(reach.is_quiet());
+        assert!(reach.is_idle());
         let before = Timestamp::now().as_second();
         reach.failed(Instant::now(), "refused");
         let first = reach.lost().unwrap();

@@ -1,4 +1,4 @@
-//! Reads large answers: trims them while they arrive, and gives up beyond a limit.
+//! Reads large answers: trims them while they arrive, and fails beyond a limit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use super::trim::{Keep, Size, Trim};
 use super::{Ask, Cluster, Refusal, RefusalKind};
 
-/// The API server's refusals are shorter than this; in bytes.
-const MAX_STATUS: usize = 64 << 10;
+/// How many bytes of a refusal are read. The API server's refusals are shorter.
+const MAX_STATUS_BYTES: usize = 64 << 10;
 
 /// How large an answer may be.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +130,7 @@ async fn accepted(response: Response<Body>) -> kube::Result<Body> {
     let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
         if let Ok(piece) = frame?.into_data() {
-            text.extend(piece.iter().take(MAX_STATUS.saturating_sub(text.len())));
+            text.extend(piece.iter().take(MAX_STATUS_BYTES.saturating_sub(text.len())));
         }
     }
     Err(kube::Error::Api(Box::new(refusal(status.as_u16(), &text))))

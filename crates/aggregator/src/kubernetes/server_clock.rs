@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_was_answered_and_has_a_date_tells_the_time() {
+    async fn only_successful_answers_with_a_date_set_the_clock() {
         let clock = ServerClock::default();
         clock.note(StatusCode::BAD_GATEWAY, &headers("Sat, 28 Nov 2026 10:00:00 GMT"));
         clock.note(StatusCode::OK, &headers("today"));

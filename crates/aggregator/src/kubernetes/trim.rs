@@ -16,7 +16,7 @@ use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 pub enum Keep {
     /// All of it.
     All,
-    /// These fields of an object. A value that is no object is kept whole.
+    /// Only these fields of an object. A value that is no object is kept whole.
     Fields(&'static [(&'static str, Keep)]),
     /// This much of each item of a list. A value that is no list is kept whole.
     Items(&'static Keep),
@@ -36,7 +36,7 @@ pub struct Size {
 /// The longest name of a wanted field, in bytes. Longer names are not held.
 const MAX_NAME: usize = 64;
 
-/// How many objects and lists are around an item of an answer's list: the answer and the list.
+/// How many objects and lists are around an item of the answer's list: the answer itself and the list.
 const AROUND_ITEM: usize = 2;
 
 /// Trims a text piece by piece.

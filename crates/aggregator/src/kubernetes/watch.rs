@@ -1,4 +1,4 @@
-//! Watches that say when they are well again.
+//! Watches that report the end of an error.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -13,10 +13,11 @@ use serde::de::DeserializeOwned;
 
 use super::{Ask, Refusal};
 
-/// Lists the objects, then tells of each change.
+/// Lists the objects, then reports each change.
 ///
-/// After an error the objects are listed anew, the sooner the fewer errors came in a row. A watch that is taken up again
-/// where it broke off says nothing until something changes: whoever was told of the error would never hear of its end.
+/// After an error the objects are listed anew, after a pause that grows with the number of errors in a row. A watch
+/// that is resumed where it broke off reports nothing until an object changes. So a receiver of the error would not
+/// be notified of its end.
 pub fn watch<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -27,7 +28,7 @@ where
 struct Watch<K> {
     events: BoxStream<'static, watcher::Result<Event<K>>>,
     backoff: DefaultBackoff,
-    /// How long to wait before the next beginning, after an error.
+    /// The pause before the watch begins again, after an error.
     pause: Option<Duration>,
 }
 
@@ -42,7 +43,7 @@ fn again_after_errors<K: Send + 'static>(
         }
         let event = watch.events.next().await?;
         match &event {
-            // Said before anything is asked for.
+            // Comes before any request is sent.
             Ok(Event::Init) => {}
             Ok(_) => watch.backoff.reset(),
             Err(_) => watch.pause = watch.backoff.next(),
@@ -52,7 +53,7 @@ fn again_after_errors<K: Send + 'static>(
 }
 
 impl Refusal {
-    /// What the loss of a watch of `resource` means.
+    /// The refusal that the loss of a watch of `resource` means.
     pub fn of_watch(resource: &str, namespace: Option<&str>, error: &watcher::Error) -> Self {
         let ask = |verb| Ask { verb, resource, namespace, name: None };
         match error {
@@ -80,8 +81,8 @@ mod tests {
 
     type Script = Vec<watcher::Result<Event<()>>>;
 
-    /// Tells of each script in turn, and then of nothing, as a watch does to which nothing happens.
-    fn told(scripts: Vec<fn() -> Script>) -> impl Stream<Item = watcher::Result<Event<()>>> + Send {
+    /// Plays each script in turn and then nothing, like a watch of objects that do not change.
+    fn played(scripts: Vec<fn() -> Script>) -> impl Stream<Item = watcher::Result<Event<()>>> + Send {
         let times = AtomicUsize::new(0);
         again_after_errors(move || {
             let script =
@@ -95,10 +96,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_was_told_of_an_error_is_told_of_its_end_although_nothing_changes() {
+    async fn the_end_of_an_error_is_reported_although_nothing_changes() {
         let listed = || vec![Ok(Event::Init), Ok(Event::InitDone)];
-        let mut told = Box::pin(told(vec![|| vec![Ok(Event::Init), Ok(Event::InitDone), lost()], listed]));
-        let mut next = async || told.next().await.unwrap();
+        let mut events =
+            Box::pin(played(vec![|| vec![Ok(Event::Init), Ok(Event::InitDone), lost()], listed]));
+        let mut next = async || events.next().await.unwrap();
         assert!(matches!(next().await, Ok(Event::Init)));
         assert!(matches!(next().await, Ok(Event::InitDone)));
         assert!(next().await.is_err());
@@ -107,14 +109,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_error_in_a_row_is_waited_for_longer_than_the_one_before() {
+    async fn the_pause_grows_with_each_error_in_a_row() {
         let refused: fn() -> Script = || vec![Ok(Event::Init), lost()];
-        let mut told = Box::pin(told(vec![refused; 10]));
+        let mut events = Box::pin(played(vec![refused; 10]));
         let start = Instant::now();
         for _ in 0..20 {
-            drop(told.next().await);
+            drop(events.next().await);
         }
-        // 0.8 s, doubled each time up to 30 s, and more by chance; without doubling it would be 15 s at most.
+        // 0.8 s, doubled each time up to 30 s, and lengthened at random; without doubling it would be 15 s at most.
         assert!(start.elapsed() > Duration::from_secs(30), "{:?}", start.elapsed());
     }
 }

@@ -1,4 +1,4 @@
-//! What is kept of a text, whatever its pieces.
+//! The kept parts of a text do not depend on the pieces in which it arrives.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ fn trim(text: &[u8], piece: usize) -> Vec<u8> {
     trim.into_kept()
 }
 
-/// What is to be left of it, from the value itself.
+/// The parts of `value` that trimming by `keep` has to leave.
 fn wanted(value: &Value, keep: &Keep) -> Value {
     match (value, keep) {
         (Value::Object(object), Keep::Fields(fields)) => {
@@ -51,7 +51,7 @@ fn value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn what_is_wanted_is_kept_and_nothing_else(items in value(), other in value(), piece in 1..9_usize, pretty in any::<bool>()) {
+    fn the_wanted_parts_are_kept_and_nothing_else(items in value(), other in value(), piece in 1..9_usize, pretty in any::<bool>()) {
         let whole = json!({"items": items, "other": other, "kind": "x"});
         let text = if pretty { serde_json::to_vec_pretty(&whole) } else { serde_json::to_vec(&whole) }.unwrap();
         let kept: Value = serde_json::from_slice(&trim(&text, piece)).unwrap();
@@ -73,7 +73,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_not_wanted_is_never_held() {
+fn unwanted_parts_are_never_held() {
     let mut trim = Trim::new(&LIST);
     trim.take_in(br#"{"items": [{"z": ""#);
     for _ in 0..1000 {
@@ -105,7 +105,7 @@ fn printed(text: &[u8], piece: usize, secret: &RandomState) -> (Vec<u8>, u64) {
 
 proptest! {
     #[test]
-    fn fingerprints_differ_where_what_they_are_of_differs_and_only_there(
+    fn fingerprints_differ_exactly_if_their_parts_differ(
         one in value(), other in value(), dropped in value(), piece in 1..9_usize
     ) {
         let secret = RandomState::new();
@@ -131,7 +131,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_only_compared_is_never_held() {
+fn parts_that_are_only_compared_are_never_held() {
     let secret = RandomState::new();
     let print = |field: &str, last: u8| {
         let mut trim = Trim::printing(&EVENT, &secret);

@@ -69,8 +69,8 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
                 .unwrap_err(),
             operator_commands.remove_exemption(name, "ops", None).await.unwrap_err(),
         ] {
-            let told = format!("the name {name:?} is not allowed; allowed is a Kubernetes name");
-            assert!(matches!(&error, OperatorCommandError::Invalid(text) if text.contains(&told)), "{error}");
+            let part = format!("invalid name {name:?}: expected a Kubernetes name");
+            assert!(matches!(&error, OperatorCommandError::Invalid(text) if text.contains(&part)), "{error}");
         }
     }
     assert_eq!(calls.load(Ordering::Relaxed), 0);

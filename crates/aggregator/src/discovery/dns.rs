@@ -20,8 +20,8 @@ pub struct Dns {
 }
 
 impl Dns {
-    /// Every address once. DNS knows no node names: agents on the host's network have their node's address, which then
-    /// names the node.
+    /// Looks up the addresses, each once. DNS has no node names. Agents on the host's network have their node's
+    /// address, which then names the node.
     pub(super) async fn find(&self) -> Result<Vec<Target>, String> {
         let lookup = tokio::net::lookup_host((self.name.as_str(), self.port));
         let found = tokio::time::timeout(TIMEOUT, lookup)

@@ -1,8 +1,11 @@
 //! A list of targets in a file that may change at any time, also while it is read.
 //!
-//! A program that writes the file in place empties it first, so the list is short for a moment. So a target that is no longer
-//! listed is given up only when two looks in a row find the same list without it. A file that names no target gives up none. If the
-//! last line does not end, its target may have the beginning of an address or of a node's name, so such a file changes nothing.
+//! A program that writes the file in place empties it first, so the list is short for a moment. So a target that is
+//! no longer listed is dropped only when two reads in a row find the same list without it. A file that names no
+//! target drops none.
+//!
+//! If the last line does not end, its target may have only the beginning of an address or of a node's name. So such a
+//! file changes nothing.
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 use std::path::PathBuf;
@@ -12,31 +15,30 @@ use procscan_core::report::Target;
 use crate::config::targets;
 use crate::plain_file;
 
-/// Why a list is not taken whose last line does not end.
+/// Why a list whose last line does not end is not applied.
 const UNFINISHED: &str =
     "the last line does not end with a newline, so the file may be cut off: the targets stay as they are";
 
-/// The file, and what has been read of it.
+/// The file, and what is remembered of the last reads.
 #[derive(Debug)]
 pub struct TargetFile {
-    /// Where it is.
+    /// The path of the file.
     pub(super) path: PathBuf,
     /// The port of targets without one.
     port: u16,
-    /// The hash of the text that was judged last: nearly always it is the same again.
-    judged: Option<u64>,
-    /// The hash of the list that was read last, if it gives up targets or its last line does not end.
+    /// The hash of the text that was evaluated last. Nearly always the next text is the same.
+    evaluated: Option<u64>,
+    /// The hash of the list that was read last, if it drops targets or its last line does not end.
     shorter: Option<u64>,
 }
 
 impl TargetFile {
     /// The list in the file at `path`. `port` is that of targets without one.
     pub fn new(path: PathBuf, port: u16) -> Self {
-        Self { path, port, judged: None, shorter: None }
+        Self { path, port, evaluated: None, shorter: None }
     }
 
-    /// Reads the file. `known` are the targets of now. `None` if they are to stay as they are, with the error of the time
-    /// before, if there was one.
+    /// Reads the file. `known` are the current targets. `None` if they stay as they are, and an earlier error too.
     pub(super) async fn find(&mut self, known: &[Target]) -> Option<Result<Vec<Target>, String>> {
         let path = self.path.clone();
         let read = move || plain_file::read_text(&path, plain_file::MAX_TEXT);
@@ -44,29 +46,29 @@ impl TargetFile {
         let text = match read {
             Ok(text) => text,
             Err(e) => {
-                (self.judged, self.shorter) = (None, None);
+                (self.evaluated, self.shorter) = (None, None);
                 return Some(Err(self.problem(format!("can't be read: {e}"))));
             }
         };
         let now = Some(hash(&text));
-        if self.judged == now {
+        if self.evaluated == now {
             self.shorter = None;
             return None;
         }
         let found = match targets::parse(text.lines(), self.port) {
             Ok(found) if found.is_empty() => Err(self.problem(targets::EMPTY)),
             Ok(found) => {
-                // Ordered by address.
+                // The targets in `found` are ordered by address.
                 let lists = |target: &Target| {
                     let place = found.binary_search_by(|other| other.address.cmp(&target.address));
                     place.ok().and_then(|place| found.get(place)) == Some(target)
                 };
-                let keeps_all = known.iter().all(lists);
-                let is_news = !keeps_all || found.len() != known.len();
-                // The first list is taken as it is: without it nothing would be known at all.
-                let is_unfinished = is_news && !known.is_empty() && !text.ends_with('\n');
-                // The text may differ at each look where its list does not: a program may write the time into a comment.
-                let shorter = (!keeps_all || is_unfinished).then(|| hash(&found));
+                let lists_all = known.iter().all(lists);
+                let is_changed = !lists_all || found.len() != known.len();
+                // The first list is applied in any case, because without it there are no targets at all.
+                let is_unfinished = is_changed && !known.is_empty() && !text.ends_with('\n');
+                // Compares the list and not the text, because a program may write the time into a comment.
+                let shorter = (!lists_all || is_unfinished).then(|| hash(&found));
                 if shorter.is_some() && self.shorter != shorter {
                     self.shorter = shorter;
                     return None;
@@ -75,7 +77,7 @@ impl TargetFile {
             }
             Err(e) => Err(self.problem(e)),
         };
-        (self.judged, self.shorter) = (now, None);
+        (self.evaluated, self.shorter) = (now, None);
         Some(found)
     }
 
@@ -119,8 +121,8 @@ mod tests {
             Self { _directory: directory, path, file, known: Vec::new() }
         }
 
-        /// What one look finds: addresses, or an error.
-        async fn look(&mut self) -> Option<Result<Vec<String>, String>> {
+        /// Reads the file once. Returns addresses, or an error.
+        async fn read(&mut self) -> Option<Result<Vec<String>, String>> {
             let found = self.file.find(&self.known).await?;
             Some(found.map(|found| {
                 self.known.clone_from(&found);
@@ -141,103 +143,103 @@ mod tests {
     async fn a_file_whose_last_line_does_not_end_changes_no_target() {
         let whole = "a:1 node=node-1\nb:1 node=node-2\n";
         let mut stage = Stage::new(whole);
-        assert!(stage.look().await.unwrap().is_ok());
+        assert!(stage.read().await.unwrap().is_ok());
         let known = stage.known.clone();
         let unfinished = Some(Err(format!("{}: {UNFINISHED}", stage.path.display())));
         let longer = format!("{whole}c:1 node=node");
         for cut in (1..whole.len() - 1).map(|end| &whole[..end]).chain([longer.as_str()]) {
             fs::write(&stage.path, cut).unwrap();
-            let mut found = stage.look().await;
+            let mut found = stage.read().await;
             if cut.ends_with('\n') {
                 assert_eq!(found, None, "{cut}");
                 continue;
             }
             if targets::parse(cut.lines(), 9090).is_ok() {
                 assert_eq!(found, None, "{cut}");
-                found = stage.look().await;
+                found = stage.read().await;
                 assert_eq!(found, unfinished, "{cut}");
             }
             assert!(matches!(found, Some(Err(_))), "{cut}");
-            assert_eq!(stage.look().await, None, "the same again");
+            assert_eq!(stage.read().await, None, "the same again");
         }
         assert_eq!(stage.known, known);
-        // With the same targets it may end as it likes, and so may the first one.
+        // With the same targets the last line need not end. Nor need that of the first list.
         for same in [whole.trim_end(), whole] {
             fs::write(&stage.path, same).unwrap();
-            assert!(stage.look().await.unwrap().is_ok());
+            assert!(stage.read().await.unwrap().is_ok());
         }
         let mut first = Stage::new(whole.trim_end());
-        assert!(first.look().await.unwrap().is_ok());
+        assert!(first.read().await.unwrap().is_ok());
         assert_eq!(first.known, known);
     }
 
     #[tokio::test]
-    async fn a_file_that_names_no_target_gives_up_none_and_is_an_error_until_it_names_one() {
+    async fn a_file_that_names_no_target_drops_none_and_is_an_error_until_it_names_one() {
         let mut stage = Stage::new("a:1\nb:1\n");
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1", "b:1"]))));
         for empty in ["", "# nothing\n\n"] {
             fs::write(&stage.path, empty).unwrap();
-            assert_eq!(stage.look().await, Some(Err(stage.is_empty())));
-            assert_eq!(stage.look().await, None, "the same again");
+            assert_eq!(stage.read().await, Some(Err(stage.is_empty())));
+            assert_eq!(stage.read().await, None, "the same again");
         }
         fs::write(&stage.path, "a:1\nb:1\n").unwrap();
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1", "b:1"]))));
     }
 
     #[tokio::test]
     async fn a_file_that_is_empty_from_the_start_is_an_error_that_names_it() {
         let mut stage = Stage::new("\n");
-        assert_eq!(stage.look().await, Some(Err(stage.is_empty())));
+        assert_eq!(stage.read().await, Some(Err(stage.is_empty())));
         fs::write(&stage.path, "a:1\n").unwrap();
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1"]))));
     }
 
     #[tokio::test]
-    async fn targets_are_given_up_only_by_what_two_looks_in_a_row_read() {
+    async fn targets_are_dropped_only_if_two_reads_in_a_row_find_the_same_list_without_them() {
         let mut stage = Stage::new("a:1\nb:1\nc:1\n");
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1", "c:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1", "b:1", "c:1"]))));
         // Written in place: an address may be cut in two as well.
         for part in ["a", "a:1\nb:1\nc:1\n", "a:1\nb:1", "a:1\nb"] {
             fs::write(&stage.path, part).unwrap();
-            assert_eq!(stage.look().await, None, "{part}");
+            assert_eq!(stage.read().await, None, "{part}");
         }
         fs::write(&stage.path, "a:1\nb:1\nc:1\nd:1\n").unwrap();
         assert_eq!(
-            stage.look().await,
+            stage.read().await,
             Some(Ok(list(["a:1", "b:1", "c:1", "d:1"]))),
             "a longer list counts at once"
         );
         fs::write(&stage.path, "a:1\n").unwrap();
-        assert_eq!(stage.look().await, None);
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+        assert_eq!(stage.read().await, None);
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1"]))));
     }
 
     #[tokio::test]
-    async fn targets_are_given_up_although_the_text_changes_at_each_look() {
+    async fn targets_are_dropped_although_the_text_changes_at_each_read() {
         let mut stage = Stage::new("# 1\na:1\nb:1\n");
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1", "b:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1", "b:1"]))));
         fs::write(&stage.path, "# 2\na:1\n").unwrap();
-        assert_eq!(stage.look().await, None);
+        assert_eq!(stage.read().await, None);
         fs::write(&stage.path, "# 3\na:1\n").unwrap();
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1"]))));
     }
 
     #[tokio::test]
-    async fn mistakes_name_the_file_and_give_up_no_target() {
+    async fn mistakes_name_the_file_and_drop_no_target() {
         let mut stage = Stage::new("a:1\n");
-        assert_eq!(stage.look().await, Some(Ok(list(["a:1"]))));
+        assert_eq!(stage.read().await, Some(Ok(list(["a:1"]))));
         fs::write(&stage.path, "a:1\nb:0\n").unwrap();
         let path = stage.path.display().to_string();
-        let error = stage.look().await.unwrap().unwrap_err();
+        let error = stage.read().await.unwrap().unwrap_err();
         assert!(error.starts_with(&format!("{path}: entry 2: ")), "{error}");
         fs::remove_file(&stage.path).unwrap();
-        let error = stage.look().await.unwrap().unwrap_err();
+        let error = stage.read().await.unwrap().unwrap_err();
         assert!(error.starts_with(&format!("{path}: can't be read: ")), "{error}");
     }
 
-    /// As it is shown: the last targets stay, and the error beside them says why.
+    /// In the published set, the last targets stay, and the error gives the reason.
     #[tokio::test]
-    async fn the_targets_that_are_shown_stay_while_the_file_names_none() {
+    async fn the_published_targets_stay_while_the_file_names_none() {
         let stage = Stage::new("a:1\n");
         let (show, mut shown) = watch::channel(Arc::new(TargetSet::default()));
         let cancel = CancellationToken::new();

@@ -1,6 +1,6 @@
-//! Finds the agents: publishes the current set of targets, and says when it can't be sure of it.
+//! Finds the agents: publishes the current set of targets, with an error if the set may be old.
 //!
-//! A source that fails keeps the last set: an agent that can't be found any more is still expected to answer.
+//! If a source fails, the last set stays, because an agent that can't be found any more is still expected to answer.
 
 mod dns;
 mod file;
@@ -17,14 +17,15 @@ pub use self::dns::Dns;
 pub use self::file::TargetFile;
 pub use self::kubernetes::{Kubernetes, Port};
 
-/// The targets as of now.
+/// The current targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetSet {
     /// Every target once, ordered by address.
     pub targets: Vec<Target>,
     /// Agents that should exist but have no address.
     pub unlisted: usize,
-    /// Why the source can't be asked at the moment, if so: the targets are then the last ones known.
+    /// Why the source can't be read at the moment; `None` if it can. With an error, the targets are the last known
+    /// ones.
     pub error: Option<String>,
     /// Where the targets come from, for people.
     pub source: String,
@@ -33,13 +34,13 @@ pub struct TargetSet {
 /// Where targets come from.
 #[derive(Debug)]
 pub enum Source {
-    /// Asked again and again.
+    /// A source that is read again and again.
     Polled(Polled),
-    /// Says by itself what changes. Boxed, because it is far larger than the others.
+    /// A source that reports changes by itself. Boxed, because it is far larger than the others.
     Watched(Box<Kubernetes>),
 }
 
-/// A source that is asked again and again.
+/// A source that is read again and again.
 #[derive(Debug)]
 pub enum Polled {
     /// A list that does not change.
@@ -60,7 +61,7 @@ impl Polled {
         }
     }
 
-    /// Asks the source once. `known` are the targets of now. `None` if it has nothing to change in them yet.
+    /// Reads the source once. `known` are the current targets. `None` if they do not change yet.
     async fn find(&mut self, known: &[Target]) -> Option<Result<Vec<Target>, String>> {
         match self {
             Self::Static(targets) => Some(Ok(targets.clone())),
@@ -114,7 +115,7 @@ async fn poll(
                 source = now.source,
                 error,
                 kept = now.targets.len(),
-                "targets can't be found; keeping the last ones"
+                "targets can't be found; the last ones stay"
             );
         } else {
             tracing::info!(source = now.source, targets = now.targets.len(), "targets found");

@@ -1,4 +1,4 @@
-//! What EndpointSlices and Endpoints list, and what follows from their changes. Pure.
+//! Reads the lists of EndpointSlices and Endpoints, and applies their changes. Pure.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,21 +15,21 @@ use procscan_core::report::Target;
 /// Which of an endpoint's ports is the agent's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Port {
-    /// This one, whatever the Service says.
+    /// This number, whatever the Service declares.
     Number(u16),
-    /// The one of this name.
+    /// The port of this name.
     Name(String),
 }
 
-/// What one EndpointSlice, or the Endpoints object, lists.
+/// The addresses in one EndpointSlice, or in the Endpoints object.
 pub(super) type Listed = BTreeMap<SocketAddr, Claim>;
 
-/// What one endpoint says of its address. Several endpoints can have one address, for example when a node is gone and
-/// another one has its address now. The greatest claim counts, so the fields are ordered by their weight.
+/// The claim of one endpoint to its address. Several endpoints can have one address, for example when a node is gone
+/// and another one has its address now. The greatest claim counts, so the fields are ordered by their weight.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claim {
-    /// Ready and serving. With `publishNotReadyAddresses` every endpoint is called ready, and only `serving` is the
-    /// truth.
+    /// Ready and serving. With `publishNotReadyAddresses` every endpoint is marked ready, and only `serving` is
+    /// reliable.
     is_ready: bool,
     /// Serving, perhaps while it terminates.
     is_serving: bool,
@@ -42,7 +42,7 @@ pub(super) struct Claim {
     node: Reverse<Option<String>>,
 }
 
-/// A change of what is listed, whichever kind of object lists it.
+/// A change of the list, whichever kind of object has it.
 pub(super) enum Change {
     Begin,
     Put(String, Listed),
@@ -50,19 +50,19 @@ pub(super) enum Change {
     Complete,
 }
 
-/// What is known so far.
+/// The lists that have arrived so far.
 pub(super) struct Known {
     objects: BTreeMap<String, Listed>,
-    /// What a new list has brought, until it is complete.
+    /// The objects of a new list, until it is complete.
     fresh: Option<BTreeMap<String, Listed>>,
     /// The list before a new one without agents, until the new one is confirmed or lists agents again.
     before: Option<BTreeMap<String, Listed>>,
     pub(super) is_complete: bool,
-    /// What is wrong with the watch.
+    /// The error of the watch.
     pub(super) watch: Option<String>,
-    /// What is wrong with the number of agents that should exist.
+    /// How many agents should exist, or why that is not known.
     pub(super) desired: Result<Option<usize>, String>,
-    /// What may have been meant, where nothing was found.
+    /// A hint at similar Services, if there are no agents.
     pub(super) hint: Option<String>,
 }
 
@@ -90,7 +90,7 @@ impl Known {
         }
     }
 
-    pub(super) fn take_in(&mut self, change: Change) {
+    pub(super) fn apply(&mut self, change: Change) {
         match change {
             Change::Begin => self.fresh = Some(BTreeMap::new()),
             Change::Put(name, listed) => {
@@ -121,11 +121,11 @@ impl Known {
     }
 
     /// Confirms a list without agents.
-    pub(super) fn believe(&mut self) {
+    pub(super) fn confirm_empty(&mut self) {
         self.before = None;
     }
 
-    /// Why agents are still asked although they are no longer listed.
+    /// Why agents are still targets although they are no longer listed.
     pub(super) fn doubt(&self, namespace: &str, service: &str) -> Option<String> {
         self.is_in_doubt().then(|| {
             format!(
@@ -192,7 +192,7 @@ impl Claim {
     }
 }
 
-/// Every endpoint, ready or not: an agent that is not ready is expected all the same.
+/// Every endpoint, ready or not, because an agent that is not ready is still expected.
 pub(super) fn of_slice(slice: &EndpointSlice, port: &Port) -> Listed {
     let named = |name: &String| {
         let ports = slice.ports.iter().flatten();
@@ -202,7 +202,7 @@ pub(super) fn of_slice(slice: &EndpointSlice, port: &Port) -> Listed {
     let mut listed = Listed::new();
     for endpoint in &slice.endpoints {
         for address in &endpoint.addresses {
-            // A slice of names instead of addresses has none that parse.
+            // A slice of the type FQDN has names, which do not parse.
             if let Ok(address) = address.parse::<IpAddr>() {
                 let node = endpoint.node_name.as_deref();
                 let claim = Claim::new(endpoint.conditions.as_ref(), node, &slice.metadata);

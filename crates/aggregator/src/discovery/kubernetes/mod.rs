@@ -1,8 +1,8 @@
-//! The endpoints of the agents' Service, watched in the cluster.
+//! Watches the endpoints of the agents' Service in the cluster.
 //!
-//! EndpointSlices of both IP families; Endpoints only where the cluster refuses slices. A lost watch is begun again
-//! with backoff, and meanwhile the last set is kept and reported as old. The same happens when a new list has no agents
-//! although the DaemonSets want some.
+//! Reads EndpointSlices of both IP families, and Endpoints only if the cluster refuses slices. A lost watch begins
+//! again with backoff. Meanwhile the last set stays, and is reported as old. The same happens when a new list has no
+//! agents although the DaemonSets want some.
 
 mod listed;
 #[cfg(test)]
@@ -27,11 +27,11 @@ use self::listed::{Change, Known, change, missing, of_endpoints, of_slice};
 use super::TargetSet;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind, watch as watch_objects};
 
-/// Changes within it are one new set: a rollout changes many slices at once.
-const SETTLE: Duration = Duration::from_millis(50);
-/// How often a cluster that refuses EndpointSlices is asked whether it has thought better of it, and an empty Service's
-/// namespace is searched for what may have been meant.
-const SECOND_LOOK: Duration = Duration::from_mins(1);
+/// Changes within this time become one new set, because a rollout changes many slices at once.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
+/// How often EndpointSlices are requested again if the cluster refuses them. Also how often Services with a similar
+/// name are searched if the Service is empty.
+const RECHECK_PERIOD: Duration = Duration::from_mins(1);
 
 const SLICES: &str = "endpointslices.discovery.k8s.io";
 const ENDPOINTS: &str = "endpoints";
@@ -45,7 +45,7 @@ pub struct Kubernetes {
     pub namespace: String,
     /// The Service's name.
     pub service: String,
-    /// Which port.
+    /// The port of the agents.
     pub port: Port,
 }
 
@@ -75,8 +75,8 @@ impl Kubernetes {
         let mut falls_back = false;
         let mut timer = tokio::time::interval(refresh);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut second_look = tokio::time::interval(SECOND_LOOK);
-        second_look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut recheck = tokio::time::interval(RECHECK_PERIOD);
+        recheck.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 change = changes.next() => match settled(change, &mut changes, &mut known).await {
@@ -93,11 +93,11 @@ impl Kubernetes {
                         }
                         known.watch = Some(refusal.text);
                     }
-                    // The stream of a watch has no end; if it has, begin again.
+                    // The stream of a watch has no end. If it ends, the watch begins again.
                     Settled::Ended => changes = if falls_back { self.endpoints() } else { self.slices() },
                 },
                 _ = timer.tick() => self.confirm(&mut known).await,
-                _ = second_look.tick() => {
+                _ = recheck.tick() => {
                     if falls_back && self.slices_are_served().await {
                         tracing::info!("EndpointSlices are served now");
                         falls_back = false;
@@ -114,14 +114,14 @@ impl Kubernetes {
     async fn confirm(&self, known: &mut Known) {
         known.desired = self.desired().await.map_err(|refusal| refusal.text);
         if matches!(known.desired, Ok(None | Some(0))) {
-            known.believe();
+            known.confirm_empty();
         }
     }
 
-    /// Publishes what is known, if it is news.
+    /// Publishes the current set, if it has changed.
     async fn publish(&self, known: &mut Known, targets: &watch::Sender<Arc<TargetSet>>) {
         if !known.is_complete && known.watch.is_none() {
-            // Nothing has been listed yet: silence is not an empty set.
+            // Nothing has been listed yet, which is not the same as an empty set.
             return;
         }
         if known.is_complete && known.is_empty() && known.hint.is_none() {
@@ -185,7 +185,8 @@ impl Kubernetes {
         self.cluster.ask(self.ask("list", SLICES), api.list(&one)).await.is_ok()
     }
 
-    /// How many agents should exist: what the DaemonSets want whose Pods the Service selects. `None` if none does.
+    /// How many agents should exist: the desired number of the DaemonSets whose Pods the Service selects. `None` if
+    /// there is no such DaemonSet.
     async fn desired(&self) -> Result<Option<usize>, Refusal> {
         let services: Api<Service> = Api::namespaced(self.cluster.client(), &self.namespace);
         let service = self
@@ -210,7 +211,7 @@ impl Kubernetes {
         Ok(wanted.reduce(|a, b| a + b))
     }
 
-    /// What was looked for, and which Services are called alike.
+    /// A hint for a Service without endpoints: its name, and the names of similar Services.
     async fn similar(&self) -> Option<String> {
         let nothing = format!("the Service {}/{} has no endpoints", self.namespace, self.service);
         let services: Api<Service> = Api::all(self.cluster.client());
@@ -223,7 +224,7 @@ impl Kubernetes {
                 .map(|service| (service.namespace().unwrap_or_default(), service.name_any()))
                 .filter(|(namespace, name)| {
                     let is_asked = *namespace == self.namespace && *name == self.service;
-                    // Our own Service is called alike, and is none of agents.
+                    // Our own Service has a similar name, but it is no Service of agents.
                     name.contains("procscan") && !name.contains("aggregator") && !is_asked
                 })
                 .map(|(namespace, name)| format!("{namespace}/{name}"))
@@ -239,8 +240,8 @@ impl Kubernetes {
     }
 }
 
-/// Whether the API server does not serve the resource to us: only then another one is asked for. Any other error (an
-/// expired token, too many requests, an outage) means that it does not answer now, and its earlier answers still count.
+/// Whether the API server does not serve the resource to us. Only then Endpoints are read instead. After any other
+/// error (an expired token, too many requests, an outage), its earlier answers still count.
 fn is_refused(refusal: &Refusal) -> bool {
     matches!(refusal.kind, RefusalKind::Forbidden | RefusalKind::NotServed | RefusalKind::NotFound)
 }
@@ -251,18 +252,18 @@ enum Settled {
     Ended,
 }
 
-/// Takes in a change, and whatever else comes at once: it belongs to the same set.
+/// Applies a change and the changes that follow at once, because they belong to the same set.
 async fn settled(
     first: Option<Result<Change, watcher::Error>>,
     changes: &mut Changes,
     known: &mut Known,
 ) -> Settled {
-    let settled = tokio::time::sleep(SETTLE);
+    let settled = tokio::time::sleep(SETTLE_TIME);
     tokio::pin!(settled);
     let mut next = first;
     loop {
         match next {
-            Some(Ok(change)) => known.take_in(change),
+            Some(Ok(change)) => known.apply(change),
             Some(Err(error)) => return Settled::Lost(error),
             None => return Settled::Ended,
         }

@@ -24,27 +24,27 @@ type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 /// An API server that gives each path the answer that a test sets. A change ends every watch, and no watch can be
 /// resumed.
 #[derive(Clone)]
-struct Server(Arc<Mutex<BTreeMap<String, Told>>>, watch::Sender<u64>);
+struct Server(Arc<Mutex<BTreeMap<String, Reply>>>, watch::Sender<u64>);
 
 #[derive(Clone, Debug)]
-enum Told {
-    Says(Value),
-    Refuses(u16, &'static str),
-    /// The connection fails, as it does when TLS does.
-    Breaks,
+enum Reply {
+    Body(Value),
+    Refusal(u16, &'static str),
+    /// The connection fails, for example in TLS.
+    Broken,
     /// No answer comes.
-    Hangs,
+    Missing,
 }
 
 impl Server {
-    /// Agents in these slices; a DaemonSet wants so many of them.
+    /// A server with agents in these slices, and a DaemonSet that wants so many of them.
     fn new(slices: &[Value], wanted: usize) -> Self {
         let server = Self(Arc::default(), watch::Sender::new(0));
-        server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", slices));
+        server.set(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", slices));
         let labels = json!({"app": "procscan"});
-        server.tells(
+        server.set(
             SERVICE_PATH,
-            Told::Says(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "procscan"},
+            Reply::Body(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "procscan"},
                               "spec": {"selector": labels}})),
         );
         server.wants(wanted);
@@ -58,39 +58,39 @@ impl Server {
             "status": {"desiredNumberScheduled": wanted, "currentNumberScheduled": wanted, "numberMisscheduled": 0,
                        "numberReady": wanted},
         });
-        self.tells(SETS_PATH, list("apps/v1", "DaemonSet", &[set]));
+        self.set(SETS_PATH, list("apps/v1", "DaemonSet", &[set]));
     }
 
-    fn tells(&self, path: &str, told: Told) {
-        self.0.lock().unwrap().insert(path.to_owned(), told);
+    fn set(&self, path: &str, reply: Reply) {
+        self.0.lock().unwrap().insert(path.to_owned(), reply);
         self.1.send_modify(|changes| *changes += 1);
     }
 
     async fn answer(&self, request: Request<Body>) -> std::io::Result<Answer> {
-        let mut told = self.0.lock().unwrap().get(request.uri().path()).cloned();
+        let mut reply = self.0.lock().unwrap().get(request.uri().path()).cloned();
         let query = request.uri().query().unwrap_or_default();
         let is_watch = query.contains("watch=true");
         let version = format!("resourceVersion={}", *self.1.borrow());
-        if is_watch && matches!(told, Some(Told::Says(_))) && query.split('&').all(|part| part != version) {
-            told = Some(Told::Refuses(410, "too old resource version"));
+        if is_watch && matches!(reply, Some(Reply::Body(_))) && query.split('&').all(|part| part != version) {
+            reply = Some(Reply::Refusal(410, "too old resource version"));
         }
         let refused = |code: u16, reason: &str, message: &str| {
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
                                 "reason": reason, "message": message});
             (code, status)
         };
-        let (code, body) = match told {
+        let (code, body) = match reply {
             None => refused(404, "NotFound", "the server could not find the requested resource"),
-            Some(Told::Refuses(code, message)) => {
+            Some(Reply::Refusal(code, message)) => {
                 refused(code, if code == 404 { "NotFound" } else { "" }, message)
             }
-            Some(Told::Breaks) => return Err(std::io::Error::other("invalid peer certificate: Expired")),
-            Some(Told::Hangs) => {
+            Some(Reply::Broken) => return Err(std::io::Error::other("invalid peer certificate: Expired")),
+            Some(Reply::Missing) => {
                 // For as long as the client waits for a byte of a watch.
                 tokio::time::sleep(Duration::from_secs(295)).await;
                 return Err(std::io::ErrorKind::TimedOut.into());
             }
-            Some(Told::Says(_)) if is_watch => {
+            Some(Reply::Body(_)) if is_watch => {
                 let mut changes = self.1.subscribe();
                 let silence = stream::once(async move {
                     drop(changes.changed().await);
@@ -98,7 +98,7 @@ impl Server {
                 });
                 return Ok(Response::new(StreamBody::new(silence).boxed_unsync()));
             }
-            Some(Told::Says(mut body)) => {
+            Some(Reply::Body(mut body)) => {
                 body["metadata"]["resourceVersion"] = self.1.borrow().to_string().into();
                 (200, body)
             }
@@ -126,9 +126,9 @@ impl Server {
     }
 }
 
-fn list(version: &str, kind: &str, items: &[Value]) -> Told {
+fn list(version: &str, kind: &str, items: &[Value]) -> Reply {
     let kind = format!("{kind}List");
-    Told::Says(json!({"apiVersion": version, "kind": kind, "metadata": {}, "items": items}))
+    Reply::Body(json!({"apiVersion": version, "kind": kind, "metadata": {}, "items": items}))
 }
 
 fn slice(name: &str, addresses: &[(&str, &str)]) -> Value {
@@ -148,8 +148,8 @@ async fn until(
     found: &mut watch::Receiver<Arc<TargetSet>>,
     is_so: impl FnMut(&Arc<TargetSet>) -> bool,
 ) -> Arc<TargetSet> {
-    let patience = Duration::from_mins(10);
-    timeout(patience, found.wait_for(is_so)).await.expect("timed out").unwrap().clone()
+    let limit = Duration::from_mins(10);
+    timeout(limit, found.wait_for(is_so)).await.expect("timed out").unwrap().clone()
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,68 +169,68 @@ async fn a_node_with_two_addresses_does_not_hide_a_node_without_any() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_answer_now_keeps_the_agents_and_is_not_replaced_by_endpoints() {
-    for told in [
-        Told::Refuses(401, "Unauthorized"),
-        Told::Refuses(400, "bad request"),
-        Told::Refuses(410, "too old resource version"),
-        Told::Refuses(422, "not like this"),
-        Told::Refuses(429, "too many requests"),
-        Told::Refuses(500, "etcdserver: leader changed"),
-        Told::Refuses(503, "shutting down"),
-        Told::Breaks,
-        Told::Hangs,
+async fn after_a_temporary_error_the_agents_stay_and_endpoints_are_not_read() {
+    for reply in [
+        Reply::Refusal(401, "Unauthorized"),
+        Reply::Refusal(400, "bad request"),
+        Reply::Refusal(410, "too old resource version"),
+        Reply::Refusal(422, "not like this"),
+        Reply::Refusal(429, "too many requests"),
+        Reply::Refusal(500, "etcdserver: leader changed"),
+        Reply::Refusal(503, "shutting down"),
+        Reply::Broken,
+        Reply::Missing,
     ] {
         let server = Server::new(&two_agents(), 2);
         // An Endpoints object that no controller has filled.
-        server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
+        server.set(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
         let mut found = server.found();
         let before = until(&mut found, |set| set.targets.len() == 2).await;
         // The whole API refuses, as it does with an expired token.
         for path in [SERVICE_PATH, SETS_PATH, SLICES_PATH] {
-            server.tells(path, told.clone());
+            server.set(path, reply.clone());
         }
         let end = Instant::now() + Duration::from_mins(3);
         while let Ok(Ok(())) = tokio::time::timeout_at(end, found.changed()).await {
-            assert_eq!(found.borrow_and_update().targets, before.targets, "{told:?}");
+            assert_eq!(found.borrow_and_update().targets, before.targets, "{reply:?}");
         }
-        if !matches!(told, Told::Hangs) {
-            assert!(found.borrow().error.is_some(), "{told:?} is said");
+        if !matches!(reply, Reply::Missing) {
+            assert!(found.borrow().error.is_some(), "{reply:?} is reported");
         }
-        assert_eq!(found.borrow().unlisted, 0, "{told:?}");
+        assert_eq!(found.borrow().unlisted, 0, "{reply:?}");
         server.wants(3);
-        server.tells(SERVICE_PATH, Server::new(&[], 0).0.lock().unwrap()[SERVICE_PATH].clone());
+        server.set(SERVICE_PATH, Server::new(&[], 0).0.lock().unwrap()[SERVICE_PATH].clone());
         let three = slice("a", &[("10.0.0.1", "n1"), ("10.0.0.2", "n2"), ("10.0.0.3", "n3")]);
-        server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[three]));
+        server.set(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[three]));
         until(&mut found, |set| set.targets.len() == 3 && set.error.is_none()).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn endpoints_are_asked_for_only_where_slices_are_refused() {
-    for told in [
-        Told::Refuses(403, "endpointslices.discovery.k8s.io is forbidden"),
-        Told::Refuses(404, "the server could not find the requested resource"),
+async fn endpoints_are_read_only_where_slices_are_refused() {
+    for reply in [
+        Reply::Refusal(403, "endpointslices.discovery.k8s.io is forbidden"),
+        Reply::Refusal(404, "the server could not find the requested resource"),
     ] {
         let server = Server::new(&[], 1);
-        server.tells(SLICES_PATH, told.clone());
+        server.set(SLICES_PATH, reply.clone());
         let endpoints = json!({"metadata": {"name": "procscan"}, "subsets": [
             {"addresses": [{"ip": "10.0.0.7", "nodeName": "n7"}], "ports": [{"port": 1}]}]});
-        server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[endpoints]));
+        server.set(ENDPOINTS_PATH, list("v1", "Endpoints", &[endpoints]));
         let mut found = server.found();
         let set = until(&mut found, |set| set.targets.len() == 1).await;
-        assert_eq!(&*set.targets[0].address, "10.0.0.7:9090", "{told:?}");
+        assert_eq!(&*set.targets[0].address, "10.0.0.7:9090", "{reply:?}");
 
-        // Known agents are kept although slices are refused now.
+        // Known agents stay although slices are refused now.
         let server = Server::new(&two_agents(), 2);
         let mut found = server.found();
         until(&mut found, |set| set.targets.len() == 2).await;
-        server.tells(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
-        server.tells(SLICES_PATH, told.clone());
+        server.set(ENDPOINTS_PATH, list("v1", "Endpoints", &[]));
+        server.set(SLICES_PATH, reply.clone());
         let set =
             until(&mut found, |set| set.error.as_ref().is_some_and(|e| e.contains("no endpoints any more")))
                 .await;
-        assert_eq!(set.targets.len(), 2, "{told:?}");
+        assert_eq!(set.targets.len(), 2, "{reply:?}");
     }
 }
 
@@ -240,7 +240,7 @@ async fn a_new_list_without_agents_counts_only_when_none_are_wanted() {
     let mut found = server.found();
     until(&mut found, |set| set.targets.len() == 2).await;
     // The watch is lost, and the new list is empty.
-    server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[slice("a", &[])]));
+    server.set(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[slice("a", &[])]));
     let is_in_doubt = |set: &Arc<TargetSet>| {
         set.error.as_ref().is_some_and(|error| {
             error.starts_with("the Service kube-system/procscan has no endpoints any more")
@@ -248,23 +248,21 @@ async fn a_new_list_without_agents_counts_only_when_none_are_wanted() {
     };
     let set = until(&mut found, is_in_doubt).await;
     assert_eq!((set.targets.len(), set.unlisted), (2, 0));
-    // It can't be known now how many are wanted, which is no confirmation.
-    server.tells(SETS_PATH, Told::Refuses(503, "shutting down"));
+    // How many agents are wanted is not known now, which is no confirmation.
+    server.set(SETS_PATH, Reply::Refusal(503, "shutting down"));
     let set = until(&mut found, |set| set.error.as_ref().is_some_and(|e| e.contains("shutting down"))).await;
     assert_eq!(set.targets.len(), 2);
     server.wants(0);
     until(&mut found, |set| set.targets.is_empty()).await;
 
-    // A later list counts, whatever was in doubt.
+    // A later list with agents counts, whatever was in doubt.
     let server = Server::new(&two_agents(), 2);
     let mut found = server.found();
     until(&mut found, |set| set.targets.len() == 2).await;
-    server.tells(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[]));
+    server.set(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[]));
     until(&mut found, |set| set.error.is_some()).await;
-    server.tells(
-        SLICES_PATH,
-        list("discovery.k8s.io/v1", "EndpointSlice", &[slice("b", &[("10.0.0.9", "n9")])]),
-    );
+    server
+        .set(SLICES_PATH, list("discovery.k8s.io/v1", "EndpointSlice", &[slice("b", &[("10.0.0.9", "n9")])]));
     let set = until(&mut found, |set| set.error.is_none()).await;
     assert_eq!((set.targets.len(), set.unlisted), (1, 1));
 }

@@ -37,31 +37,31 @@ fn a_node_in_two_slices_is_one_target_and_a_new_list_replaces_the_old_one_only_w
     for change in
         [Change::Begin, put("a", BOTH), put("b", moved), put("c", six), put("d", names), Change::Complete]
     {
-        known.take_in(change);
+        known.apply(change);
     }
     let shown = |known: &Known| -> Vec<String> {
         known.targets().iter().map(|t| format!("{}={}", t.address, t.node)).collect()
     };
     let all = ["10.0.0.1:9090=n1", "10.0.0.2:9090=n2", "[fd00::1]:9090=n3"];
     assert_eq!(shown(&known), all);
-    known.take_in(Change::Begin);
-    assert_eq!(shown(&known), all, "a list that is not complete says nothing");
-    known.take_in(put("c", six));
-    known.take_in(Change::Complete);
+    known.apply(Change::Begin);
+    assert_eq!(shown(&known), all, "an incomplete list changes nothing");
+    known.apply(put("c", six));
+    known.apply(Change::Complete);
     assert_eq!(shown(&known), all[2..]);
-    known.take_in(Change::Remove("c".into()));
+    known.apply(Change::Remove("c".into()));
     assert!(known.is_empty());
 }
 
 /// What `known` lists after these slices came in this order.
 fn listed(slices: &[EndpointSlice]) -> Vec<String> {
     let mut known = Known::nothing();
-    known.take_in(Change::Begin);
+    known.apply(Change::Begin);
     for (index, slice) in slices.iter().enumerate() {
         // The names of slices sort in this order, too.
-        known.take_in(Change::Put(index.to_string(), of_slice(slice, &Port::Number(9090))));
+        known.apply(Change::Put(index.to_string(), of_slice(slice, &Port::Number(9090))));
     }
-    known.take_in(Change::Complete);
+    known.apply(Change::Complete);
     known.targets().iter().map(|target| format!("{}={}", target.address, target.node)).collect()
 }
 
@@ -80,11 +80,15 @@ const NEW: &str = "2026-01-02T00:00:00Z";
 fn of_two_endpoints_with_one_address_the_ready_one_names_the_node_then_the_newer_one() {
     for (better, worse, why) in [
         (endpoint("z-live", "ready: true", OLD), endpoint("a-gone", "ready: false", NEW), "ready"),
-        (endpoint("z-live", "", OLD), endpoint("a-gone", "ready: false", NEW), "not said is ready"),
+        (
+            endpoint("z-live", "", OLD),
+            endpoint("a-gone", "ready: false", NEW),
+            "a missing condition means ready",
+        ),
         (
             endpoint("z-live", "ready: true, serving: true", OLD),
             endpoint("a-gone", "ready: true, serving: false", NEW),
-            "with publishNotReadyAddresses all are called ready",
+            "with publishNotReadyAddresses all are marked ready",
         ),
         (
             endpoint("z-live", "ready: false, serving: true, terminating: true", OLD),
@@ -119,9 +123,9 @@ fn an_address_that_endpoints_list_as_ready_and_as_not_ready_is_the_ready_ones() 
     )
     .unwrap();
     let mut known = Known::nothing();
-    known.take_in(Change::Begin);
-    known.take_in(Change::Put("x".into(), of_endpoints(&endpoints, &Port::Number(9090))));
-    known.take_in(Change::Complete);
+    known.apply(Change::Begin);
+    known.apply(Change::Put("x".into(), of_endpoints(&endpoints, &Port::Number(9090))));
+    known.apply(Change::Complete);
     let targets = known.targets();
     assert_eq!((targets.len(), &*targets[0].node.0), (1, "z-live"));
 }

@@ -81,7 +81,7 @@ pub struct Ask<'a> {
 pub struct Refusal {
     /// The kind of the failure.
     pub kind: RefusalKind,
-    /// The verb and the resource without the namespace: what an RBAC rule has to allow.
+    /// The verb and the resource without the namespace, as an RBAC rule has to allow them.
     pub subject: String,
     /// The request and the reason, for people.
     pub text: String,
@@ -98,9 +98,9 @@ pub enum RefusalKind {
     NoNamespace,
     /// RBAC, an admission rule or a quota forbids the request.
     Forbidden,
-    /// The API server does not accept our token at the moment. It has expired, and the client has not read the new
-    /// one yet: the client reads the ServiceAccount's token file when its copy is 50 s old. This kind proves nothing
-    /// about the requested object.
+    /// The API server does not accept our token at the moment. The token has expired, and the client has not read the
+    /// new one yet. The client reads the ServiceAccount's token file when its copy is 50 s old. This kind proves
+    /// nothing about the requested object.
     Unauthenticated,
     /// Another program has changed the object meanwhile.
     Conflict,

@@ -87,7 +87,7 @@ pub struct Footing {
     pub kept: watch::Receiver<Arc<PersistedState>>,
     /// Whether this replica leads.
     pub leadership: watch::Receiver<Leadership>,
-    /// Asks the output what is blocked, at the beginning of a term.
+    /// Asks the output for the blocks in its objects, at the beginning of a term.
     pub take_over: mpsc::Sender<TakeOver>,
     /// The notices that the output has written.
     pub delivered: watch::Receiver<Arc<WrittenNotifications>>,

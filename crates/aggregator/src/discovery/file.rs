@@ -19,7 +19,7 @@ use crate::plain_file;
 const UNFINISHED: &str =
     "the last line does not end with a newline, so the file may be cut off: the targets stay as they are";
 
-/// The file, and what is remembered of the last reads.
+/// The file, and the state of the last reads.
 #[derive(Debug)]
 pub struct TargetFile {
     /// The path of the file.

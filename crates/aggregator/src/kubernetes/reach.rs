@@ -22,7 +22,7 @@ use super::{Ask, Cluster};
 /// The time without an answer after which the API server is asked for its version, only to see whether it answers.
 const CHECK_AFTER_IDLE: Duration = Duration::from_secs(10);
 
-/// Whether one API server can be reached. Clones share what they know.
+/// Whether one API server can be reached. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Reach(Arc<Shared>);
 

@@ -29,7 +29,7 @@ pub enum Keep {
 pub struct Size {
     /// All of it.
     pub read: usize,
-    /// What is held of it.
+    /// The part of it that is held.
     pub kept: usize,
 }
 
@@ -166,7 +166,8 @@ impl Trim {
         }
     }
 
-    /// Takes one byte. Returns whether it is consumed: the byte after a number belongs to what is around the number.
+    /// Takes one byte. Returns whether it is consumed: the byte after a number belongs to the object or list around
+    /// the number.
     fn step(&mut self, byte: u8) -> bool {
         let is_space = byte.is_ascii_whitespace();
         match &mut self.state {

@@ -1,9 +1,9 @@
 //! Elects the one replica that may write to the cluster, by a Lease that all replicas read.
 //!
 //! The leader's [`WritePermit`] ends by the leader's own monotonic clock, counted from before it requested the
-//! renewal. Another replica takes over when the Lease has not changed for its whole duration by *its* own clock,
-//! counted from after it saw the last change. So the first term has ended before the second begins, whatever the wall
-//! clocks show and however long an answer takes. The margin is for clocks that run at different speeds.
+//! renewal. Another replica takes over when it has seen no change of the Lease for the whole duration. It counts by
+//! *its* own clock, from after it saw the last change. So the first term has ended before the second begins, whatever
+//! the wall clocks show and however long an answer takes. The margin is for clocks that run at different speeds.
 
 mod candidate;
 mod lease;

@@ -77,8 +77,8 @@ pub struct TakeOver {
     pub permit: WritePermit,
     /// Whether the output may write to the objects: not in dry-run.
     pub may_touch: bool,
-    /// The blocks of the persisted Incidents, if there are any and all of them can be read. If an object is damaged,
-    /// they show what it closed.
+    /// The blocks of the persisted Incidents, if there are any and all of them can be read. They stand for the
+    /// content of a damaged object.
     pub persisted: Option<PersistedBlocks>,
     /// Receives the Apps that the objects block.
     pub blocked: oneshot::Sender<Vec<InheritedBlock>>,

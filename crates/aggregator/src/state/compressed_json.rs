@@ -1,7 +1,7 @@
-//! Documents as they are in memory: compressed, because they are many, and seldom read.
+//! Compresses documents in memory, because they are many and seldom read.
 //!
-//! Taken apart, an incident takes six times what its JSON does, and its JSON six times what is left of it here: most of it is what
-//! all incidents have in common.
+//! A parsed incident takes six times the memory of its JSON text, and the text six times that of its compressed form.
+//! Most of the text is common to all incidents.
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -11,8 +11,8 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::dict::{DecoderDictionary, EncoderDictionary};
 use zstd::zstd_safe::get_frame_content_size;
 
-/// What incidents have in common, as text: whatever is in it takes next to nothing in each of them. Only ever in memory, so it
-/// may change with each version.
+/// The text that incidents have in common, which takes almost no memory in each of them. It is only ever in memory,
+/// so it may change with each version.
 const DICTIONARY: &str = concat!(
     r#""Watched","Grace","Held","ReleaseHeld","Ended","brake":{"since":"","brake":"NewApps"},"releaseHeld":"#,
     r#""exempted":","inherited":[{"pod":"","process":""}],"cleared":{"at":"","by":"Clock","ended":true},"#,
@@ -34,19 +34,19 @@ const DICTIONARY: &str = concat!(
     r#""2026-01-01T00:00:00.000000000Z","decision":"blocked","actor":"policy","reason":"process `xmrig` in Pod "#,
     r#"web-0 matches rule `^xmrig$` on node node-00001, as of 2026-01-01T00:00:00.000+08:00"}],"decided":1,"observed":0}"#,
 );
-/// The level of compression. With 3, a packed incident of the benchmark is a seventh larger; with 19 it is a thirtieth smaller, but
-/// packing takes longer.
+/// The level of compression. With 3, a compressed incident of the benchmark is a seventh larger. With 19 it is a
+/// thirtieth smaller, but compressing takes longer.
 const COMPRESSION_LEVEL: i32 = 6;
 
 static ENCODER: LazyLock<EncoderDictionary<'static>> =
     LazyLock::new(|| EncoderDictionary::copy(DICTIONARY.as_bytes(), COMPRESSION_LEVEL));
 static DECODER: LazyLock<DecoderDictionary<'static>> =
     LazyLock::new(|| DecoderDictionary::copy(DICTIONARY.as_bytes()));
-// Made with the first use, and then used again: to make one costs more than to use it.
+// Made at the first use and then used again, because making one costs more than using it.
 static COMPRESSOR: Mutex<Option<Compressor<'static>>> = Mutex::new(None);
 static DECOMPRESSOR: Mutex<Option<Decompressor<'static>>> = Mutex::new(None);
 
-/// Something that serialises to JSON, compressed.
+/// The compressed JSON of a value.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct CompressedJson(
     /// A frame of zstd that states the size of its content.
@@ -54,7 +54,7 @@ pub(super) struct CompressedJson(
 );
 
 impl CompressedJson {
-    /// What can't be packed, can't be kept: nothing of ours is without a form in JSON.
+    /// Fails if the value has no form in JSON. All types of ours have one.
     pub(super) fn of(value: &impl Serialize) -> Result<Self, String> {
         let text = serde_json::to_vec(value).map_err(|e| e.to_string())?;
         let mut compressor = COMPRESSOR.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,8 +62,8 @@ impl CompressedJson {
             Some(compressor) => compressor,
             none => none.insert(Compressor::with_prepared_dictionary(&ENCODER).map_err(|e| e.to_string())?),
         };
-        let packed = compressor.compress(&text).map_err(|e| e.to_string())?;
-        Ok(Self(packed.into_boxed_slice()))
+        let compressed = compressor.compress(&text).map_err(|e| e.to_string())?;
+        Ok(Self(compressed.into_boxed_slice()))
     }
 
     pub(super) fn decompress<T: DeserializeOwned>(&self) -> Result<T, String> {
@@ -84,13 +84,13 @@ impl CompressedJson {
 
 impl std::fmt::Debug for CompressedJson {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes packed", self.0.len())
+        write!(f, "{} bytes compressed", self.0.len())
     }
 }
 
 #[cfg(test)]
 impl CompressedJson {
-    /// As if something had written over it.
+    /// Damages the content, as if a program had written over it.
     pub(super) fn spoil(&mut self) {
         self.0 = Box::default();
     }
@@ -122,20 +122,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_is_the_same_unpacked_and_a_fraction_of_its_text() {
-        let (mut packed, mut plain) = (0, 0);
+    fn a_value_is_the_same_after_decompression_and_takes_a_fraction_of_its_text() {
+        let (mut compressed, mut plain) = (0, 0);
         for n in 0..100 {
             let status = status(n);
             let small = CompressedJson::of(&status).unwrap();
             assert_eq!(small.decompress::<IncidentStatus>().unwrap(), status);
-            packed += small.0.len();
+            compressed += small.0.len();
             plain += serde_json::to_vec(&status).unwrap().len();
         }
-        assert!(packed * 4 < plain, "{packed} of {plain} bytes");
+        assert!(compressed * 4 < plain, "{compressed} of {plain} bytes");
     }
 
     #[test]
-    fn anything_can_be_packed() {
+    fn any_value_can_be_compressed() {
         let noise: String = (0..100_000_u64).map(|n| char::from(b'!' + (n * n / 7 % 90) as u8)).collect();
         for odd in [json!(null), json!(""), json!(noise), json!({"日本": [1, 2, {}]})] {
             assert_eq!(CompressedJson::of(&odd).unwrap().decompress::<Value>().unwrap(), odd);
@@ -143,9 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spoilt_is_an_error() {
-        let mut packed = CompressedJson::of(&status(1)).unwrap();
-        packed.0.iter_mut().for_each(|byte| *byte = !*byte);
-        assert!(packed.decompress::<IncidentStatus>().is_err());
+    fn a_damaged_frame_is_an_error() {
+        let mut compressed = CompressedJson::of(&status(1)).unwrap();
+        compressed.0.iter_mut().for_each(|byte| *byte = !*byte);
+        assert!(compressed.decompress::<IncidentStatus>().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The definitions (CRDs) of what is kept, generated from the types in [`procscan_core::state`].
+//! The definitions (CRDs) of the persisted objects, generated from the types in [`procscan_core::state`].
 
 use procscan_core::state::{
     EnforcementSpec, ExemptionSpec, GROUP, IncidentSpec, IncidentStatus, VERSION, enforcement,
@@ -7,7 +7,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-/// A kind of object that the state is kept in.
+/// A kind of object that the state is persisted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
     /// See [`procscan_core::state::incident`].
@@ -19,7 +19,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Incident, Self::Exemption, Self::Enforcement];
 
     /// The Kubernetes kind.
@@ -31,7 +31,7 @@ impl Resource {
         }
     }
 
-    /// As it is called in URLs and in rules of RBAC.
+    /// The plural in URLs and in rules of RBAC.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Incident => "incidents",
@@ -55,12 +55,12 @@ pub fn definitions() -> Vec<Value> {
         .map(|resource| match resource {
             Resource::Incident => definition(
                 resource,
-                "One App's incident: what has come of it, on what evidence, and who decided what.",
+                "The incident of one App with its state, its evidence and its decisions.",
                 &[
                     column("Tenant", ".spec.app.namespace", "The tenant's namespace"),
                     column("Type", ".spec.app.type", "The App's type"),
                     column("App", ".spec.app.name", "The App's name"),
-                    column("State", ".status.state", "What has come of it"),
+                    column("State", ".status.state", "The state of the incident"),
                     column("Opened", ".status.opened", "When it opened"),
                     wide(column("Brake", ".status.brake.brake", "The brake that holds the block")),
                     wide(column("Reason", ".status.reason", "Why")),
@@ -77,9 +77,9 @@ pub fn definitions() -> Vec<Value> {
                     column("App", ".spec.app.*", "The App's name"),
                     column("Process", ".spec.process.*", "The process name"),
                     column("Rule", ".spec.rule.*", "The rule"),
-                    column("Until", ".spec.until", "Until when; for ever if nothing is said"),
+                    column("Until", ".spec.until", "Until when; for ever without a date"),
                     column("Reason", ".spec.reason", "Why"),
-                    wide(column("By", ".spec.by", "Who declared it")),
+                    wide(column("By", ".spec.by", "The operator that declared it")),
                 ],
                 &schema::<ExemptionSpec>(),
                 None,
@@ -87,11 +87,11 @@ pub fn definitions() -> Vec<Value> {
             ),
             Resource::Enforcement => definition(
                 resource,
-                "Whether decisions take effect, over what the configuration says.",
+                "The mode, which counts over the configuration.",
                 &[
-                    column("Mode", ".spec.mode", "What operators say"),
+                    column("Mode", ".spec.mode", "The mode that an operator declared"),
                     column("Reason", ".spec.reason", "Why"),
-                    column("By", ".spec.by", "Who said so"),
+                    column("By", ".spec.by", "The operator that declared it"),
                 ],
                 &schema::<EnforcementSpec>(),
                 None,
@@ -161,7 +161,7 @@ fn set(object: &mut Value, name: &str, value: Value) {
     }
 }
 
-/// The schema of a type, in the form that the API server asks for («structural»).
+/// The schema of a type, in the form that the API server demands («structural»).
 fn schema<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::openapi3().with(|settings| {
         settings.inline_subschemas = true;
@@ -184,7 +184,8 @@ fn clean(value: &mut Value) {
     match value {
         Value::Array(items) => items.iter_mut().for_each(clean),
         Value::Object(schema) => {
-            // The API server knows few formats, allows no sets of objects, and fills in defaults that nobody asked for.
+            // The API server knows few formats, and allows no sets of objects. It would fill in defaults that no user
+            // has requested.
             let known = |format: &Value| format == "date-time" || format == "int64";
             if schema.get("format").is_some_and(|format| format.is_string() && !known(format)) {
                 schema.remove("format");
@@ -197,7 +198,7 @@ fn clean(value: &mut Value) {
             if schema.contains_key("type") || schema.contains_key("oneOf") || schema.contains_key("enum") {
                 schema.remove("default");
             }
-            // Something that may be missing. It is never null, so it is the something itself.
+            // A value that may be missing. It is never null, so the schema is that of the value itself.
             if let Some(Value::Array(variants)) = schema.remove("anyOf") {
                 let is_something = |variant: &Value| variant.get("nullable").is_none();
                 if let Some(Value::Object(inner)) = variants.into_iter().find(is_something) {

@@ -1,23 +1,23 @@
-//! What is kept, whatever it is kept in.
+//! The persisted documents, whatever they are persisted in.
 
 use jiff::Timestamp;
 
-/// A kind of document that is kept.
+/// A kind of persisted document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// One App's incident.
     Incident,
     /// Accusations that are not enforced.
     Exemption,
-    /// Whether decisions take effect, over what the configuration says.
+    /// The mode, which counts over the configuration.
     Enforcement,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Incident, Self::Exemption, Self::Enforcement];
 
-    /// The kind as it is kept.
+    /// The name of the kind as it is persisted.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Incident => "Incident",
@@ -35,18 +35,18 @@ impl Kind {
 /// One document. Its kind and name are its key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
-    /// What it is.
+    /// The kind.
     pub kind: Kind,
-    /// Its name, one of its kind.
+    /// The name, unique within the kind.
     pub name: String,
-    /// What it says, as JSON: its text takes a tenth of what it takes apart.
+    /// The content as JSON text, which takes a tenth of the memory of the parsed value.
     pub body: String,
 }
 
-/// One entry of the log of decisions, as it is kept.
+/// One persisted entry of the log of decisions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoggedDecision {
-    /// When, by our own wall clock.
+    /// The time, by our own wall clock.
     pub at: Timestamp,
     /// The tenant's namespace.
     pub namespace: String,
@@ -54,28 +54,28 @@ pub struct LoggedDecision {
     pub body: String,
 }
 
-/// What is written together: all of it or nothing.
+/// Changes that are written together: all of them or none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Documents that are new or have changed.
     pub put: Vec<Document>,
-    /// Documents that go, by their keys; it is no error if one is not there. What is put as well stays.
+    /// Keys of documents to remove. A missing document is no error. A document that is put as well stays.
     pub remove: Vec<(Kind, String)>,
-    /// Entries that are added to the log. One that is there already, word for word, is not added again.
+    /// Entries to add to the log. An entry that is there already, word for word, is not added again.
     pub decisions: Vec<LoggedDecision>,
 }
 
-/// Which entries of the log are wanted.
+/// A selection of entries of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecisionFilter {
-    /// Of this tenant only.
+    /// Only entries of this tenant.
     pub namespace: Option<String>,
-    /// Not older than this.
+    /// Only entries that are not older than this.
     pub since: Option<Timestamp>,
-    /// Older than this.
+    /// Only entries that are older than this.
     pub before: Option<Timestamp>,
     /// How many of the newest that match are left out. Many entries share a time, so pages are counted, from a fixed `before`.
     pub skip: usize,
-    /// How many at most.
+    /// The maximum number of entries.
     pub limit: usize,
 }

@@ -48,16 +48,16 @@ struct Inner {
     /// `None` as long as it could not be opened.
     sqlite: Option<Sqlite>,
     /// The content of the file, as far as it is known.
-    kept: Arc<PersistedState>,
+    persisted: Arc<PersistedState>,
     /// The rows that can't be read, unchanged: they are copied into every file that replaces this one.
-    aside: Vec<Document>,
-    /// All rows have been read at least once.
+    unreadable: Vec<Document>,
+    /// Whether all rows have been read at least once.
     is_read: bool,
-    /// No decision was persisted in this file yet, and operators have declared no mode.
+    /// Whether no decision was persisted in this file yet, and operators have declared no mode.
     is_new: bool,
     /// The error that was last logged for each exemption that can't be read, by name.
-    said: BTreeMap<String, String>,
-    /// The last read or write has failed, so the content of the file has to be read before the next one.
+    logged_errors: BTreeMap<String, String>,
+    /// Whether the last read or write has failed, so that the content of the file has to be read before the next one.
     is_doubtful: bool,
 }
 
@@ -68,8 +68,8 @@ impl FileStore {
         Self::open_with(directory, None).await
     }
 
-    /// The same. If the file was damaged, and all declarations of operators are lost with it, the new one begins with `after_loss`,
-    /// as long as it is empty and the damaged one is still there.
+    /// The same. If the file was damaged, all declarations of operators are lost with it. So the new one begins with
+    /// `after_loss`, as long as it is empty and the damaged one is still there.
     pub async fn open_with(
         directory: &Path,
         after_loss: Option<EnforcementSpec>,
@@ -102,7 +102,7 @@ impl FileStore {
     /// Whether an earlier file was found damaged.
     pub async fn has_set_aside(&self) -> bool {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
-        sqlite.is_some_and(|sqlite| sqlite.warnings().iter().any(|aside| aside.problem.is_some()))
+        sqlite.is_some_and(|sqlite| sqlite.warnings().iter().any(|file| file.problem.is_some()))
     }
 
     /// Whether it has been read.
@@ -110,8 +110,8 @@ impl FileStore {
         self.0.shown.borrow().is_complete
     }
 
-    /// Reads the persisted state. Fails if the Enforcement can't be read; other rows that can't be read are set
-    /// aside.
+    /// Reads the persisted state. Fails if the Enforcement can't be read. Other rows that can't be read are returned
+    /// as such.
     pub async fn load(&self) -> Result<Loaded, StateError> {
         let mut inner = self.0.inner.lock().await;
         let inner = &mut *inner;
@@ -125,7 +125,8 @@ impl FileStore {
             inner.is_doubtful = false;
         }
         let mut documents = sqlite.load().await.inspect_err(|_| inner.is_doubtful = true)?;
-        // Also if it was set aside by an earlier start that was killed before it could say so, or by one in dry-run.
+        // The damaged file may have been set aside by an earlier start in dry-run, or by one that was killed before
+        // it could log that.
         if documents.is_empty()
             && let Some(lost) = sqlite.warnings().pop()
             && let Some(spec) = self.0.after_loss.as_ref().filter(|_| !inner.is_read)
@@ -143,13 +144,13 @@ impl FileStore {
             );
         }
         if !inner.is_read {
-            // A row may have been deleted by hand: what was decided of it is in the log.
+            // A row may have been deleted by hand, but the log has its decisions.
             let any = DecisionFilter { namespace: None, since: None, before: None, skip: 0, limit: 1 };
             inner.is_new = documents.iter().all(|row| row.kind == Kind::Exemption)
                 && sqlite.decisions(any).await.inspect_err(|_| inner.is_doubtful = true)?.is_empty();
         }
-        let Rows { kept, aside, enforcement } = Rows::of(&documents);
-        (inner.kept, inner.aside, inner.is_read) = (Arc::new(kept), aside, true);
+        let Rows { persisted, unreadable, enforcement } = Rows::of(&documents);
+        (inner.persisted, inner.unreadable, inner.is_read) = (Arc::new(persisted), unreadable, true);
         inner.log_unread();
         self.show(inner);
         if let Some(error) = enforcement {
@@ -170,18 +171,18 @@ impl FileStore {
         };
         let mut failed: Vec<(String, StateError)> = unreadable_ones.into_iter().map(refuse).collect();
         let names: Vec<String> = incidents.iter().map(|incident| incident.name.clone()).collect();
-        let change = |kept: &mut PersistedState| {
+        let change = |state: &mut PersistedState| {
             let mut batch = Batch::default();
             for Incident { name, spec, status } in incidents {
                 batch.decisions.extend(logged(&name, &spec, &status)?);
                 // Only operators change the spec of a known incident.
-                let (spec, generation) = match kept.incidents.get(&*name) {
+                let (spec, generation) = match state.incidents.get(&*name) {
                     Some(known) => (known.spec(), known.generation),
                     None => (spec, 0),
                 };
                 batch.put.push(written(&name, &spec, Some(&status), generation)?);
                 let known = incident(&name, spec, Some(&status), generation)?;
-                kept.incidents.insert(name.into(), Arc::new(known));
+                state.incidents.insert(name.into(), Arc::new(known));
             }
             Ok(batch)
         };
@@ -193,9 +194,9 @@ impl FileStore {
 
     /// Removes the commands about an incident, unless there is a later one.
     pub async fn remove_commands(&self, name: &str) -> Result<(), StateError> {
-        let change = |kept: &mut PersistedState| {
+        let change = |state: &mut PersistedState| {
             let mut batch = Batch::default();
-            if let Some(incident) = kept.incidents.get_mut(name).filter(|incident| incident.is_done()) {
+            if let Some(incident) = state.incidents.get_mut(name).filter(|incident| incident.is_done()) {
                 let incident = Arc::make_mut(incident);
                 incident.requested = None;
                 batch.put.push(document(name, incident)?);
@@ -205,10 +206,10 @@ impl FileStore {
         self.change(change).await
     }
 
-    /// Forgets incidents.
+    /// Removes incidents.
     pub async fn remove(&self, names: &[String]) -> Result<(), StateError> {
-        let change = |kept: &mut PersistedState| {
-            kept.incidents.retain(|name, _| !names.iter().any(|gone| **gone == **name));
+        let change = |state: &mut PersistedState| {
+            state.incidents.retain(|name, _| !names.iter().any(|gone| **gone == **name));
             let remove = names.iter().map(|name| (Kind::Incident, name.clone())).collect();
             Ok(Batch { remove, ..Batch::default() })
         };
@@ -224,7 +225,7 @@ impl FileStore {
         }
     }
 
-    /// Lets go of the log from before `before`, and of the oldest beyond a bound. How many entries.
+    /// Removes the entries from before `before` from the log, and the oldest beyond a bound. Returns how many.
     pub async fn retain(&self, before: Timestamp) -> Result<usize, StateError> {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
         match sqlite {
@@ -233,7 +234,7 @@ impl FileStore {
         }
     }
 
-    /// Keeps everything that reads or writes the state waiting, as a disk that does not answer.
+    /// Makes all readers and writers of the state wait, like a disk that does not answer.
     #[cfg(test)]
     pub(crate) async fn hold(&self) -> impl Drop + '_ {
         self.0.inner.lock().await
@@ -242,35 +243,35 @@ impl FileStore {
     pub(super) async fn submit(
         &self,
         name: &str,
-        want: &IncidentRequest,
+        request: &IncidentRequest,
     ) -> Result<i64, OperatorCommandError> {
         let mut number = 0;
-        let change = |kept: &mut PersistedState| {
-            if let Some(error) = kept.unread.incidents.get(name) {
+        let change = |state: &mut PersistedState| {
+            if let Some(error) = state.unread.incidents.get(name) {
                 return Err(OperatorCommandError::NotPersisted(format!(
                     "Incident {name} can't be read: {error}"
                 )));
             }
-            let Some(incident) = kept.incidents.get_mut(name) else {
+            let Some(incident) = state.incidents.get_mut(name) else {
                 return Err(OperatorCommandError::Unknown("incident", name.to_owned()));
             };
             let incident = Arc::make_mut(incident);
-            let observed = incident.summary().map_or(0, |brief| brief.observed);
-            let waits = incident.generation > observed;
-            if !waits {
+            let observed = incident.summary().map_or(0, |summary| summary.observed);
+            let is_pending = incident.generation > observed;
+            if !is_pending {
                 // A command that has been carried out must not be carried out again with the next one.
                 incident.requested = None;
             }
-            let wanted = incident.requested.get_or_insert_default();
-            match want {
-                IncidentRequest::Approve(_) if wanted.approve.is_some() => {
+            let requested = incident.requested.get_or_insert_default();
+            match request {
+                IncidentRequest::Approve(_) if requested.approve.is_some() => {
                     return Err(OperatorCommandError::Busy(name.to_owned()));
                 }
-                IncidentRequest::Release(_) if wanted.release.is_some() => {
+                IncidentRequest::Release(_) if requested.release.is_some() => {
                     return Err(OperatorCommandError::Busy(name.to_owned()));
                 }
-                IncidentRequest::Approve(approval) => wanted.approve = Some(approval.clone()),
-                IncidentRequest::Release(release) => wanted.release = Some(release.clone()),
+                IncidentRequest::Approve(approval) => requested.approve = Some(approval.clone()),
+                IncidentRequest::Release(release) => requested.release = Some(release.clone()),
             }
             incident.generation = incident.generation.max(observed) + 1;
             number = incident.generation;
@@ -285,11 +286,11 @@ impl FileStore {
         name: &str,
         exemption: &ExemptionSpec,
     ) -> Result<(), OperatorCommandError> {
-        let change = |kept: &mut PersistedState| {
-            if kept.exemptions.contains_key(name) || kept.unread.exemptions.contains_key(name) {
+        let change = |state: &mut PersistedState| {
+            if state.exemptions.contains_key(name) || state.unread.exemptions.contains_key(name) {
                 return Err(OperatorCommandError::Exists("exemption", name.to_owned()));
             }
-            kept.exemptions.insert(name.to_owned(), exemption.clone());
+            state.exemptions.insert(name.to_owned(), exemption.clone());
             let entry = declared(&Declaration::of_exemption(name, exemption, Timestamp::now()))?;
             Ok(Batch { put: vec![exempted(name, exemption)?], decisions: vec![entry], ..Batch::default() })
         };
@@ -297,9 +298,9 @@ impl FileStore {
     }
 
     pub(super) async fn remove_exemption(&self, name: &str, by: &str) -> Result<(), OperatorCommandError> {
-        let change = |kept: &mut PersistedState| {
-            let unread = kept.unread.exemptions.remove(name);
-            let spec = kept.exemptions.remove(name);
+        let change = |state: &mut PersistedState| {
+            let unread = state.unread.exemptions.remove(name);
+            let spec = state.exemptions.remove(name);
             if spec.is_none() && unread.is_none() {
                 return Err(OperatorCommandError::Unknown("exemption", name.to_owned()));
             }
@@ -311,8 +312,8 @@ impl FileStore {
     }
 
     pub(super) async fn set_enforcement(&self, spec: &EnforcementSpec) -> Result<(), OperatorCommandError> {
-        let change = |kept: &mut PersistedState| {
-            (kept.enforcement, kept.is_complete) = (spec.clone(), true);
+        let change = |state: &mut PersistedState| {
+            (state.enforcement, state.is_complete) = (spec.clone(), true);
             let entry = declared(&Declaration::of_mode(spec, Timestamp::now()))?;
             Ok(Batch { put: vec![enforced(spec)?], decisions: vec![entry], ..Batch::default() })
         };
@@ -326,7 +327,7 @@ impl FileStore {
     ) -> Result<(), E> {
         let mut inner = self.0.inner.lock().await;
         let inner = &mut *inner;
-        let mut changed = PersistedState::clone(&inner.kept);
+        let mut changed = PersistedState::clone(&inner.persisted);
         let batch = change(&mut changed)?;
         if batch == Batch::default() {
             return Ok(());
@@ -337,9 +338,9 @@ impl FileStore {
         };
         let committed = async {
             if inner.is_doubtful && sqlite.recover().await? {
-                // Another file than before: everything that was in the old one belongs into it.
+                // This is another file than before, so the whole state has to be written into it.
                 tracing::warn!("the state is written anew, from memory");
-                sqlite.commit(&everything(&inner.kept, &inner.aside)?).await?;
+                sqlite.commit(&everything(&inner.persisted, &inner.unreadable)?).await?;
             }
             sqlite.commit(&batch).await.map_err(StateError::File)
         };
@@ -347,8 +348,8 @@ impl FileStore {
             Ok(()) => {
                 inner.is_doubtful = false;
                 inner.is_new &= batch.put.iter().all(|row| row.kind == Kind::Exemption);
-                inner.aside.retain(|row| rows::is_aside(&changed, row));
-                inner.kept = Arc::new(changed);
+                inner.unreadable.retain(|row| rows::is_unreadable(&changed, row));
+                inner.persisted = Arc::new(changed);
                 inner.log_unread();
                 self.show(inner);
                 Ok(())
@@ -361,7 +362,7 @@ impl FileStore {
     }
 
     fn show(&self, inner: &Inner) {
-        self.0.shown.send_replace(inner.kept.clone());
+        self.0.shown.send_replace(inner.persisted.clone());
     }
 }
 
@@ -372,15 +373,15 @@ impl From<sqlite::StateError> for StateError {
 }
 
 impl Inner {
-    /// Everything that has just been read.
+    /// The incidents as they were just read.
     fn loaded(&self) -> Result<Loaded, StateError> {
-        let unread = &self.kept.unread.incidents;
-        let incidents = self.aside.iter().filter(|row| row.kind == Kind::Incident);
+        let unread = &self.persisted.unread.incidents;
+        let incidents = self.unreadable.iter().filter(|row| row.kind == Kind::Incident);
         let unreadable = incidents.filter_map(|row| {
             let error = unread.get(&*row.name)?;
             Some((row.name.clone(), unreadable(row, error)))
         });
-        let documents = self.kept.documents();
+        let documents = self.persisted.documents();
         let incidents =
             documents.map_err(|error| StateError::Unreadable(Kind::Incident.as_str().to_owned(), error))?;
         Ok(Loaded { incidents, unreadable: unreadable.collect() })
@@ -389,16 +390,16 @@ impl Inner {
     /// Logs each exemption that can't be read once. The policy logs incidents, because it decides nothing about their
     /// Apps.
     fn log_unread(&mut self) {
-        let mut unread = self.kept.unreadable();
+        let mut unread = self.persisted.unreadable();
         unread.retain(|object, _| object.starts_with(Kind::Exemption.as_str()));
         for (object, error) in &unread {
-            if self.said.get(object) != Some(error) {
+            if self.logged_errors.get(object) != Some(error) {
                 tracing::error!(alert = "state", error, "an object can't be read");
             }
         }
-        for object in self.said.keys().filter(|object| !unread.contains_key(*object)) {
+        for object in self.logged_errors.keys().filter(|object| !unread.contains_key(*object)) {
             tracing::info!(object, "an object was mended or deleted, and is no longer unreadable");
         }
-        self.said = unread;
+        self.logged_errors = unread;
     }
 }

@@ -1,8 +1,10 @@
-//! What has to outlast a restart: incidents, exemptions, and what operators want done.
+//! The persisted state: incidents, exemptions, the mode and the operator commands. It outlasts restarts.
 //!
-//! In a cluster these are objects ([`cluster`]), elsewhere a file. Only the leader writes incidents, and nothing follows from a
-//! decision before it is kept. Operators' words are written by whoever hears them ([`Desk`]), so that they are kept before they
-//! are answered; the leader sees them in what is kept, does them, and says so there.
+//! In a cluster it consists of objects ([`cluster`]), elsewhere of a file. Only the leader writes incidents, and
+//! nothing follows from a decision before it is persisted.
+//!
+//! The replica that receives an operator command persists it ([`OperatorCommands`]) before it answers. The leader
+//! reads the command from the persisted state, carries it out, and notes there that it is done.
 
 pub mod cluster;
 mod command;
@@ -36,10 +38,10 @@ use tokio::time::Instant;
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::leader::WritePermit;
 
-/// Why what is kept can't be read or written.
+/// Why the persisted state can't be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StateError {
-    /// The cluster refuses.
+    /// The API server refuses the request.
     #[error("{0}")]
     Cluster(#[from] Refusal),
     /// The file can't be read or written.
@@ -51,22 +53,22 @@ pub enum StateError {
     /// These kinds were not listed in time.
     #[error("{0} were not listed within {within}", within = humantime::format_duration(*.1))]
     Unlisted(&'static str, Duration),
-    /// What is there can't be understood.
+    /// The content can't be read.
     #[error("{0} can't be read: {1}")]
     Unreadable(String, String),
-    /// It has no form in which it could be written.
+    /// The content has no form in which it could be written.
     #[error("{0} can't be written: {1}")]
     Unwritable(String, String),
-    /// A later leader has written it.
+    /// A later leader has written the Incident.
     #[error("Incident {0} was written by {1}, a later leader: this replica stops leading")]
     Superseded(String, String),
-    /// Somebody else writes it.
+    /// Another program writes the Incident again and again.
     #[error("Incident {0} is being written by another replica")]
     Contended(String),
 }
 
 impl StateError {
-    /// The right to write has passed on.
+    /// Whether this replica has lost the right to write.
     pub fn is_lost(&self) -> bool {
         match self {
             Self::Cluster(refusal) => refusal.kind == RefusalKind::NotLeading,
@@ -75,16 +77,16 @@ impl StateError {
         }
     }
 
-    /// What is known of it is not what is there: everything has to be read again.
+    /// Whether the state in memory is old, so that everything has to be read again.
     pub fn is_outdated(&self) -> bool {
         matches!(self, Self::Contended(_))
     }
 }
 
-/// Everything that is kept.
+/// The persisted incidents.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// The incidents of which something was decided.
+    /// The incidents with decisions.
     pub incidents: Vec<Incident>,
     /// The incidents that can't be read, by name.
     pub unreadable: BTreeMap<String, Unreadable>,
@@ -95,7 +97,7 @@ pub struct Loaded {
 pub struct Unreadable {
     /// Its App, if it can be read.
     pub app: Option<App>,
-    /// What is wrong with it.
+    /// The error.
     pub error: String,
 }
 
@@ -105,19 +107,19 @@ impl From<Vec<Incident>> for Loaded {
     }
 }
 
-/// Where incidents are kept, for the leader.
+/// Where the leader persists incidents.
 #[derive(Debug)]
 pub enum Store {
     /// As objects in the cluster.
     Cluster(Box<ClusterStore>),
     /// In a file.
     File(FileStore),
-    /// Nowhere: whoever only wants to know what would be decided begins with a copy.
+    /// Nowhere: a caller that only wants to know what would be decided begins with a copy.
     Copy(Vec<Incident>),
 }
 
 impl Store {
-    /// Reads what operators want, where nothing watches it: a file that could not be read at the start.
+    /// Reads the declarations of operators if no task watches them: a file that could not be read at the start.
     pub async fn read_declarations(&mut self) -> Result<(), StateError> {
         match self {
             Self::File(store) if !store.is_known() => store.load().await.map(drop),
@@ -125,8 +127,8 @@ impl Store {
         }
     }
 
-    /// Asks the watch for what operators declare now, and for the incidents too if `with_incidents`. Returns the
-    /// [`Kept::as_of`] that has it.
+    /// Asks the watch to list the declarations of operators anew, and the incidents too if `with_incidents`. Returns
+    /// the [`PersistedState::as_of`] of the state that has the new lists.
     pub fn relist(&self, with_incidents: bool) -> u64 {
         match self {
             Self::Cluster(store) => store.relist(with_incidents),
@@ -142,7 +144,7 @@ impl Store {
         }
     }
 
-    /// The time of the API server that keeps the state, if it is known.
+    /// The API server's time, if it is known; `None` for a file.
     pub fn server_time(&self) -> Option<Timestamp> {
         match self {
             Self::Cluster(store) => store.server_time(),
@@ -150,7 +152,7 @@ impl Store {
         }
     }
 
-    /// Reads everything that is kept. `seen` is what is shown of it already.
+    /// Reads all incidents. `seen` is the state that the watch shows already.
     pub async fn load(&mut self, permit: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
         match self {
             Self::Cluster(store) => store.load(permit, seen).await,
@@ -159,11 +161,11 @@ impl Store {
         }
     }
 
-    /// For a start that finds Apps blocked: a file in which nothing was decided yet goes on as after damage, because the one
-    /// before may be lost. Persisted when this returns.
+    /// For a start that finds Apps blocked. A file in which nothing was decided yet goes on as after damage, because
+    /// the file before may be lost. That is persisted when this returns.
     ///
-    /// Not where Incidents are objects: there a first start beside the `WasmPlugin` of an earlier program is the usual
-    /// migration, and it enforces.
+    /// Does nothing if Incidents are objects. There a first start beside the `WasmPlugin` of an earlier program is
+    /// the usual migration, and it enforces.
     pub async fn begin_after_loss(&self) -> Result<(), StateError> {
         match self {
             Self::File(store) => store.begin_after_loss().await,
@@ -171,8 +173,8 @@ impl Store {
         }
     }
 
-    /// Keeps incidents. Whatever follows from one may only follow after this. One that can't be kept does not stand in the way of
-    /// the others: gives their names, and why.
+    /// Persists incidents. Nothing may follow from a decision before this. An incident that can't be persisted does
+    /// not hinder the others. Returns the names of those that can't be persisted, with the errors.
     pub async fn save(
         &mut self,
         permit: &WritePermit,
@@ -185,14 +187,14 @@ impl Store {
         }
     }
 
-    /// Tells decisions, by the names of their incidents, to whoever listens where they are kept.
+    /// Writes decisions as Events of their incidents, which are given by name. Does nothing for a file.
     pub fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
         if let Self::Cluster(store) = self {
             store.announce(permit, decisions);
         }
     }
 
-    /// Takes away what operators wanted of an incident, because it has been done.
+    /// Removes the commands about an incident that have been carried out.
     pub async fn remove_commands(&mut self, permit: &WritePermit, name: &str) -> Result<(), StateError> {
         match self {
             Self::Cluster(store) => store.remove_commands(permit, name).await,
@@ -201,7 +203,7 @@ impl Store {
         }
     }
 
-    /// The incidents whose objects differ from what was written last.
+    /// The incidents whose objects differ from the last write.
     pub fn changed(&mut self, persisted: &PersistedState) -> Vec<Changed> {
         match self {
             Self::Cluster(store) => store.changed(persisted),
@@ -209,7 +211,7 @@ impl Store {
         }
     }
 
-    /// When to look for changed objects again without any news.
+    /// When to check for changed objects again, even if the watch shows no change.
     pub fn next_look(&self) -> Option<Instant> {
         match self {
             Self::Cluster(store) => store.next_look(),
@@ -217,14 +219,14 @@ impl Store {
         }
     }
 
-    /// Takes an incident's object as it is, where nothing can be written in its place.
+    /// Accepts an incident's object as it is, because nothing can be written in its place.
     pub fn accept(&mut self, persisted: &PersistedState, name: &str) {
         if let Self::Cluster(store) = self {
             store.accept(persisted, name);
         }
     }
 
-    /// Lets go of the log of decisions from before `before`, where there is one beside the incidents.
+    /// Removes the entries from before `before` from the log of decisions, if there is one beside the incidents.
     pub async fn retain(&mut self, before: Timestamp) -> Result<usize, StateError> {
         match self {
             Self::File(store) => store.retain(before).await,
@@ -232,7 +234,7 @@ impl Store {
         }
     }
 
-    /// Forgets incidents.
+    /// Removes incidents.
     pub async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
         match self {
             Self::Cluster(store) => store.remove(permit, names).await,

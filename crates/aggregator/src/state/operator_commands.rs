@@ -27,8 +27,8 @@ const MAX_RETRIES: usize = 5;
 const MAX_CHECKS: usize = 20;
 const CHECK_PAUSE: Duration = Duration::from_millis(150);
 
-/// The field manager of the log. The API server renews the time of a manager with each of its writes, and the mode counts from the
-/// time of the manager that has written it.
+/// The field manager of the log. The API server renews the time of a manager with each of its writes. The mode counts
+/// from the time of the manager that has written it.
 const LOG_MANAGER: &str = "procscan-aggregator-log";
 /// How long the answer to a declaration waits for the entry in the log.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,6 +57,7 @@ impl OperatorCommands {
         }
     }
 
+impl OperatorCommands {
     /// The wall time by which dates are judged: the API server's if it is known, otherwise this replica's.
     pub fn wall_time(&self) -> Timestamp {
         let server = match self {
@@ -77,12 +78,12 @@ impl OperatorCommands {
         self.submit(incident, IncidentRequest::Release(release)).await
     }
 
-    async fn submit(&self, incident: &str, want: IncidentRequest) -> Result<i64, OperatorCommandError> {
+    async fn submit(&self, incident: &str, request: IncidentRequest) -> Result<i64, OperatorCommandError> {
         let (operator_commands, incident) = (self.clone(), incident.to_owned());
         to_completion(async move {
             match operator_commands {
-                Self::Cluster(objects) => objects.submit(&incident, &want).await,
-                Self::File(store) => store.submit(&incident, &want).await,
+                Self::Cluster(objects) => objects.submit(&incident, &request).await,
+                Self::File(store) => store.submit(&incident, &request).await,
                 Self::Unavailable => Err(unavailable()),
             }
         })
@@ -144,24 +145,24 @@ impl OperatorCommands {
 /// Carries out a command in a task of its own. A request is dropped when its client disconnects, and a command that stops halfway
 /// would count and be in no log.
 async fn to_completion<T: Send + 'static>(
-    act: impl Future<Output = Result<T, OperatorCommandError>> + Send + 'static,
+    command: impl Future<Output = Result<T, OperatorCommandError>> + Send + 'static,
 ) -> Result<T, OperatorCommandError> {
     let ended_early = |_| {
         Err(OperatorCommandError::NotPersisted(
             "it is not known whether this was done; look again".to_owned(),
         ))
     };
-    tokio::spawn(act).await.unwrap_or_else(ended_early)
+    tokio::spawn(command).await.unwrap_or_else(ended_early)
 }
 
 impl Objects {
-    async fn submit(&self, name: &str, want: &IncidentRequest) -> Result<i64, OperatorCommandError> {
+    async fn submit(&self, name: &str, request: &IncidentRequest) -> Result<i64, OperatorCommandError> {
         let api = self.api(Resource::Incident);
-        let (field, value) = match want {
+        let (field, value) = match request {
             IncidentRequest::Approve(approval) => ("approve", json!(approval)),
             IncidentRequest::Release(release) => ("release", json!(release)),
         };
-        let (mut tries, mut looks) = (MAX_RETRIES, MAX_CHECKS);
+        let (mut tries, mut checks) = (MAX_RETRIES, MAX_CHECKS);
         loop {
             let live = match self.get(Resource::Incident, name).await {
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {
@@ -169,22 +170,22 @@ impl Objects {
                 }
                 live => live?,
             };
-            let is_wanted = |field: &str| live.data.pointer(&format!("/spec/{field}")).is_some();
+            let is_requested = |field: &str| live.data.pointer(&format!("/spec/{field}")).is_some();
             let observed = live.data.pointer("/status/observed").and_then(Value::as_i64).unwrap_or(0);
-            if is_wanted("approve") || is_wanted("release") {
+            if is_requested("approve") || is_requested("release") {
                 let generation = live.metadata.generation.unwrap_or(0);
                 // A greater number belongs to another object of that name, or to the time after a backup that was restored.
                 if generation == observed {
                     // The command seems to be carried out, but only the leader knows for certain, and removes it then. Until
                     // then it must not be lost, and must not be carried out again together with the next command.
-                    if looks == 0 {
+                    if checks == 0 {
                         return Err(OperatorCommandError::Busy(name.to_owned()));
                     }
-                    looks -= 1;
+                    checks -= 1;
                     tokio::time::sleep(CHECK_PAUSE).await;
                     continue;
                 }
-                if is_wanted(field) {
+                if is_requested(field) {
                     return Err(OperatorCommandError::Busy(name.to_owned()));
                 }
             }

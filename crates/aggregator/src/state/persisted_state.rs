@@ -1,4 +1,4 @@
-//! What is kept, as everybody reads it: the documents, and what operators want done.
+//! The persisted state as all tasks read it: the documents, and the operator commands.
 
 #[cfg(test)]
 mod tests;
@@ -22,41 +22,43 @@ use serde_json::Value;
 
 use super::compressed_json::CompressedJson;
 
-/// How long a release lasts if nothing is said.
-pub const DEFAULT_RELEASE: SignedDuration = SignedDuration::from_hours(24 * 30);
+/// How long a release without a date lasts.
+pub const DEFAULT_RELEASE_DURATION: SignedDuration = SignedDuration::from_hours(24 * 30);
 
-/// Everything that is kept. Immutable: each change makes another one, which shares with it what is the same.
+/// The persisted state. Immutable: each change makes another value, which shares the unchanged parts.
 #[derive(Debug, Default)]
 pub struct PersistedState {
     /// The incidents, by name.
     pub incidents: BTreeMap<Text, Arc<IncidentEntry>>,
     /// The exemptions, by name.
     pub exemptions: BTreeMap<String, ExemptionSpec>,
-    /// What operators say of all decisions.
+    /// The mode that operators have declared.
     pub enforcement: EnforcementSpec,
-    /// The log of what operators declare for more than one App. Empty in a file, which has a log of its own.
+    /// The log of declarations for more than one App. Empty in a file, which has a log of its own.
     pub declared: Declared,
-    /// The objects that can't be read. What was read of them before stays in the other fields.
+    /// The objects that can't be read. Their last readable versions stay in the other fields.
     pub unread: Unread,
-    /// Everything has been read at least once.
+    /// Whether everything has been read at least once.
     pub is_complete: bool,
-    /// The number of the last request to list anew that this answers (see [`super::cluster::Relist`]). 0 in a file.
+    /// The number of the last request for new lists that this state answers (see [`super::cluster::Relist`]). 0 in a
+    /// file.
     pub as_of: u64,
 }
 
-/// What operators have declared for more than one App, as the objects show it.
+/// The declarations of operators for more than one App, as the objects show them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declared {
     /// The entries of the log, the latest last.
     pub log: Vec<Declaration>,
-    /// The mode that the Enforcement says now.
+    /// The current mode in the Enforcement.
     pub mode: Option<Declaration>,
-    /// The Exemptions that there are now, by name.
+    /// The current Exemptions, by name.
     pub exemptions: BTreeMap<String, Declaration>,
 }
 
 impl Declared {
-    /// The log, and what the objects show and the log lacks: an operator has written the object by another program.
+    /// The entries of the log, and the declarations in objects that the log lacks. An operator has written those
+    /// objects by another program.
     pub fn all(&self) -> impl Iterator<Item = &Declaration> {
         let is_new = |shown: &&Declaration| {
             let mut about = self.log.iter().rev().filter(|entry| entry.exemption == shown.exemption);
@@ -78,7 +80,7 @@ pub struct Unread {
 /// An exemption that can't be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnreadExemption {
-    /// What is wrong with it.
+    /// The error.
     pub error: String,
     /// Its spec, unchanged.
     pub spec: Value,
@@ -90,39 +92,39 @@ impl Clone for PersistedState {
         let declared = declared.clone();
         let (exemptions, enforcement) = (exemptions.clone(), enforcement.clone());
         let (unread, is_complete, as_of) = (unread.clone(), *is_complete, *as_of);
-        // Made anew: a tree that has grown is half empty, and so would be its clone.
+        // Rebuilt, because a tree that has grown is half empty, and so would be its clone.
         let incidents = incidents.iter().map(|(name, incident)| (name.clone(), incident.clone())).collect();
         Self { incidents, exemptions, enforcement, declared, unread, is_complete, as_of }
     }
 }
 
-/// One incident as it is kept. There are many and most are never looked at, so most of it is packed.
+/// One persisted incident. Most of it is compressed, because there are many incidents, and most are never read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IncidentEntry {
     /// Which App it is about.
     pub app: AppRef,
-    /// The acts that operators request; `None` if they request none.
+    /// The commands that operators request; `None` if they request none.
     pub requested: Option<Box<RequestedCommands>>,
-    /// Grows with each change of what operators want.
+    /// Grows with each command.
     pub generation: i64,
     /// The version of the object that was read.
     pub version: ObjectVersion,
-    /// What was decided of it; nothing if that has not been written yet.
+    /// The decisions about it; `None` if none have been written yet.
     status: Option<(IncidentSummary, CompressedJson)>,
 }
 
-/// The acts that operators request for an incident: an approval, a release, or both.
+/// The commands that operators request for an incident: an approval, a release, or both.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestedCommands {
-    /// Approves what a brake holds.
+    /// Approves a decision that a brake holds.
     pub approve: Option<Approval>,
     /// Releases the App.
     pub release: Option<Release>,
-    /// The program that last wrote these acts, for acts without `by`; `None` if it is not known.
+    /// The program that last wrote these commands, for commands without `by`; `None` if it is not known.
     pub manager: Option<Box<str>>,
 }
 
-/// Tells apart the versions of an object and whether their statuses are equal. All zero in a file.
+/// Identifies the version of an object, and shows whether two statuses are equal. All zero in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ObjectVersion {
     /// A hash of the object's UID.
@@ -134,17 +136,17 @@ pub struct ObjectVersion {
 }
 
 impl ObjectVersion {
-    /// Whether `kept` shows the object with this name in this version or a later one.
-    pub fn is_in(self, kept: &PersistedState, name: &str) -> bool {
+    /// Whether `state` shows the object with this name in this version or a later one.
+    pub fn is_in(self, state: &PersistedState, name: &str) -> bool {
         let is_it = |shown: Self| shown.uid == self.uid && shown.version >= self.version;
-        kept.incidents.get(name).is_some_and(|incident| is_it(incident.version))
+        state.incidents.get(name).is_some_and(|incident| is_it(incident.version))
     }
 }
 
-/// What is often asked of an incident: see [`IncidentStatus`].
+/// The fields of an incident that are often read: see [`IncidentStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IncidentSummary {
-    /// What has come of it.
+    /// The state of the incident.
     pub state: IncidentState,
     /// When it was opened.
     pub opened: CompactTimestamp,
@@ -152,15 +154,16 @@ pub struct IncidentSummary {
     pub since: Option<CompactTimestamp>,
     /// When it was written, by the clock that runs only while a replica leads.
     pub clock: Option<CompactTimestamp>,
-    /// Until when operators' releases cover something of it.
+    /// The latest end of the operators' releases that cover any of it.
     pub released_until: Option<CompactTimestamp>,
     /// How many decisions there have been.
     pub decided: u32,
-    /// Up to which of the operators' acts everything has been done.
+    /// The number up to which all commands are done.
     pub observed: i64,
 }
 
-/// What has to be known of what was kept before, to see whether there is news in what is kept now. Holds much less than a [`Kept`].
+/// A digest of the persisted state, by which changes of a later state are found. Holds much less than a
+/// [`PersistedState`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StateDigest {
     requesting: Vec<(Text, Arc<IncidentEntry>)>,
@@ -172,7 +175,7 @@ pub struct StateDigest {
 }
 
 impl StateDigest {
-    /// Whether operators want the same as `before`, and nothing of it has just been done.
+    /// Whether operators request and declare the same as `before`, and no command has just been done.
     pub fn requests_the_same(&self, before: &Self) -> bool {
         self.exemptions == before.exemptions
             && self.enforcement == before.enforcement
@@ -180,7 +183,7 @@ impl StateDigest {
             && self.requesting == before.requesting
     }
 
-    /// The incidents that were there `before` and are there no longer.
+    /// The incidents that existed `before` and no longer exist.
     pub fn lacks(&self, before: &Self) -> BTreeSet<Text> {
         before.names.iter().filter(|name| self.names.binary_search(name).is_err()).cloned().collect()
     }
@@ -200,23 +203,23 @@ impl IncidentSummary {
     }
 }
 
-/// Something that operators want done, and where it says so.
+/// An operator command that has not been carried out, and its incident.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PendingCommand {
     /// The incident's name.
     pub incident: String,
-    /// What.
+    /// The command.
     pub command: IncidentCommand,
-    /// Whose word it is.
+    /// The operator.
     pub actor: String,
-    /// Why, in the operator's words.
+    /// The operator's reason.
     pub reason: Option<String>,
-    /// The number up to which everything has been done once this has been.
+    /// The number up to which all commands are done once this one is.
     pub number: i64,
 }
 
 impl IncidentEntry {
-    /// An incident as it is read. The error says why its status has no form in which it could be kept.
+    /// An incident as it was read. Fails if its status can't be compressed.
     pub fn new(
         spec: IncidentSpec,
         status: Option<&IncidentStatus>,
@@ -224,54 +227,54 @@ impl IncidentEntry {
         manager: Option<String>,
     ) -> Result<Self, String> {
         let IncidentSpec { app, approve, release } = spec;
-        let wants_something = approve.is_some() || release.is_some();
-        let wanted = wants_something.then(|| {
+        let has_command = approve.is_some() || release.is_some();
+        let requested = has_command.then(|| {
             Box::new(RequestedCommands { approve, release, manager: manager.map(String::into_boxed_str) })
         });
-        let pack = |status| Ok::<_, String>((IncidentSummary::of(status), CompressedJson::of(status)?));
-        let mut status = status.map(pack).transpose()?;
-        if let Some((brief, _)) = status.as_mut().filter(|(brief, _)| brief.observed > generation) {
-            // The number belongs to another object of that name, or to a time that a restored backup has undone.
-            brief.observed = 0;
+        let compress = |status| Ok::<_, String>((IncidentSummary::of(status), CompressedJson::of(status)?));
+        let mut status = status.map(compress).transpose()?;
+        if let Some((summary, _)) = status.as_mut().filter(|(summary, _)| summary.observed > generation) {
+            // The number belongs to another object of that name, or to the time after a backup that was restored.
+            summary.observed = 0;
         }
-        Ok(Self { app, requested: wanted, generation, version: ObjectVersion::default(), status })
+        Ok(Self { app, requested, generation, version: ObjectVersion::default(), status })
     }
 
     /// With the version of the object that was read.
     #[must_use]
-    pub fn with_version(self, stamp: ObjectVersion) -> Self {
-        Self { version: stamp, ..self }
+    pub fn with_version(self, version: ObjectVersion) -> Self {
+        Self { version, ..self }
     }
 
-    /// What operators say of it.
+    /// The spec, which operators write.
     pub fn spec(&self) -> IncidentSpec {
         let RequestedCommands { approve, release, .. } =
             self.requested.as_deref().cloned().unwrap_or_default();
         IncidentSpec { app: self.app.clone(), approve, release }
     }
 
-    /// What was decided of it, in brief; nothing if that has not been written yet.
+    /// The summary of the decisions about it; `None` if none have been written yet.
     pub fn summary(&self) -> Option<&IncidentSummary> {
-        self.status.as_ref().map(|(brief, _)| brief)
+        self.status.as_ref().map(|(summary, _)| summary)
     }
 
-    /// Whether something was decided of it, and it has not ended.
+    /// Whether a decision about it has been written, and it has not ended.
     pub fn is_open(&self) -> bool {
-        self.summary().is_some_and(|brief| brief.state != IncidentState::Ended)
+        self.summary().is_some_and(|summary| summary.state != IncidentState::Ended)
     }
 
-    /// What was decided of it; nothing if that has not been written yet.
+    /// The decisions about it; `None` if none have been written yet.
     pub fn status(&self) -> Result<Option<IncidentStatus>, String> {
-        self.status.as_ref().map(|(_, packed)| packed.decompress()).transpose()
+        self.status.as_ref().map(|(_, compressed)| compressed.decompress()).transpose()
     }
 
-    /// Up to which of operators' acts everything has been done, by its own status.
+    /// The number up to which all commands are done, by its own status.
     pub fn observed(&self) -> i64 {
-        self.summary().map_or(0, |brief| brief.observed)
+        self.summary().map_or(0, |summary| summary.observed)
     }
 
-    /// What operators want done if acts up to the number `done` have been done. An approval comes before a release, so
-    /// that the release prevails.
+    /// The pending commands if those up to the number `done` have been carried out. An approval comes before a
+    /// release, so that the release prevails.
     fn pending_commands(&self, name: &str, done: i64, now: Timestamp) -> Vec<PendingCommand> {
         let Some(RequestedCommands { approve, release, manager }) =
             self.requested.as_deref().filter(|_| self.generation > done)
@@ -279,44 +282,45 @@ impl IncidentEntry {
             return Vec::new();
         };
         let app = App::from(&self.app);
-        let order = |act, by: &Option<String>, reason: &Option<String>| PendingCommand {
+        let pending = |command, by: &Option<String>, reason: &Option<String>| PendingCommand {
             incident: name.to_owned(),
-            command: act,
+            command,
             actor: actor(by.as_deref(), manager.as_deref()),
             reason: reason.clone(),
             number: self.generation,
         };
-        let approve = approve
-            .as_ref()
-            .map(|Approval { by, reason }| order(IncidentCommand::Approve { app: app.clone() }, by, reason));
+        let approve = approve.as_ref().map(|Approval { by, reason }| {
+            pending(IncidentCommand::Approve { app: app.clone() }, by, reason)
+        });
         let release = release.as_ref().map(|Release { by, reason, until }| {
-            let until = until.unwrap_or_else(|| now.saturating_add(DEFAULT_RELEASE).unwrap_or(now));
-            order(IncidentCommand::Release { app: app.clone(), until }, by, reason)
+            let until = until.unwrap_or_else(|| now.saturating_add(DEFAULT_RELEASE_DURATION).unwrap_or(now));
+            pending(IncidentCommand::Release { app: app.clone(), until }, by, reason)
         });
         approve.into_iter().chain(release).collect()
     }
 
-    /// Whether everything that `spec` asks for has been done, so that it can be taken away.
+    /// Whether all commands in the spec have been carried out, so that they can be removed.
     pub fn is_done(&self) -> bool {
         self.requested.is_some() && self.generation <= self.observed()
     }
 
-    /// As the policy reads it; nothing if nothing has been decided of it yet.
+    /// The document for the policy; `None` if no decision about it has been written yet.
     pub fn document(&self, name: &str) -> Result<Option<Incident>, String> {
         let incident = |status| Incident { name: name.to_owned(), spec: self.spec(), status };
         Ok(self.status()?.map(incident))
     }
 
-    /// The same for those who only show it: what can't be unpacked is left out, and said in the log.
+    /// The same for readers that only show it. An incident that can't be decompressed is left out, and logged.
     pub fn readable_document(&self, name: &str) -> Option<Incident> {
-        let said = |error: &String| {
-            tracing::error!(alert = "state", incident = name, error, "an incident can't be unpacked");
+        let log = |error: &String| {
+            tracing::error!(alert = "state", incident = name, error, "an incident can't be decompressed");
         };
-        self.document(name).inspect_err(said).ok().flatten()
+        self.document(name).inspect_err(log).ok().flatten()
     }
 }
 
-/// The actor to report for an act: `by` if it is not blank, or else a text that names the program `manager`, if that is known.
+/// The actor to report for a command: `by` if it is not blank. Otherwise a text that names the program `manager`, if
+/// that is known.
 fn actor(by: Option<&str>, manager: Option<&str>) -> String {
     match (by.map(str::trim).filter(|by| !by.is_empty()), manager) {
         (Some(by), _) => by.to_owned(),
@@ -326,27 +330,27 @@ fn actor(by: Option<&str>, manager: Option<&str>) -> String {
 }
 
 impl PersistedState {
-    /// What operators want done and has not been done yet. `known` returns the number up to which acts have been done,
-    /// if it knows better than the status: a write that had no answer may have changed that, and the next write may
-    /// undo it.
+    /// The operator commands that have not been carried out. `known` returns the number up to which commands are
+    /// done, if that is more certain than the status. A write without an answer may have changed the status, and the
+    /// next write may undo that.
     pub fn pending_commands(
         &self,
         now: Timestamp,
         known: impl Fn(&str, &IncidentEntry) -> Option<i64>,
     ) -> Vec<PendingCommand> {
-        let wanting = self.incidents.iter().filter(|(_, incident)| incident.requested.is_some());
-        let orders = |(name, incident): (&Text, &Arc<IncidentEntry>)| {
+        let requesting = self.incidents.iter().filter(|(_, incident)| incident.requested.is_some());
+        let pending = |(name, incident): (&Text, &Arc<IncidentEntry>)| {
             let done = known(name, incident).unwrap_or_else(|| incident.observed());
             incident.pending_commands(name, done, now)
         };
-        wanting.flat_map(orders).collect()
+        requesting.flat_map(pending).collect()
     }
 
-    /// What operators want, and which incidents there are.
+    /// The digest of this state.
     pub fn digest(&self) -> StateDigest {
-        let wanting = self.incidents.iter().filter(|(_, incident)| incident.requested.is_some());
+        let requesting = self.incidents.iter().filter(|(_, incident)| incident.requested.is_some());
         StateDigest {
-            requesting: wanting.map(|(name, incident)| (name.clone(), incident.clone())).collect(),
+            requesting: requesting.map(|(name, incident)| (name.clone(), incident.clone())).collect(),
             exemptions: self.exemptions.clone(),
             enforcement: self.enforcement.clone(),
             unread: self.unread.clone(),
@@ -354,21 +358,21 @@ impl PersistedState {
         }
     }
 
-    /// The exemptions as rules; and, for exemptions that can't be read and never could, the parts that can be read (see
-    /// [`policy::Policy::unread_exemptions`]).
+    /// The exemptions as rules. The second list has the readable parts of exemptions that can't be read and never
+    /// could (see [`procscan_core::policy::Policy::unread_exemptions`]).
     pub fn rules(&self) -> (Vec<Exemption>, Vec<Exemption>) {
         let (mut rules, mut unread) = (Vec::new(), Vec::new());
         for (name, exemption) in &self.exemptions {
             match exemption.rule() {
                 Ok(mut rule) => {
-                    // Whose word it is belongs to what follows from it.
+                    // The reason names the operator that declared the exemption.
                     let by =
                         exemption.by.as_deref().filter(|by| !by.trim().is_empty()).unwrap_or(UNNAMED_ACTOR);
                     rule.place = format!("Exemption {name}");
                     rule.reason = format!("{} (Exemption {name}, by {})", rule.reason, by.escape_debug());
                     rules.push(rule);
                 }
-                // It says nothing that could be read, so it may cover anything.
+                // No part of it can be read, so it may cover any App.
                 Err(_) => unread.push(readable(&serde_json::to_value(exemption).unwrap_or_default())),
             }
         }
@@ -379,7 +383,7 @@ impl PersistedState {
         (rules, unread)
     }
 
-    /// The objects that can't be read, and what follows from that.
+    /// The objects that can't be read, each with a text for people: the error, and what follows from it.
     pub fn unreadable(&self) -> BTreeMap<String, String> {
         let Unread { incidents, exemptions } = &self.unread;
         let mut all = BTreeMap::new();
@@ -400,7 +404,7 @@ impl PersistedState {
         all
     }
 
-    /// The incidents as the policy reads them.
+    /// The documents of all incidents, for the policy.
     pub fn documents(&self) -> Result<Vec<Incident>, String> {
         self.incidents.iter().filter_map(|(name, incident)| incident.document(name).transpose()).collect()
     }

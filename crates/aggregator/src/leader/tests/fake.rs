@@ -22,7 +22,7 @@ use crate::leader::{Election, Leadership, Timing, WritePermit};
 
 const NAME: &str = "procscan-aggregator";
 
-/// What the API server knows.
+/// The API server.
 #[derive(Clone, Default)]
 pub(super) struct Server(Arc<Mutex<Store>>);
 
@@ -38,7 +38,7 @@ pub(super) struct Store {
     pub(super) overlaps: Vec<String>,
 }
 
-/// What one candidate's network does to its requests.
+/// The effects of one candidate's network on its requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Network {
     /// Until the server sees it.

@@ -13,7 +13,7 @@ async fn a_lost_permit_stays_lost() {
     assert!(permit.extend(asked + ms(2000), TERM));
     sleep(ms(2000)).await;
     assert!(copy.holds(), "the copies share one deadline");
-    // An answer to what was asked before does not bring the end nearer.
+    // An answer to an earlier request does not bring the end nearer.
     assert!(permit.extend(asked, TERM));
     assert!(copy.holds());
     sleep(ms(1)).await;

@@ -108,7 +108,7 @@ impl LeaderTerm<'_> {
         Ok(())
     }
 
-    /// Notes the incidents that can't be read. Logs once for each of them what follows from it.
+    /// Notes the incidents that can't be read. Logs each of them once, with the consequences.
     fn note_unreadable(&mut self, unreadable: BTreeMap<String, Unreadable>) {
         for (incident, now) in &unreadable {
             if self.unreadable.get(incident) == Some(now) {

@@ -62,7 +62,7 @@ async fn a_status_that_is_edited_wiped_or_spoilt_is_written_again() {
         |object| object["status"] = json!({}),
         |object| object["status"]["state"] = "Watched".into(),
         |object| object["status"]["state"] = "Quarantined".into(),
-        |object| object["status"]["releases"] = json!([{"until": "2099-01-01T00:00:00Z", "by": "mallory"}]),
+        |object| object["status"]["releases"] = json!([{"until": "2099-01-01T00:00:00Z", "by": "bob"}]),
     ];
     for change in changes {
         let (server, replica, operator_commands) = blocked().await;

@@ -1,4 +1,4 @@
-//! What a replica that does not lead shows, and when. What a leader persists of written notices.
+//! The decisions that a replica shows while it does not lead, and the written notices that a leader persists.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -16,7 +16,7 @@ const EXEMPTIONS: &str = "exemptions";
 /// Stands for a request without an answer.
 const NO_ANSWER: u16 = 1;
 
-/// What operators declare to keep an App open: the plural, the name and the spec.
+/// Declarations of operators that leave an App open: the plural, the name and the spec.
 fn declared() -> [(&'static str, &'static str, Value); 2] {
     [
         (ENFORCEMENTS, "procscan", json!({"mode": "paused", "by": "alice"})),

@@ -1,7 +1,8 @@
-//! Decisions as Kubernetes Events of their Incident, for `kubectl describe` and for whoever collects Events.
+//! Writes decisions as Kubernetes Events of their Incident, for `kubectl describe` and for programs that collect
+//! Events.
 //!
-//! A courtesy: the decision itself is kept in the Incident. So nothing waits for an Event, and when many are decided at once,
-//! or the cluster refuses them, Events are lost first.
+//! The decision itself is persisted in the Incident, so nothing waits for an Event. If there are many decisions at
+//! once, or the cluster refuses Events, Events are lost.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -21,46 +22,46 @@ use crate::state::crd::Resource;
 /// How many Events may wait to be written.
 const MAX_QUEUED: usize = 256;
 /// The longest note that the API server takes, in bytes.
-const MAX_NOTE: usize = 1024;
-/// The longest name of whoever reports that the API server takes.
-const MAX_INSTANCE: usize = 128;
+const MAX_NOTE_BYTES: usize = 1024;
+/// The longest name of a reporting program that the API server takes, in bytes.
+const MAX_INSTANCE_BYTES: usize = 128;
 
-/// One Event that is to be written.
+/// An Event that is to be written.
 #[derive(Debug)]
 pub(super) struct QueuedEvent {
     /// The Incident's name and UID.
     pub(super) incident: (String, String),
     pub(super) kind: DecisionKind,
     pub(super) at: Timestamp,
-    /// Who has decided, and why.
+    /// The actor and the reason of the decision.
     pub(super) note: String,
-    /// Whose word it is: nobody's any more once the right to write has passed on.
+    /// The permit of the leader that has decided. Once it has ended, the Event is not written.
     pub(super) permit: WritePermit,
 }
 
-/// Where Events go to be written.
+/// The queue of Events to be written.
 #[derive(Clone, Debug)]
 pub(super) struct Events(mpsc::Sender<QueuedEvent>);
 
 impl Events {
-    /// Starts writing. Ends when nobody has anything to tell any more.
+    /// Starts the task that writes Events. It ends when all senders are dropped.
     pub(super) fn start(objects: Objects) -> Self {
-        let (news, waiting) = mpsc::channel(MAX_QUEUED);
-        tokio::spawn(write(objects, waiting));
-        Self(news)
+        let (sender, queue) = mpsc::channel(MAX_QUEUED);
+        tokio::spawn(write(objects, queue));
+        Self(sender)
     }
 
-    /// Whether there was still room for it.
-    pub(super) fn tell(&self, news: QueuedEvent) -> bool {
-        self.0.try_send(news).is_ok()
+    /// Queues an Event. Returns whether there was room for it.
+    pub(super) fn enqueue(&self, event: QueuedEvent) -> bool {
+        self.0.try_send(event).is_ok()
     }
 }
 
-async fn write(objects: Objects, mut waiting: mpsc::Receiver<QueuedEvent>) {
+async fn write(objects: Objects, mut queue: mpsc::Receiver<QueuedEvent>) {
     let api: Api<Event> = Api::namespaced(objects.cluster.client(), &objects.namespace);
     let mut is_refused = false;
-    while let Some(news) = waiting.recv().await {
-        let event = event(&objects.namespace, &news);
+    while let Some(queued) = queue.recv().await {
+        let event = event(&objects.namespace, &queued);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let ask = Ask {
             verb: "create",
@@ -68,13 +69,13 @@ async fn write(objects: Objects, mut waiting: mpsc::Receiver<QueuedEvent>) {
             namespace: Some(&objects.namespace),
             name: None,
         };
-        let written = objects.cluster.write(&news.permit, ask, api.create(&params, &event)).await;
+        let written = objects.cluster.write(&queued.permit, ask, api.create(&params, &event)).await;
         match &written {
             Err(refusal) if refusal.kind == RefusalKind::NotLeading => continue,
             Err(refusal) if !is_refused => {
                 tracing::warn!(
                     error = refusal.text,
-                    "Events of decisions can't be written; the decisions are kept all the same"
+                    "Events of decisions can't be written; the decisions are persisted nevertheless"
                 );
             }
             Ok(_) if is_refused => tracing::info!("Events of decisions can be written again"),
@@ -84,22 +85,22 @@ async fn write(objects: Objects, mut waiting: mpsc::Receiver<QueuedEvent>) {
     }
 }
 
-fn event(namespace: &str, news: &QueuedEvent) -> Event {
-    let (name, uid) = &news.incident;
-    let is_loud = matches!(
-        news.kind,
+fn event(namespace: &str, queued: &QueuedEvent) -> Event {
+    let (name, uid) = &queued.incident;
+    let is_warning = matches!(
+        queued.kind,
         DecisionKind::Blocked | DecisionKind::Held | DecisionKind::ReleaseHeld | DecisionKind::Inherited
     );
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{name}.{:x}", news.at.as_nanosecond())),
+            name: Some(format!("{name}.{:x}", queued.at.as_nanosecond())),
             namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         },
-        action: Some(pascal(news.kind.as_str())),
-        reason: Some(pascal(news.kind.as_str())),
-        note: Some(cut(&news.note, MAX_NOTE)),
-        event_time: Some(MicroTime(news.at)),
+        action: Some(pascal(queued.kind.as_str())),
+        reason: Some(pascal(queued.kind.as_str())),
+        note: Some(cut(&queued.note, MAX_NOTE_BYTES)),
+        event_time: Some(MicroTime(queued.at)),
         regarding: Some(ObjectReference {
             api_version: Some(format!("{GROUP}/{VERSION}")),
             kind: Some(Resource::Incident.kind().to_owned()),
@@ -109,8 +110,8 @@ fn event(namespace: &str, news: &QueuedEvent) -> Event {
             ..ObjectReference::default()
         }),
         reporting_controller: Some(format!("{GROUP}/aggregator")),
-        reporting_instance: Some(cut(news.permit.identity(), MAX_INSTANCE)),
-        type_: Some(if is_loud { "Warning" } else { "Normal" }.to_owned()),
+        reporting_instance: Some(cut(queued.permit.identity(), MAX_INSTANCE_BYTES)),
+        type_: Some(if is_warning { "Warning" } else { "Normal" }.to_owned()),
         ..Event::default()
     }
 }
@@ -148,7 +149,7 @@ mod tests {
     fn texts_fit_whatever_their_letters_are() {
         assert_eq!(cut("abc", 3), "abc");
         assert_eq!(cut("abcdef", 5), "ab…");
-        assert!(cut(&"界".repeat(1000), MAX_NOTE).len() <= MAX_NOTE);
+        assert!(cut(&"界".repeat(1000), MAX_NOTE_BYTES).len() <= MAX_NOTE_BYTES);
         assert_eq!(pascal("release_held"), "ReleaseHeld");
     }
 }

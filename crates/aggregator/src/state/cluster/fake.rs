@@ -1,5 +1,6 @@
-//! An API server that keeps our own objects in memory, with the rules of the real one that our writes rely on:
-//! resourceVersions, generations, UIDs, the status as a subresource, JSON patches with tests, pages and watches.
+//! An API server that holds our own objects in memory, with those rules of the real one that our writes rely on.
+//! These are resourceVersions, generations, UIDs, the status as a subresource, JSON patches with tests, pages and
+//! watches.
 #![allow(dead_code, reason = "what one test does not need, another does")]
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use crate::state::cluster::Objects;
 
 pub(crate) const NAMESPACE: &str = "ours";
 /// How long a client waits for an answer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What happens to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +101,7 @@ impl Server {
             let (server, network) = (server.clone(), network.clone());
             async move { Ok::<_, std::io::Error>(server.over(network, request).await) }
         });
-        Cluster::of(Client::new(service, NAMESPACE), PATIENCE)
+        Cluster::of(Client::new(service, NAMESPACE), REQUEST_TIMEOUT)
     }
 
     pub(crate) fn cluster(&self) -> Cluster {
@@ -114,20 +115,20 @@ impl Server {
     /// Changes an object as `kubectl` would, without any check.
     pub(crate) fn edit(&self, plural: &str, name: &str, edit: impl FnOnce(&mut Value)) {
         self.store().edit(plural, name, edit);
-        self.tell();
+        self.notify_watches();
     }
 
     pub(crate) fn put(&self, plural: &str, name: &str, body: Value) {
         self.store().put(plural, name, body);
-        self.tell();
+        self.notify_watches();
     }
 
     pub(crate) fn remove(&self, plural: &str, name: &str) {
         self.store().remove(plural, name);
-        self.tell();
+        self.notify_watches();
     }
 
-    /// The present watches of a kind hang, as when a firewall has forgotten their connections.
+    /// Makes the present watches of a kind hang, as when a firewall has forgotten their connections.
     pub(crate) fn hang(&self, plural: &str) {
         let mut store = self.store();
         let watches = store.watches;
@@ -144,7 +145,7 @@ impl Server {
         (store.version, store.objects.clone())
     }
 
-    /// Starts again from a backup, as etcd does: versions go back, and watches have to list again.
+    /// Starts the server again from a backup, as etcd does: versions go back, and watches have to list again.
     pub(crate) fn restore(&self, (version, objects): (u64, BTreeMap<(String, String), Value>)) {
         {
             let mut store = self.store();
@@ -152,11 +153,11 @@ impl Server {
             store.log.clear();
             store.compacted = u64::MAX;
         }
-        self.tell();
+        self.notify_watches();
         self.store().compacted = 0;
     }
 
-    fn tell(&self) {
+    fn notify_watches(&self) {
         self.changed.send_modify(|n| *n += 1);
     }
 
@@ -187,7 +188,7 @@ impl Server {
             };
             (fault, answer)
         };
-        self.tell();
+        self.notify_watches();
         let Some((code, answer)) = answer.filter(|_| fault != Fault::Unanswered) else {
             return std::future::pending().await;
         };
@@ -336,8 +337,8 @@ impl Store {
         let version = live["metadata"]["resourceVersion"].clone();
         if *method == Method::DELETE {
             let options: Value = serde_json::from_slice(body).unwrap_or_default();
-            let wanted = &options["preconditions"]["resourceVersion"];
-            if wanted.is_string() && *wanted != version {
+            let expected = &options["preconditions"]["resourceVersion"];
+            if expected.is_string() && *expected != version {
                 return status(409, "the object has been modified");
             }
             self.writes.push(call.clone());
@@ -353,8 +354,8 @@ impl Store {
             },
             _ => merged(live.clone(), &body),
         };
-        let wanted = &patched["metadata"]["resourceVersion"];
-        if wanted.is_string() && *wanted != version {
+        let expected = &patched["metadata"]["resourceVersion"];
+        if expected.is_string() && *expected != version {
             return status(409, "the object has been modified");
         }
         self.writes.push(call.clone());

@@ -1,4 +1,4 @@
-//! What a leader knows of the objects that it writes, and how it notices that others changed them.
+//! The last known versions of the objects that a leader writes, by which it notices changes by others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,67 +8,67 @@ use kube::core::{DynamicObject, ObjectMeta};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::objects::stamp;
+use super::objects;
 use crate::state::persisted_state::{IncidentEntry, ObjectVersion, PersistedState};
 
 /// How long the watch may lag behind our own writes before an older version is taken for a restored backup.
-const BEHIND: Duration = Duration::from_secs(10);
+const MAX_WATCH_LAG: Duration = Duration::from_secs(10);
 
 /// An incident's object, as we last read it or as the API server answered our last write.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    pub(super) version: Box<str>,
+    pub(super) resource_version: Box<str>,
     pub(super) uid: Box<str>,
-    pub(super) stamp: ObjectVersion,
-    /// The object's generation: it changes with what operators want.
+    pub(super) version: ObjectVersion,
+    /// The object's generation, which grows with each command.
     pub(super) generation: i64,
-    /// Up to which generation operators' acts have been done, as its status says. `None` while that is not certain
-    /// because a write of ours had no answer.
+    /// The generation up to which all commands are done, by its status. `None` while that is not certain, because a
+    /// write of ours had no answer.
     pub(super) observed: Option<i64>,
-    /// What operators want, by field. Empty for most incidents.
-    wanted: BTreeMap<&'static str, Value>,
+    /// The requested commands, by field. Empty for most incidents.
+    requested: BTreeMap<&'static str, Value>,
 }
 
 impl Known {
     pub(super) fn of(live: &DynamicObject) -> Self {
-        let wanted: BTreeMap<&'static str, Value> = ["approve", "release"]
+        let requested: BTreeMap<&'static str, Value> = ["approve", "release"]
             .into_iter()
             .filter_map(|field| Some((field, live.data.get("spec")?.get(field)?.clone())))
             .collect();
         Self {
-            version: live.resource_version().unwrap_or_default().into(),
+            resource_version: live.resource_version().unwrap_or_default().into(),
             uid: live.uid().unwrap_or_default().into(),
-            stamp: stamp(live),
+            version: objects::version(live),
             generation: live.metadata.generation.unwrap_or(0),
             observed: live.data.pointer("/status/observed").and_then(Value::as_i64),
-            wanted,
+            requested,
         }
     }
 
-    /// An incident's object as the watch has seen it, for which operators want nothing.
-    pub(super) fn of_seen(live: ObjectMeta, stamp: ObjectVersion, observed: i64) -> Self {
+    /// An incident's object without commands, as the watch has seen it.
+    pub(super) fn of_seen(live: ObjectMeta, version: ObjectVersion, observed: i64) -> Self {
         Self {
-            version: live.resource_version.unwrap_or_default().into(),
+            resource_version: live.resource_version.unwrap_or_default().into(),
             uid: live.uid.unwrap_or_default().into(),
-            stamp,
+            version,
             generation: live.generation.unwrap_or(0),
             observed: Some(observed),
-            wanted: BTreeMap::new(),
+            requested: BTreeMap::new(),
         }
     }
 
     /// Whether the API server has gone back to an earlier state: it answered with `before` first, and with `self` later. Only
     /// its answers prove that, because the watch may be late.
     fn is_older_than(&self, before: &Self) -> bool {
-        let is_same_object = self.stamp.uid == before.stamp.uid;
-        let is_older_version = self.stamp.version != 0 && self.stamp.version < before.stamp.version;
+        let is_same_object = self.version.uid == before.version.uid;
+        let is_older_version = self.version.version != 0 && self.version.version < before.version.version;
         is_older_version || (is_same_object && self.generation < before.generation)
     }
 
-    /// The JSON patch that removes what operators wanted, if exactly that has been done. It fails if any of it has
-    /// changed by then.
-    pub(super) fn clearing(&self) -> Option<Value> {
-        if self.wanted.is_empty() || self.observed != Some(self.generation) {
+    /// The JSON patch that removes the commands, if exactly these have been carried out. The patch fails if any of
+    /// them has changed by then.
+    pub(super) fn removal_patch(&self) -> Option<Value> {
+        if self.requested.is_empty() || self.observed != Some(self.generation) {
             return None;
         }
         let test = |path: &str, value: Value| json!({"op": "test", "path": path, "value": value});
@@ -77,7 +77,7 @@ impl Known {
             test("/metadata/generation", self.generation.into()),
             test("/status/observed", self.generation.into()),
         ];
-        for (field, value) in &self.wanted {
+        for (field, value) in &self.requested {
             let path = format!("/spec/{field}");
             operations.push(test(&path, value.clone()));
             operations.push(json!({"op": "remove", "path": path}));
@@ -86,12 +86,13 @@ impl Known {
     }
 }
 
-/// An incident whose object differs from what we wrote.
+/// An incident whose object differs from our last write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changed {
     /// Its name.
     pub name: String,
-    /// Its generations start anew, from what its status says: it is another object of that name, or one from a backup.
+    /// Whether its generations start anew from the number in its status, because it is another object of that name,
+    /// or one from a backup.
     pub was_replaced: bool,
 }
 
@@ -102,29 +103,30 @@ pub(super) struct AllKnown {
     /// The incidents that the watch shows in an older version than we know, and since when.
     behind: BTreeMap<String, Instant>,
     /// The hash of the changed status that was last logged, by name.
-    said: BTreeMap<String, u64>,
-    /// It was logged that the API server was restored from a backup. It is logged once, although each Incident may show it.
+    logged: BTreeMap<String, u64>,
+    /// Whether it was logged that the API server was restored from a backup. That is logged once, although each
+    /// Incident may show it.
     is_restored: bool,
 }
 
 impl AllKnown {
-    /// When to look again whether the watch still lags behind.
+    /// When to check again whether the watch still lags behind.
     pub(super) fn next_look(&self) -> Option<Instant> {
-        self.behind.values().min().map(|since| *since + BEHIND)
+        self.behind.values().min().map(|since| *since + MAX_WATCH_LAG)
     }
 
     /// The incidents whose objects exist with another status than the one that we wrote last, and open ones that we did not write.
-    pub(super) fn changed(&mut self, kept: &PersistedState) -> Vec<Changed> {
+    pub(super) fn changed(&mut self, state: &PersistedState) -> Vec<Changed> {
         let now = Instant::now();
         let mut changed = Vec::new();
-        // What is removed is not waited for, and a later object of that name is another one.
-        self.behind.retain(|name, _| self.all.contains_key(name) && kept.incidents.contains_key(&**name));
-        self.said.retain(|name, _| self.all.contains_key(name));
-        let mut live = kept.incidents.iter().peekable();
-        let mut strange = Vec::new();
+        // A removed object is not waited for, and a later object of that name is another one.
+        self.behind.retain(|name, _| self.all.contains_key(name) && state.incidents.contains_key(&**name));
+        self.logged.retain(|name, _| self.all.contains_key(name));
+        let mut live = state.incidents.iter().peekable();
+        let mut unwritten = Vec::new();
         let mut note = |name: &str, seen: &IncidentEntry| {
-            if seen.is_open() && !kept.unread.incidents.contains_key(name) {
-                strange.push(Changed { name: name.to_owned(), was_replaced: false });
+            if seen.is_open() && !state.unread.incidents.contains_key(name) {
+                unwritten.push(Changed { name: name.to_owned(), was_replaced: false });
             }
         };
         for (name, known) in &self.all {
@@ -136,25 +138,26 @@ impl AllKnown {
                 // A write of ours that had no answer may be there; it is tried again in any case.
                 continue;
             }
-            let is_same_object = seen.version.uid == known.stamp.uid;
-            let is_behind = is_same_object && seen.version.version < known.stamp.version;
-            if is_behind && now < *self.behind.entry(name.clone()).or_insert(now) + BEHIND {
+            let is_same_object = seen.version.uid == known.version.uid;
+            let is_behind = is_same_object && seen.version.version < known.version.version;
+            if is_behind && now < *self.behind.entry(name.clone()).or_insert(now) + MAX_WATCH_LAG {
                 continue;
             }
             self.behind.remove(name);
-            let is_unread = kept.unread.incidents.contains_key(&**name);
+            let is_unread = state.unread.incidents.contains_key(&**name);
             let was_replaced = !is_same_object
                 || seen.generation < known.generation
                 || known.observed.is_some_and(|observed| observed > known.generation);
-            // The watch shows an unreadable object as it was read last.
-            let is_other = is_unread || seen.version.status != known.stamp.status;
-            if is_other && self.said.insert(name.clone(), seen.version.status) != Some(seen.version.status) {
+            // The watch shows an unreadable object in its last readable version.
+            let is_other = is_unread || seen.version.status != known.version.status;
+            if is_other && self.logged.insert(name.clone(), seen.version.status) != Some(seen.version.status)
+            {
                 tracing::error!(
                     alert = "state",
                     incident = name,
                     was_replaced,
                     "an Incident's status is not what was written: it was edited, wiped, or restored from a backup; it is \
-                     written again, and what its spec asks for is done"
+                     written again, and the commands in its spec are carried out"
                 );
             }
             if is_other || was_replaced {
@@ -162,11 +165,11 @@ impl AllKnown {
             }
         }
         live.for_each(|(other, seen)| note(other, seen));
-        changed.extend(strange);
+        changed.extend(unwritten);
         changed
     }
 
-    /// Notes how the API server has answered a write in `namespace`.
+    /// Notes the API server's answer to a write in `namespace`.
     pub(super) fn written(&mut self, name: String, now: Known, namespace: &str) {
         let is_older = self.all.get(&name).is_some_and(|before| now.is_older_than(before));
         if is_older && !self.is_restored {
@@ -181,10 +184,10 @@ impl AllKnown {
         self.all.insert(name, now);
     }
 
-    /// Takes the object as it is, because nothing can be written in its place.
+    /// Accepts the object as it is, because nothing can be written in its place.
     pub(super) fn accept(&mut self, name: &str, seen: ObjectVersion, generation: i64) {
         if let Some(known) = self.all.get_mut(name) {
-            (known.stamp, known.version) = (seen, seen.version.to_string().into());
+            (known.version, known.resource_version) = (seen, seen.version.to_string().into());
             (known.generation, known.observed) = (generation, None);
         }
     }
@@ -200,53 +203,53 @@ mod tests {
     use super::*;
     use crate::state::IncidentEntry;
 
-    fn stamp(version: u64, status: u64) -> ObjectVersion {
+    fn version(version: u64, status: u64) -> ObjectVersion {
         ObjectVersion { uid: 1, version, status }
     }
 
-    /// So many incidents, as they were written last.
+    /// This number of incidents, as they were written last.
     fn written(incidents: usize) -> AllKnown {
         let all = (0..incidents).map(|n| {
             let meta = ObjectMeta { generation: Some(1), ..ObjectMeta::default() };
-            (format!("i-{n}"), Known::of_seen(meta, stamp(5, 5), 1))
+            (format!("i-{n}"), Known::of_seen(meta, version(5, 5), 1))
         });
         AllKnown { all: all.collect(), ..AllKnown::default() }
     }
 
-    /// What the watch shows of them.
-    fn shown(incidents: usize, stamp: ObjectVersion) -> PersistedState {
-        let mut kept = PersistedState::default();
+    /// The same incidents as the watch shows them.
+    fn shown(incidents: usize, version: ObjectVersion) -> PersistedState {
+        let mut state = PersistedState::default();
         for n in 0..incidents {
             let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
-            let incident = IncidentEntry::new(spec, None, 1, None).unwrap().with_version(stamp);
-            kept.incidents.insert(format!("i-{n}").into(), Arc::new(incident));
+            let incident = IncidentEntry::new(spec, None, 1, None).unwrap().with_version(version);
+            state.incidents.insert(format!("i-{n}").into(), Arc::new(incident));
         }
-        kept
+        state
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_watch_is_not_waited_for_to_show_what_was_removed() {
+    async fn the_watch_need_not_show_incidents_that_were_removed() {
         for is_removed_here in [true, false] {
             let mut known = written(2);
-            assert!(known.changed(&shown(2, stamp(4, 4))).is_empty(), "the watch lags behind");
-            assert_eq!(known.next_look(), Some(Instant::now() + BEHIND));
+            assert!(known.changed(&shown(2, version(4, 4))).is_empty(), "the watch lags behind");
+            assert_eq!(known.next_look(), Some(Instant::now() + MAX_WATCH_LAG));
             let left = if is_removed_here { 2 } else { 0 };
             if is_removed_here {
                 known.all.clear();
             }
-            tokio::time::advance(BEHIND).await;
-            assert!(known.changed(&shown(left, stamp(4, 4))).is_empty());
-            assert_eq!(known.next_look(), None, "else it is looked again at once, for ever");
+            tokio::time::advance(MAX_WATCH_LAG).await;
+            assert!(known.changed(&shown(left, version(4, 4))).is_empty());
+            assert_eq!(known.next_look(), None, "otherwise it would be checked again at once, for ever");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_said_of_incidents_is_forgotten_with_them() {
+    async fn logged_hashes_are_dropped_with_their_incidents() {
         let mut known = written(100);
-        assert_eq!(known.changed(&shown(100, stamp(6, 6))).len(), 100);
-        assert_eq!(known.said.len(), 100);
+        assert_eq!(known.changed(&shown(100, version(6, 6))).len(), 100);
+        assert_eq!(known.logged.len(), 100);
         known.all.retain(|name, _| name == "i-7");
-        assert_eq!(known.changed(&shown(100, stamp(6, 6))).len(), 1);
-        assert_eq!(known.said.len(), 1);
+        assert_eq!(known.changed(&shown(100, version(6, 6))).len(), 1);
+        assert_eq!(known.logged.len(), 1);
     }
 }

@@ -1,7 +1,7 @@
-//! What is kept, as objects in the aggregator's own namespace.
+//! The persisted state as objects in the aggregator's own namespace.
 //!
-//! Written by the leader only, and only where the object is still the one that it knows: each write carries the
-//! resourceVersion of the last, and the leader's mark.
+//! Only the leader writes incidents, and only if the object is still the one that it knows. Each write carries the
+//! resourceVersion of the last one, and the leader's mark.
 
 mod events;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use self::events::{Events, QueuedEvent};
-use self::objects::{api_resource, body, kept, plural};
+use self::objects::{api_resource, body, plural, read_incident};
 use self::taking_over::Read;
 use super::crd::Resource;
 use super::persisted_state::ObjectVersion;
@@ -39,14 +39,14 @@ pub use self::known::Changed;
 use self::known::{AllKnown, Known};
 pub use self::watching::{Relist, Watching};
 
-/// Who we are to the API server when we write what is kept.
+/// The field manager of our writes of the persisted state.
 pub(super) const FIELD_MANAGER: &str = "procscan-aggregator";
 /// How many incidents are written at the same time.
 const CONCURRENCY: usize = 32;
 /// How many objects one answer of a list holds.
-const PAGE: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 /// How often a write is tried again after an operator has changed the object meanwhile.
-const TRIES: usize = 5;
+const MAX_TRIES: usize = 5;
 
 /// The objects of the aggregator's own namespace.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub struct ClusterStore {
 }
 
 impl ClusterStore {
-    /// Nothing is read or written yet.
+    /// A store that has read and written nothing yet.
     pub fn new(objects: Objects, relist: Option<Relist>) -> Self {
         let events = Events::start(objects.clone());
         Self { objects, known: AllKnown::default(), events, relist }
@@ -79,19 +79,19 @@ impl ClusterStore {
     }
 
     /// The incidents that we know in a later version than the watch shows.
-    pub fn unseen(&self, kept: &PersistedState) -> BTreeMap<String, ObjectVersion> {
+    pub fn unseen(&self, state: &PersistedState) -> BTreeMap<String, ObjectVersion> {
         let all = self.known.all.iter().filter(|_| self.relist.is_some());
-        let unseen = all.filter(|(name, known)| !known.stamp.is_in(kept, name));
-        unseen.map(|(name, known)| (name.clone(), known.stamp)).collect()
+        let unseen = all.filter(|(name, known)| !known.version.is_in(state, name));
+        unseen.map(|(name, known)| (name.clone(), known.version)).collect()
     }
 
-    /// Reads every incident. `seen` is what the watch has.
+    /// Reads every incident. `seen` is the state that the watch shows.
     ///
-    /// No object is marked as ours: the first write of each carries the resourceVersion that was read. Until then a
-    /// late write of the leader before may succeed; nothing follows from it any more, and it is put right like any
-    /// other change of a status.
+    /// No object is marked as ours, because the first write of each carries the resourceVersion that was read. Until
+    /// then a late write of the previous leader may succeed. Nothing follows from it any more, and it is overwritten
+    /// like any other change of a status.
     ///
-    /// Incidents of which nothing was decided yet are left out: the program that made them ended in between.
+    /// Incidents without decisions are left out. The program that made them ended in between.
     pub async fn load(&mut self, permit: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
         let Read { loaded, known, marks } = self.objects.take_over(seen).await?;
         permit.rank_after(marks.iter().map(String::as_str)).await;
@@ -99,7 +99,7 @@ impl ClusterStore {
         Ok(loaded)
     }
 
-    /// Writes incidents. Gives the names of those that can't be written, and why.
+    /// Writes incidents. Returns the names of those that can't be written, with the errors.
     pub async fn save(
         &mut self,
         permit: &WritePermit,
@@ -107,7 +107,7 @@ impl ClusterStore {
     ) -> Vec<(String, StateError)> {
         let put = |incident: Incident| {
             let (objects, permit) = (self.objects.clone(), permit.clone());
-            let known = self.known.all.get(&incident.name).map(|known| known.version.to_string());
+            let known = self.known.all.get(&incident.name).map(|known| known.resource_version.to_string());
             async move {
                 let written = objects.put(&incident, known, &permit).await;
                 (incident.name, written)
@@ -120,7 +120,7 @@ impl ClusterStore {
             match result {
                 Ok(live) => self.known.written(name, Known::of(&live), &self.objects.namespace),
                 Err(error) => {
-                    // It may have been written all the same.
+                    // The write may have been carried out.
                     if let Some(known) = self.known.all.get_mut(&name) {
                         known.observed = None;
                     }
@@ -131,40 +131,43 @@ impl ClusterStore {
         failed
     }
 
-    /// Tells decisions as Events of their Incidents, as far as there is room for them.
+    /// Writes decisions as Events of their Incidents, as far as the queue has room for them.
     pub fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
         let mut lost = 0;
         for (name, decision) in decisions {
             let Some(known) = self.known.all.get(name) else { continue };
-            let news = QueuedEvent {
+            let event = QueuedEvent {
                 incident: (name.clone(), known.uid.to_string()),
                 kind: decision.kind,
                 at: decision.at,
                 note: format!("{}: {}", decision.actor, decision.reason),
                 permit: permit.clone(),
             };
-            lost += usize::from(!self.events.tell(news));
+            lost += usize::from(!self.events.enqueue(event));
         }
         if lost > 0 {
-            tracing::warn!(lost, "too many decisions at once for Events; they are kept in their Incidents");
+            tracing::warn!(
+                lost,
+                "too many decisions at once for Events; they are persisted in their Incidents"
+            );
         }
     }
 
-    /// Removes what operators wanted after it has been done: only if our last answered write says so, and only exactly
-    /// what it had done. What operators have wanted since stays for the next time.
+    /// Removes the commands about an incident after they have been carried out. Our last answered write must say so,
+    /// and only exactly those commands are removed. Later ones stay for the next time.
     pub async fn remove_commands(&mut self, permit: &WritePermit, name: &str) -> Result<(), StateError> {
-        let Some(tests) = self.known.all.get(name).and_then(Known::clearing) else { return Ok(()) };
+        let Some(patch) = self.known.all.get(name).and_then(Known::removal_patch) else { return Ok(()) };
         let place = || format!("Incident {name}");
-        let clearing = serde_json::from_value(tests)
+        let removal = serde_json::from_value(patch)
             .map(Patch::<()>::Json)
             .map_err(|error| StateError::Unwritable(place(), error.to_string()))?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.objects.api(Resource::Incident);
         let ask = self.objects.ask("patch", "incidents.procscan.sealos.io").of(name);
-        let request = api.patch(name, &params, &clearing);
+        let request = api.patch(name, &params, &removal);
         match self.objects.cluster.write(permit, ask, request).await {
             Ok(live) => drop(self.known.all.insert(name.to_owned(), Known::of(&live))),
-            // Something has changed, so one of the tests failed.
+            // A part has changed, so one of the tests in the patch failed.
             Err(refusal)
                 if matches!(
                     refusal.kind,
@@ -175,9 +178,9 @@ impl ClusterStore {
         Ok(())
     }
 
-    /// The incidents whose objects differ from what we wrote last.
-    pub fn changed(&mut self, kept: &PersistedState) -> Vec<Changed> {
-        self.known.changed(kept)
+    /// The incidents whose objects differ from our last writes.
+    pub fn changed(&mut self, state: &PersistedState) -> Vec<Changed> {
+        self.known.changed(state)
     }
 
     /// The API server's time, if it is known.
@@ -185,26 +188,25 @@ impl ClusterStore {
         self.objects.cluster.server_time()
     }
 
-    /// When to look for changed objects again without any news.
+    /// When to check for changed objects again, even if the watch shows no change.
     pub fn next_look(&self) -> Option<Instant> {
         self.known.next_look()
     }
 
-    /// Takes an incident's object as it is.
-    pub fn accept(&mut self, kept: &PersistedState, name: &str) {
-        if let Some(incident) = kept.incidents.get(name) {
+    /// Accepts an incident's object as it is.
+    pub fn accept(&mut self, state: &PersistedState, name: &str) {
+        if let Some(incident) = state.incidents.get(name) {
             self.known.accept(name, incident.version, incident.generation);
         }
     }
 
-    /// Removes incidents that are kept no longer.
+    /// Removes incidents whose retention is over.
     pub async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
         for name in names {
-            let preconditions = self
-                .known
-                .all
-                .remove(name)
-                .map(|known| Preconditions { uid: None, resource_version: Some(known.version.into()) });
+            let preconditions = self.known.all.remove(name).map(|known| Preconditions {
+                uid: None,
+                resource_version: Some(known.resource_version.into()),
+            });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
             let api = self.objects.api(Resource::Incident);
             let ask = self.objects.ask("delete", "incidents.procscan.sealos.io").of(name);
@@ -225,19 +227,19 @@ impl Objects {
         Self { cluster, namespace }
     }
 
-    /// Where they are.
+    /// The namespace of the objects.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// Everything as it is at the moment.
+    /// Reads the whole current state.
     pub async fn read(&self) -> Result<PersistedState, StateError> {
         let mut all = PersistedState { is_complete: true, ..PersistedState::default() };
         for resource in Resource::ALL {
             for live in self.list(resource).await? {
                 let name = live.name_any();
                 match resource {
-                    Resource::Incident => match kept(&live) {
+                    Resource::Incident => match read_incident(&live) {
                         Ok(incident) => drop(all.incidents.insert(name.into(), Arc::new(incident))),
                         Err(error) => drop(all.unread.incidents.insert(name.into(), error)),
                     },
@@ -266,11 +268,11 @@ impl Objects {
 
     async fn list(&self, resource: Resource) -> Result<Vec<DynamicObject>, Refusal> {
         let mut all = Vec::new();
-        self.pages(resource, PAGE, |live| all.push(live)).await?;
+        self.pages(resource, PAGE_SIZE, |live| all.push(live)).await?;
         Ok(all)
     }
 
-    /// Lists all objects page by page, and drops each after it was taken in, because many are large.
+    /// Lists all objects page by page, and drops each after `take_in` has read it, because many are large.
     async fn pages(
         &self,
         resource: Resource,
@@ -302,7 +304,7 @@ impl Objects {
         permit: &WritePermit,
     ) -> Result<DynamicObject, StateError> {
         let mut version = known;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_TRIES {
             let over = match version.take() {
                 Some(version) => version,
                 None => match self.create(incident, permit).await {
@@ -315,11 +317,11 @@ impl Objects {
             };
             match self.write_status(incident, over, permit).await {
                 Ok(live) => return Ok(live),
-                // An operator has changed what is wanted, or another leader has written.
+                // An operator has given a command, or another leader has written.
                 Err(refusal) if refusal.kind == RefusalKind::Conflict => {
                     version = Some(self.version_of(incident, permit).await?);
                 }
-                // Somebody has deleted it. What it says is still true.
+                // Another program has deleted it, but the incident still exists.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
                 Err(refusal) => return Err(refusal.into()),
             }
@@ -327,8 +329,9 @@ impl Objects {
         Err(StateError::Contended(incident.name.clone()))
     }
 
-    /// The resourceVersion to write over, unless a later leader has written the status: then this replica must not
-    /// write any more, whatever its own clock says. A status that was edited, wiped or restored is written over.
+    /// The resourceVersion to write over, unless a later leader has written the status. In that case this replica
+    /// must not write any more, whatever its own clock shows. A status that was edited, wiped or restored is
+    /// overwritten.
     async fn version_of(&self, incident: &Incident, permit: &WritePermit) -> Result<String, StateError> {
         let live = self.get(Resource::Incident, &incident.name).await?;
         let writer = live.data.pointer("/status/writer").and_then(Value::as_str);

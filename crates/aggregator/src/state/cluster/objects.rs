@@ -1,4 +1,4 @@
-//! What is kept as objects, and back. Pure.
+//! Converts the persisted state to objects and back. Pure.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -56,7 +56,7 @@ pub(super) fn body(
 }
 
 impl Objects {
-    /// An object that is to be made.
+    /// A new object with this spec.
     pub(in crate::state) fn object(
         &self,
         resource: Resource,
@@ -69,8 +69,8 @@ impl Objects {
     }
 }
 
-/// What an object says of an incident.
-pub(super) fn kept(live: &DynamicObject) -> Result<IncidentEntry, String> {
+/// The incident in an object.
+pub(super) fn read_incident(live: &DynamicObject) -> Result<IncidentEntry, String> {
     let status: Option<IncidentStatus> = match live.data.get("status") {
         None | Some(Value::Null) => None,
         Some(status) if status.as_object().is_some_and(serde_json::Map::is_empty) => None,
@@ -78,11 +78,11 @@ pub(super) fn kept(live: &DynamicObject) -> Result<IncidentEntry, String> {
     };
     let generation = live.metadata.generation.unwrap_or(0);
     let incident = IncidentEntry::new(part(live, "spec")?, status.as_ref(), generation, manager(live))?;
-    Ok(incident.with_version(stamp(live)))
+    Ok(incident.with_version(version(live)))
 }
 
 /// The version of the object that was read.
-pub(super) fn stamp(live: &DynamicObject) -> ObjectVersion {
+pub(super) fn version(live: &DynamicObject) -> ObjectVersion {
     let mut uid = DefaultHasher::new();
     live.metadata.uid.hash(&mut uid);
     let mut status = Hashing(DefaultHasher::new());
@@ -92,12 +92,12 @@ pub(super) fn stamp(live: &DynamicObject) -> ObjectVersion {
     ObjectVersion { uid: uid.finish(), version: version.unwrap_or(0), status: status.0.finish() }
 }
 
-/// Whether the stamp belongs to the object version with this metadata.
-pub(super) fn is_version_of(stamp: ObjectVersion, live: &ObjectMeta) -> bool {
+/// Whether `version` is that of the object with this metadata.
+pub(super) fn is_version_of(version: ObjectVersion, live: &ObjectMeta) -> bool {
     let mut uid = DefaultHasher::new();
     live.uid.hash(&mut uid);
-    let version = live.resource_version.as_deref().and_then(|version| version.parse().ok());
-    stamp.uid == uid.finish() && version.is_some_and(|version: u64| version != 0 && version == stamp.version)
+    let number = live.resource_version.as_deref().and_then(|number| number.parse().ok());
+    version.uid == uid.finish() && number.is_some_and(|number: u64| number != 0 && number == version.version)
 }
 
 /// Hashes the bytes that are written to it.
@@ -125,7 +125,7 @@ pub(super) fn app_of(live: &DynamicObject) -> Option<App> {
     Some(App::from(&app))
 }
 
-/// The exemption if it is valid, or what is wrong with it.
+/// The exemption if it is valid, or the error.
 pub(super) fn exemption(live: &DynamicObject) -> Result<ExemptionSpec, UnreadExemption> {
     let spec = part(live, "spec").and_then(|spec: ExemptionSpec| {
         // By the API server's clock, because ours may be wrong.
@@ -137,23 +137,23 @@ pub(super) fn exemption(live: &DynamicObject) -> Result<ExemptionSpec, UnreadExe
     spec.map_err(|error| UnreadExemption { error, spec: as_it_is() })
 }
 
-/// `spec` or `status` of an object; what is wrong with it names the place.
+/// Reads `spec` or `status` of an object. The error names the place.
 pub(in crate::state) fn part<T: DeserializeOwned>(live: &DynamicObject, name: &str) -> Result<T, String> {
     let value = live.data.get(name).unwrap_or(&Value::Null);
     serde_path_to_error::deserialize(value).map_err(|e| format!("{name}.{}: {}", e.path(), e.inner()))
 }
 
-/// The annotation of the Enforcement with the log of what operators declare for more than one App.
+/// The annotation of the Enforcement with the log of declarations for more than one App.
 pub(in crate::state) const LOG: &str = "procscan-aggregator/declarations";
 
-/// The entries of that log. One that only another version can read is left out.
+/// The entries of that log. An entry that only another version can read is left out.
 pub(in crate::state) fn logged(live: &DynamicObject) -> Vec<Declaration> {
     let text = live.annotations().get(LOG).map_or("[]", String::as_str);
     let entries: Vec<Value> = serde_json::from_str(text).unwrap_or_default();
     entries.into_iter().filter_map(|entry| serde_json::from_value(entry).ok()).collect()
 }
 
-/// The mode that the Enforcement says, and since when, by the API server's record; `None` if it says none.
+/// The mode in the Enforcement, with its time by the API server's record. `None` if there is none.
 pub(super) fn declared_mode(live: &DynamicObject, spec: &EnforcementSpec) -> Option<Declaration> {
     let names_mode = |entry: &&ManagedFieldsEntry| {
         let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec"));
@@ -169,14 +169,14 @@ pub(super) fn created(live: &DynamicObject) -> Timestamp {
     live.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |created| created.0)
 }
 
-/// The program that last said what operators want.
+/// The program that last wrote a command.
 fn manager(live: &DynamicObject) -> Option<String> {
-    let wants = |entry: &&ManagedFieldsEntry| {
+    let has_command = |entry: &&ManagedFieldsEntry| {
         let fields = entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec"));
-        let names_act =
+        let names_command =
             |fields: &Value| fields.get("f:approve").is_some() || fields.get("f:release").is_some();
-        entry.subresource.as_deref().unwrap_or_default().is_empty() && fields.is_some_and(names_act)
+        entry.subresource.as_deref().unwrap_or_default().is_empty() && fields.is_some_and(names_command)
     };
-    let last = live.managed_fields().iter().filter(wants).max_by_key(|entry| entry.time.clone());
+    let last = live.managed_fields().iter().filter(has_command).max_by_key(|entry| entry.time.clone());
     last.and_then(|entry| entry.manager.clone())
 }

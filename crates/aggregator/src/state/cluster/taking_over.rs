@@ -1,6 +1,6 @@
 //! Reads every incident at the beginning of a term. The versions of all are read anew, but an incident that the watch
-//! has in the current version is not read again. So the time depends on what has changed, not on how many incidents are
-//! kept.
+//! has in the current version is not read again. So the time depends on the number of changed incidents, and not on
+//! the number of all.
 
 use futures_util::{StreamExt, stream};
 use kube::ResourceExt;
@@ -9,18 +9,18 @@ use kube::core::DynamicObject;
 use kube::core::metadata::PartialObjectMeta;
 
 use super::known::{AllKnown, Known};
-use super::objects::{app_of, is_version_of, kept, plural, was_written};
-use super::{CONCURRENCY, Objects, PAGE};
+use super::objects::{app_of, is_version_of, plural, read_incident, was_written};
+use super::{CONCURRENCY, Objects, PAGE_SIZE};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::state::crd::Resource;
 use crate::state::{Loaded, PersistedState, Unreadable};
 
-/// How many objects a page of a list with metadata only holds.
-const NAMES_PAGE: u32 = 2000;
-/// Up to how many incidents are read one by one; more are listed.
-const ONE_BY_ONE: usize = 500;
+/// How many objects one page of a list with metadata only has.
+const METADATA_PAGE_SIZE: u32 = 2000;
+/// The number of changed incidents up to which each is read by itself. More are listed.
+const MAX_SINGLE_READS: usize = 500;
 
-/// What has been read.
+/// The result of reading all incidents.
 #[derive(Default)]
 pub(super) struct Read {
     pub(super) loaded: Loaded,
@@ -30,29 +30,29 @@ pub(super) struct Read {
 }
 
 impl Objects {
-    /// Reads every incident as it is now; the watch has `seen` most of them.
+    /// Reads every incident as it is now. The watch has `seen` most of them.
     pub(super) async fn take_over(&self, seen: &PersistedState) -> Result<Read, Refusal> {
-        let (mut read, mut news) = (Read::default(), Vec::new());
+        let (mut read, mut changed) = (Read::default(), Vec::new());
         let (api, plural) = (self.api(Resource::Incident), plural(Resource::Incident));
-        let mut page = ListParams::default().limit(NAMES_PAGE);
+        let mut page = ListParams::default().limit(METADATA_PAGE_SIZE);
         loop {
             let found = self.cluster.ask(self.ask("list", &plural), api.list_metadata(&page)).await?;
-            news.extend(found.items.into_iter().filter_map(|live| read.take_over(live, seen)));
+            changed.extend(found.items.into_iter().filter_map(|live| read.take_over(live, seen)));
             match found.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
                 None => break,
             }
         }
-        if news.len() > ONE_BY_ONE {
+        if changed.len() > MAX_SINGLE_READS {
             read = Read::default();
-            self.pages(Resource::Incident, PAGE, |live| read.take_in(&live)).await?;
+            self.pages(Resource::Incident, PAGE_SIZE, |live| read.take_in(&live)).await?;
         } else {
             let get = |name: String| async move { self.get(Resource::Incident, &name).await };
-            let mut answers = stream::iter(news).map(get).buffer_unordered(CONCURRENCY);
+            let mut answers = stream::iter(changed).map(get).buffer_unordered(CONCURRENCY);
             while let Some(answer) = answers.next().await {
                 match answer {
                     Ok(live) => read.take_in(&live),
-                    // Deleted meanwhile.
+                    // The incident was deleted meanwhile.
                     Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
                     Err(refusal) => return Err(refusal),
                 }
@@ -64,8 +64,9 @@ impl Objects {
 }
 
 impl Read {
-    /// Takes over what the watch has if it is the current version; otherwise returns the name, to be read. An incident
-    /// with an operator's act is read in any case, because the act is removed by its exact content.
+    /// Takes over the watch's version of an incident if it is current. Otherwise returns the name, so that the
+    /// incident is read. An incident with a command is read in any case, because the command is removed by its exact
+    /// content.
     fn take_over(&mut self, live: PartialObjectMeta<DynamicObject>, seen: &PersistedState) -> Option<String> {
         let name = live.name_any();
         let incident = seen.incidents.get(&*name).filter(|incident| {
@@ -90,7 +91,7 @@ impl Read {
         let mark = live.data.pointer("/status/writer").and_then(|mark| mark.as_str());
         self.marks.extend(mark.map(str::to_owned));
         let unreadable = |error| Unreadable { app: app_of(live), error };
-        match kept(live).and_then(|kept| kept.document(&name)) {
+        match read_incident(live).and_then(|incident| incident.document(&name)) {
             Ok(None) if was_written(live) => {
                 let error = unreadable("its status was written, and is gone".to_owned());
                 self.loaded.unreadable.insert(name, error);

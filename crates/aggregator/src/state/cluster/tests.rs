@@ -1,4 +1,5 @@
-//! The leader's writes, as the API server answers them: conflicts, deletions, refusals, and what others write in between.
+//! The leader's writes, as the API server answers them: conflicts, deletions, refusals, and writes of others in
+//! between.
 
 mod watched;
 
@@ -38,7 +39,7 @@ fn incident(name: &str, state: &str) -> Incident {
     }
 }
 
-/// A leader that has read what is there, over `network`.
+/// A leader that has read all incidents, over `network`.
 async fn leader(server: &Server, permit: &WritePermit, network: Network) -> ClusterStore {
     let mut store = store_over(server, network);
     store.load(permit, &PersistedState::default()).await.unwrap();
@@ -62,19 +63,19 @@ fn names(server: &Server) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn history_is_removed_only_as_the_leader_knows_it() {
+async fn ended_incidents_are_removed_only_in_the_version_that_the_leader_knows() {
     let server = Server::default();
-    for name in ["asked-for", "gone", "over", "stays"] {
+    for name in ["requested", "gone", "over", "stays"] {
         server.put(INCIDENTS, name, object(name, "Ended"));
     }
     let permit = WritePermit::of_term(2, "a");
     let mut store = leader(&server, &permit, good()).await;
-    // An operator has asked for something since, and another incident is removed already.
-    server.edit(INCIDENTS, "asked-for", |object| object["spec"]["release"] = json!({"by": "bob"}));
+    // An operator has given a command since, and another incident is removed already.
+    server.edit(INCIDENTS, "requested", |object| object["spec"]["release"] = json!({"by": "bob"}));
     server.remove(INCIDENTS, "gone");
-    let over = ["asked-for", "gone", "over"].map(str::to_owned);
+    let over = ["requested", "gone", "over"].map(str::to_owned);
     store.remove(&permit, &over).await.unwrap();
-    assert_eq!(names(&server), ["asked-for", "stays"]);
+    assert_eq!(names(&server), ["requested", "stays"]);
 
     let mut store = leader(&server, &permit, refusing(Method::DELETE, 403)).await;
     let error = store.remove(&permit, &["stays".to_owned()]).await.unwrap_err();
@@ -82,11 +83,11 @@ async fn history_is_removed_only_as_the_leader_knows_it() {
     let mut store = leader(&server, &permit, good()).await;
     permit.give_up();
     assert!(store.remove(&permit, &["stays".to_owned()]).await.unwrap_err().is_lost());
-    assert_eq!(names(&server), ["asked-for", "stays"]);
+    assert_eq!(names(&server), ["requested", "stays"]);
 }
 
 #[tokio::test]
-async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
+async fn a_command_is_removed_only_if_it_is_still_the_one_that_was_carried_out() {
     let server = Server::default();
     let permit = WritePermit::of_term(2, "a");
     let release = |by: &'static str| move |object: &mut Value| object["spec"]["release"] = json!({"by": by});
@@ -98,7 +99,7 @@ async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
     let mut store = leader(&server, &permit, good()).await;
     server.edit(INCIDENTS, "changed", release("bob"));
     server.remove(INCIDENTS, "gone");
-    for name in ["cleared", "changed", "gone", "nobody"] {
+    for name in ["cleared", "changed", "gone", "missing"] {
         store.remove_commands(&permit, name).await.unwrap();
     }
     assert!(server.get(INCIDENTS, "cleared").unwrap()["spec"]["release"].is_null());
@@ -109,10 +110,10 @@ async fn an_act_is_cleared_away_only_if_it_is_still_the_one_that_was_done() {
     assert_eq!(server.get(INCIDENTS, "refused").unwrap()["spec"]["release"]["by"], "alice");
 }
 
-/// A crash between the making of the object and its first status, or a leader before: the object is there, and the
-/// leader does not know it.
+/// The object exists, and the leader does not know it. Its program crashed before the first status, or a previous
+/// leader made it.
 #[tokio::test]
-async fn an_incident_that_another_has_made_meanwhile_is_written_over_unless_by_a_later_leader() {
+async fn an_incident_that_another_program_has_made_meanwhile_is_overwritten_unless_by_a_later_leader() {
     let server = Server::default();
     let permit = WritePermit::of_term(2, "a");
     let mut store = leader(&server, &permit, good()).await;
@@ -137,7 +138,7 @@ async fn an_incident_that_another_has_made_meanwhile_is_written_over_unless_by_a
 }
 
 #[tokio::test]
-async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_others_are_kept() {
+async fn an_incident_that_can_not_be_made_is_refused_with_the_reason_and_the_others_are_persisted() {
     let server = Server::default();
     let permit = WritePermit::of_term(2, "a");
     let network = Box::new(|_: &mut Store, call: &Call| match call.method {
@@ -217,7 +218,7 @@ async fn an_incident_without_a_status_is_none_unless_the_api_server_knows_that_i
     assert_eq!(unreadable, [("wiped", "its status was written, and is gone")]);
 }
 
-/// `kubectl get -o yaml --show-managed-fields` tells the leader's writes from those of others.
+/// `kubectl get -o yaml --show-managed-fields` distinguishes the leader's writes from those of others.
 #[tokio::test(start_paused = true)]
 async fn the_api_server_records_that_the_leader_has_written() {
     let server = Server::default();
@@ -225,9 +226,9 @@ async fn the_api_server_records_that_the_leader_has_written() {
     let mut store = leader(&server, &permit, good()).await;
     store.save(&permit, vec![incident("web", "Held")]).await;
     server.edit(INCIDENTS, "web", |object| object["spec"]["approve"] = json!({"by": "alice"}));
-    let mut acted = incident("web", "Blocked");
-    acted.status.observed = 2;
-    store.save(&permit, vec![acted]).await;
+    let mut done = incident("web", "Blocked");
+    done.status.observed = 2;
+    store.save(&permit, vec![done]).await;
     store.remove_commands(&permit, "web").await.unwrap();
     store.announce(&permit, &[("web".to_owned(), decision(DecisionKind::Blocked, "too many"))]);
     sleep(Duration::from_secs(1)).await;
@@ -252,42 +253,44 @@ fn decision(kind: DecisionKind, reason: &str) -> Decision {
 
 /// What `kubectl describe` shows of an Incident, and what alerting reads of it.
 #[tokio::test(start_paused = true)]
-async fn each_decision_is_an_event_of_its_incident_until_the_right_to_write_is_lost() {
+async fn each_decision_is_an_event_of_its_incident_until_the_permit_is_lost() {
     let server = Server::default();
     server.put(INCIDENTS, "web", object("web", "Held"));
     let permit = WritePermit::of_term(2, "a");
     let store = leader(&server, &permit, good()).await;
-    let tell = |name: &str, kind| store.announce(&permit, &[(name.to_owned(), decision(kind, "too many"))]);
+    let announce =
+        |name: &str, kind| store.announce(&permit, &[(name.to_owned(), decision(kind, "too many"))]);
     for kind in [DecisionKind::Blocked, DecisionKind::ReleaseHeld, DecisionKind::Released] {
-        tell("web", kind);
+        announce("web", kind);
     }
-    tell("unknown", DecisionKind::Blocked);
+    announce("unknown", DecisionKind::Blocked);
     sleep(Duration::from_secs(1)).await;
     let events: Vec<Value> = server.store().events.iter().map(|(_, event)| event.clone()).collect();
-    let told: Vec<_> = events.iter().map(|event| (&event["reason"], &event["type"])).collect();
+    let kinds: Vec<_> = events.iter().map(|event| (&event["reason"], &event["type"])).collect();
     let (warning, normal) = (json!("Warning"), json!("Normal"));
     assert_eq!(
-        told,
+        kinds,
         [(&json!("Blocked"), &warning), (&json!("ReleaseHeld"), &warning), (&json!("Released"), &normal)]
     );
     let of = json!({"apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "name": "web",
                     "namespace": NAMESPACE, "uid": "uid-1"});
     assert_eq!(events[0]["regarding"], of);
     assert_eq!(events[0]["note"], "policy: too many");
-    let told = ["action", "reportingController", "eventTime"].map(|field| events[1][field].as_str().unwrap());
-    assert_eq!(told, ["ReleaseHeld", "procscan.sealos.io/aggregator", "2026-11-01T08:00:00.500000Z"]);
+    let fields =
+        ["action", "reportingController", "eventTime"].map(|field| events[1][field].as_str().unwrap());
+    assert_eq!(fields, ["ReleaseHeld", "procscan.sealos.io/aggregator", "2026-11-01T08:00:00.500000Z"]);
     assert_eq!(events[0]["metadata"]["namespace"], NAMESPACE);
     assert!(events[0]["metadata"]["name"].as_str().unwrap().starts_with("web."));
     assert_eq!(events[0]["reportingInstance"], "a");
 
-    // Those that wait when the right is lost are another's to tell.
-    tell("web", DecisionKind::Blocked);
+    // Events that wait when the permit is lost are not written.
+    announce("web", DecisionKind::Blocked);
     permit.give_up();
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.store().events.len(), 3);
 }
 
-/// No write waits for Events: the decision itself is kept in the Incident.
+/// No write waits for Events, because the decision itself is persisted in the Incident.
 #[tokio::test(start_paused = true)]
 async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written() {
     let server = Server::default();
@@ -308,12 +311,12 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
     let written = server.store().events.len();
     assert!((100..1000).contains(&written), "{written}");
     let lines = logged.lines();
-    let said = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    assert_eq!(said("Events of decisions can't be written; the decisions are kept all the same"), 1);
-    assert_eq!(said("Events of decisions can be written again"), 1);
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(count("Events of decisions can't be written; the decisions are persisted nevertheless"), 1);
+    assert_eq!(count("Events of decisions can be written again"), 1);
     assert_eq!(
-        said(&format!(
-            "too many decisions at once for Events; they are kept in their Incidents lost={}",
+        count(&format!(
+            "too many decisions at once for Events; they are persisted in their Incidents lost={}",
             1000 - 3 - written
         )),
         1
@@ -321,7 +324,7 @@ async fn events_that_are_refused_or_too_many_are_lost_and_later_ones_are_written
     store.announce(&permit, &[one(1000)]);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.store().events.last().unwrap().1["note"], "policy: 1000");
-    // That the right to write is lost is no trouble of the Events.
+    // A lost permit is no error of the Events.
     store.announce(&permit, &[one(1001)]);
     permit.give_up();
     sleep(Duration::from_secs(1)).await;

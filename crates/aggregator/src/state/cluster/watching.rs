@@ -1,4 +1,5 @@
-//! Keeps [`Kept`] like the objects, on every replica: what operators write shows at once, wherever they write it.
+//! Publishes the [`PersistedState`] as the objects have it, on every replica. So a command shows at once, by
+//! whichever program an operator writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,15 +16,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Objects;
-use super::objects::{created, declared_mode, exemption, kept, logged, part, plural};
+use super::objects::{created, declared_mode, exemption, logged, part, plural, read_incident};
 use crate::kubernetes::{self, Refusal};
 use crate::state::crd::Resource;
 use crate::state::persisted_state::{Declared, IncidentEntry, PersistedState, Unread};
 
-/// Changes within it are shown together: a storm writes many incidents.
-const SETTLE: Duration = Duration::from_millis(50);
+/// Changes within this time are published together, because a storm writes many incidents.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// What operators declare, apart from single Incidents.
+/// The kinds of objects by which operators declare something for more than one App.
 const DECLARED: [Resource; 2] = [Resource::Exemption, Resource::Enforcement];
 
 /// Watches the objects.
@@ -33,23 +34,23 @@ pub struct Watching {
     asked: watch::Receiver<Asked>,
 }
 
-/// The last request to list anew.
+/// The last request for new lists.
 #[derive(Clone, Copy, Debug, Default)]
 struct Asked {
     /// Counted from 1.
     number: u64,
-    /// Incidents are many: they are listed anew only if that is asked for.
+    /// Whether Incidents are listed too. They are many, so they are listed only on request.
     with_incidents: bool,
 }
 
-/// Asks [`Watching`] to list what operators declare anew: a watch may hang for minutes, or fail, and then shows what they
-/// wanted before.
+/// Asks [`Watching`] for new lists of the declarations. A watch may hang for minutes, or fail, and then shows old
+/// ones.
 #[derive(Debug)]
 pub struct Relist(watch::Sender<Asked>);
 
 impl Relist {
-    /// Asks, with or without the Incidents. Returns the number of the request: [`Kept::as_of`] reaches it with lists that
-    /// were begun after it.
+    /// Requests new lists, with or without the Incidents. Returns the number of the request.
+    /// [`PersistedState::as_of`] reaches it with lists that were begun after the request.
     pub fn ask(&self, with_incidents: bool) -> u64 {
         let number = self.0.borrow().number + 1;
         self.0.send_replace(Asked { number, with_incidents });
@@ -59,18 +60,18 @@ impl Relist {
 
 type Changes = BoxStream<'static, (Resource, Result<Event<DynamicObject>, watcher::Error>)>;
 
-/// The objects of each kind, as the watch has told of them.
+/// The objects of each kind, as the watch has reported them.
 #[derive(Default)]
 struct Known {
-    kept: PersistedState,
-    /// What a list that is still coming in has brought so far.
+    state: PersistedState,
+    /// The parts of unfinished lists that have arrived so far.
     coming: BTreeMap<Resource, Part>,
-    /// The kinds that have been listed whole.
+    /// The kinds of which a whole list has arrived.
     listed: BTreeMap<Resource, bool>,
     errors: BTreeMap<Resource, String>,
     /// Why the Enforcement, which applies to all decisions, can't be read.
     unread_enforcement: Option<String>,
-    /// The number of the last request to list anew.
+    /// The number of the last request for new lists.
     asked: u64,
     /// The kinds that have not been listed since then.
     asked_for: BTreeSet<Resource>,
@@ -87,20 +88,21 @@ struct Part {
 }
 
 impl Watching {
-    /// Watches `objects`. What they are now is asked for by [`Relist`].
+    /// Watches `objects`. New lists of them are requested by [`Relist`].
     pub fn new(objects: Objects) -> (Self, Relist) {
         let (ask, asked) = watch::channel(Asked::default());
         (Self { objects, asked }, Relist(ask))
     }
 
-    /// Runs until cancelled. `error` says why the objects can't be watched, if so; the last that was known stays.
+    /// Runs until cancelled. `error` has the reason why the objects can't be watched, if there is one. The last known
+    /// state stays.
     pub async fn run(
         mut self,
         shown: watch::Sender<Arc<PersistedState>>,
         error: watch::Sender<Option<String>>,
         cancel: CancellationToken,
     ) {
-        let (mut known, mut said) = (Known::default(), ReportedErrors::default());
+        let (mut known, mut reported) = (Known::default(), ReportedErrors::default());
         known.asked = self.asked.borrow_and_update().number;
         known.asked_for = Resource::ALL.into();
         let (mut incidents, mut declared) = (self.changes(Resource::Incident), self.declared());
@@ -124,7 +126,7 @@ impl Watching {
             };
             let Some((resource, change)) = first else { return };
             self.take_in(&mut known, resource, change);
-            let settled = tokio::time::sleep(SETTLE);
+            let settled = tokio::time::sleep(SETTLE_TIME);
             tokio::pin!(settled);
             loop {
                 let change = tokio::select! {
@@ -137,20 +139,21 @@ impl Watching {
                 self.take_in(&mut known, resource, change);
             }
             if known.asked_for.is_empty() {
-                known.kept.as_of = known.asked;
+                known.state.as_of = known.asked;
             }
-            known.kept.is_complete = Resource::ALL.iter().all(|resource| known.listed.contains_key(resource));
-            shown.send_replace(Arc::new(known.kept.clone()));
-            said.news(&known).iter().for_each(WatchUpdate::log);
+            known.state.is_complete =
+                Resource::ALL.iter().all(|resource| known.listed.contains_key(resource));
+            shown.send_replace(Arc::new(known.state.clone()));
+            reported.updates(&known).iter().for_each(WatchUpdate::log);
             let unreadable = known.unreadable().into_values();
             let problems: Vec<String> = known.errors.values().cloned().chain(unreadable).take(3).collect();
             let now = (!problems.is_empty()).then(|| problems.join("; "));
             error.send_if_modified(|before| {
-                let is_news = *before != now;
-                if is_news {
+                let is_changed = *before != now;
+                if is_changed {
                     *before = now;
                 }
-                is_news
+                is_changed
             });
         }
     }
@@ -205,29 +208,29 @@ impl Known {
         }
     }
 
-    /// Takes a complete list. An object that can't be read any more counts as it was read last.
+    /// Applies a complete list. An object that can't be read any more counts in its last readable version.
     fn replace(&mut self, resource: Resource, mut part: Part) {
         match resource {
             Resource::Incident => {
-                let before = std::mem::take(&mut self.kept.incidents);
+                let before = std::mem::take(&mut self.state.incidents);
                 let is_unread = |name: &Text| part.unread.incidents.contains_key(name);
                 part.incidents.extend(before.into_iter().filter(|(name, _)| is_unread(name)));
-                self.kept.incidents = part.incidents;
-                self.kept.unread.incidents = part.unread.incidents;
+                self.state.incidents = part.incidents;
+                self.state.unread.incidents = part.unread.incidents;
             }
             Resource::Exemption => {
-                let before = std::mem::take(&mut self.kept.exemptions);
+                let before = std::mem::take(&mut self.state.exemptions);
                 let is_unread = |name: &String| part.unread.exemptions.contains_key(name);
                 part.exemptions.extend(before.into_iter().filter(|(name, _)| is_unread(name)));
-                self.kept.exemptions = part.exemptions;
-                self.kept.declared.exemptions = part.declared.exemptions;
-                self.kept.unread.exemptions = part.unread.exemptions;
+                self.state.exemptions = part.exemptions;
+                self.state.declared.exemptions = part.declared.exemptions;
+                self.state.unread.exemptions = part.unread.exemptions;
             }
             Resource::Enforcement => {
                 self.unread_enforcement = part.unread_enforcement;
-                (self.kept.declared.log, self.kept.declared.mode) = (part.declared.log, part.declared.mode);
+                (self.state.declared.log, self.state.declared.mode) = (part.declared.log, part.declared.mode);
                 if self.unread_enforcement.is_none() {
-                    self.kept.enforcement = part.enforcement;
+                    self.state.enforcement = part.enforcement;
                 } else if !self.listed.contains_key(&resource) {
                     // Nothing is decided before the Enforcement could be read once.
                     return;
@@ -237,32 +240,32 @@ impl Known {
         self.listed.insert(resource, true);
     }
 
-    /// Takes the current state of one object: `part` is empty if it was deleted.
+    /// Applies the current state of one object: `part` is empty if it was deleted.
     fn change(&mut self, resource: Resource, name: &str, part: Part) {
         match resource {
             Resource::Incident => {
-                self.kept.unread.incidents.remove(name);
+                self.state.unread.incidents.remove(name);
                 if part.incidents.is_empty() && part.unread.incidents.is_empty() {
-                    self.kept.incidents.remove(name);
+                    self.state.incidents.remove(name);
                 }
-                self.kept.incidents.extend(part.incidents);
-                self.kept.unread.incidents.extend(part.unread.incidents);
+                self.state.incidents.extend(part.incidents);
+                self.state.unread.incidents.extend(part.unread.incidents);
             }
             Resource::Exemption => {
-                self.kept.unread.exemptions.remove(name);
+                self.state.unread.exemptions.remove(name);
                 if part.exemptions.is_empty() && part.unread.exemptions.is_empty() {
-                    self.kept.exemptions.remove(name);
+                    self.state.exemptions.remove(name);
                 }
-                self.kept.declared.exemptions.remove(name);
-                self.kept.declared.exemptions.extend(part.declared.exemptions);
-                self.kept.exemptions.extend(part.exemptions);
-                self.kept.unread.exemptions.extend(part.unread.exemptions);
+                self.state.declared.exemptions.remove(name);
+                self.state.declared.exemptions.extend(part.declared.exemptions);
+                self.state.exemptions.extend(part.exemptions);
+                self.state.unread.exemptions.extend(part.unread.exemptions);
             }
             Resource::Enforcement if name == enforcement::NAME => {
                 self.unread_enforcement = part.unread_enforcement;
-                (self.kept.declared.log, self.kept.declared.mode) = (part.declared.log, part.declared.mode);
+                (self.state.declared.log, self.state.declared.mode) = (part.declared.log, part.declared.mode);
                 if self.unread_enforcement.is_none() {
-                    self.kept.enforcement = part.enforcement;
+                    self.state.enforcement = part.enforcement;
                     self.listed.insert(resource, true);
                 }
             }
@@ -270,9 +273,9 @@ impl Known {
         }
     }
 
-    /// The objects that can't be read, and what follows from that.
+    /// The objects that can't be read, each with a text for people: the error, and what follows from it.
     fn unreadable(&self) -> BTreeMap<String, String> {
-        let mut all = self.kept.unreadable();
+        let mut all = self.state.unreadable();
         if let Some(error) = &self.unread_enforcement {
             let id = format!("Enforcement {}", enforcement::NAME);
             all.insert(id.clone(), format!("{id} can't be read: {error}"));
@@ -281,7 +284,7 @@ impl Known {
     }
 }
 
-/// What has been logged of the watch: each state once, when it begins and when it ends.
+/// The logged errors of the watch. Each is logged once when it begins, and once when it ends.
 #[derive(Default)]
 struct ReportedErrors {
     is_lost: bool,
@@ -299,22 +302,23 @@ enum WatchUpdate {
 
 impl ReportedErrors {
     /// The lines to log now.
-    fn news(&mut self, known: &Known) -> Vec<WatchUpdate> {
-        let mut news = Vec::new();
+    fn updates(&mut self, known: &Known) -> Vec<WatchUpdate> {
+        let mut updates = Vec::new();
         let lost = known.errors.values().next();
         if let Some(error) = lost.filter(|_| !self.is_lost) {
-            news.push(WatchUpdate::Lost(error.clone()));
+            updates.push(WatchUpdate::Lost(error.clone()));
         } else if lost.is_none() && self.is_lost {
-            news.push(WatchUpdate::Back);
+            updates.push(WatchUpdate::Back);
         }
         self.is_lost = lost.is_some();
         let unreadable = known.unreadable();
         let is_new = |(id, text): &(&String, &String)| self.unreadable.get(*id) != Some(*text);
-        news.extend(unreadable.iter().filter(is_new).map(|(_, text)| WatchUpdate::Unreadable(text.clone())));
+        updates
+            .extend(unreadable.iter().filter(is_new).map(|(_, text)| WatchUpdate::Unreadable(text.clone())));
         let is_over = |id: &&String| !unreadable.contains_key(*id);
-        news.extend(self.unreadable.keys().filter(is_over).map(|id| WatchUpdate::Readable(id.clone())));
+        updates.extend(self.unreadable.keys().filter(is_over).map(|id| WatchUpdate::Readable(id.clone())));
         self.unreadable = unreadable;
-        news
+        updates
     }
 }
 
@@ -324,9 +328,9 @@ impl WatchUpdate {
             Self::Lost(error) => tracing::error!(
                 alert = "state",
                 error,
-                "what is kept can't be watched; the last known state counts"
+                "the persisted state can't be watched; the last known state counts"
             ),
-            Self::Back => tracing::info!("what is kept can be watched again"),
+            Self::Back => tracing::info!("the persisted state can be watched again"),
             Self::Unreadable(error) => tracing::error!(alert = "state", error, "an object can't be read"),
             Self::Readable(object) => {
                 tracing::info!(object, "an object was mended or deleted, and is no longer unreadable");
@@ -339,7 +343,7 @@ impl Part {
     fn put(&mut self, resource: Resource, object: &DynamicObject) {
         let name = object.name_any();
         match resource {
-            Resource::Incident => match kept(object) {
+            Resource::Incident => match read_incident(object) {
                 Ok(incident) => drop(self.incidents.insert(name.into(), Arc::new(incident))),
                 Err(error) => drop(self.unread.incidents.insert(name.into(), error)),
             },
@@ -379,8 +383,8 @@ mod tests {
     }
 
     #[test]
-    fn each_state_is_said_once_when_it_begins_and_when_it_ends() {
-        let (mut known, mut said) = (Known::default(), ReportedErrors::default());
+    fn each_error_is_logged_once_when_it_begins_and_when_it_ends() {
+        let (mut known, mut reported) = (Known::default(), ReportedErrors::default());
         let list = |known: &mut Known, regex: &str| {
             for resource in Resource::ALL {
                 known.errors.remove(&resource);
@@ -392,28 +396,28 @@ mod tests {
             }
         };
         list(&mut known, "(");
-        assert!(matches!(said.news(&known)[..], [WatchUpdate::Unreadable(_)]));
-        assert!(said.news(&known).is_empty());
-        // An outage, in which each kind fails in its own words and its own time, and is listed anew after it.
+        assert!(matches!(reported.updates(&known)[..], [WatchUpdate::Unreadable(_)]));
+        assert!(reported.updates(&known).is_empty());
+        // An outage, in which each kind fails with its own error and at its own time, and is listed anew after it.
         for (resource, error) in Resource::ALL.into_iter().zip(["timeout", "refused", "reset"]) {
             known.errors.insert(resource, error.to_owned());
-            let news = said.news(&known);
-            assert_eq!(news.len(), usize::from(resource == Resource::Incident), "{news:?}");
+            let updates = reported.updates(&known);
+            assert_eq!(updates.len(), usize::from(resource == Resource::Incident), "{updates:?}");
             known.apply(resource, Event::Init);
-            assert!(said.news(&known).is_empty(), "it is being listed again");
+            assert!(reported.updates(&known).is_empty(), "it is being listed again");
         }
         known.errors.remove(&Resource::Incident);
-        assert!(said.news(&known).is_empty(), "the others are still out");
+        assert!(reported.updates(&known).is_empty(), "the others still fail");
         list(&mut known, "(");
-        assert_eq!(said.news(&known), [WatchUpdate::Back]);
-        // Mended.
+        assert_eq!(reported.updates(&known), [WatchUpdate::Back]);
+        // An operator mends the object.
         known.apply(Resource::Exemption, Event::Apply(exemption("one", "^ns-a$")));
-        assert_eq!(said.news(&known), [WatchUpdate::Readable("Exemption one".to_owned())]);
-        assert!(said.news(&known).is_empty());
+        assert_eq!(reported.updates(&known), [WatchUpdate::Readable("Exemption one".to_owned())]);
+        assert!(reported.updates(&known).is_empty());
     }
 
     #[test]
-    fn the_log_and_what_the_objects_declare_follow_the_watch() {
+    fn the_log_and_the_declarations_in_objects_follow_the_watch() {
         let mut known = Known::default();
         let by_kubectl = |mode: &str| {
             let mut object = DynamicObject::new(enforcement::NAME, &api_resource(Resource::Enforcement))
@@ -424,17 +428,17 @@ mod tests {
             object
         };
         let declared = |known: &Known| -> Vec<(String, String)> {
-            let all = known.kept.declared.all();
+            let all = known.state.declared.all();
             all.map(|entry| (entry.decision.as_str().to_owned(), entry.at.to_string())).collect()
         };
-        let told = |kind: &str, at: &str| (kind.to_owned(), at.to_owned());
+        let entry = |kind: &str, at: &str| (kind.to_owned(), at.to_owned());
         known.apply(Resource::Enforcement, Event::Apply(by_kubectl("paused")));
-        let paused = told("paused", "2026-01-02T10:00:00Z");
+        let paused = entry("paused", "2026-01-02T10:00:00Z");
         assert_eq!(declared(&known), std::slice::from_ref(&paused));
         let mut made = exemption("one", "^ns-a$");
         made.metadata.creation_timestamp = serde_json::from_value(json!("2026-01-02T11:00:00Z")).unwrap();
         known.apply(Resource::Exemption, Event::Apply(made));
-        assert_eq!(declared(&known), [paused.clone(), told("exemption_made", "2026-01-02T11:00:00Z")]);
+        assert_eq!(declared(&known), [paused.clone(), entry("exemption_made", "2026-01-02T11:00:00Z")]);
         known.apply(Resource::Exemption, Event::Delete(exemption("one", "^ns-a$")));
         assert_eq!(declared(&known), [paused]);
 
@@ -444,7 +448,7 @@ mod tests {
         logged.metadata.annotations = Some([(super::super::objects::LOG.to_owned(), log.to_owned())].into());
         known.apply(Resource::Enforcement, Event::Apply(logged));
         let expected =
-            [told("resumed", "2026-01-01T00:00:00Z"), told("mode_changed", "2026-01-02T10:00:00Z")];
+            [entry("resumed", "2026-01-01T00:00:00Z"), entry("mode_changed", "2026-01-02T10:00:00Z")];
         assert_eq!(declared(&known), expected, "an entry that can't be read is left out");
     }
 }

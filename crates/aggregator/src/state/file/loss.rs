@@ -1,4 +1,5 @@
-//! A start that finds Apps blocked, and a state file in which nothing was decided: the one before may be lost.
+//! A start that finds Apps blocked, with a state file in which nothing was decided. The file before may be lost, so
+//! the service pauses.
 
 use jiff::Timestamp;
 use procscan_core::state::{Declaration, EnforcementSpec};
@@ -14,23 +15,24 @@ const NEW_FILE: &str = "Apps were blocked, and the state file was new: if there 
     accused may be blocked then; release or exempt those that must not be blocked";
 
 impl FileStore {
-    /// For a start that finds Apps blocked: if nothing was decided with this file yet, the file goes on as after damage.
+    /// For a start that finds Apps blocked: if nothing was decided with this file yet, the file goes on as after
+    /// damage.
     ///
-    /// That holds too if an earlier start made the file and was killed before it could persist the pause, and if operators
-    /// have declared exemptions since. A mode that they have declared counts more.
+    /// That holds too if an earlier start made the file and was killed before it could persist the pause. It also
+    /// holds if operators have declared exemptions since. A mode that they have declared takes precedence.
     pub async fn begin_after_loss(&self) -> Result<(), StateError> {
         let is_new = self.0.inner.lock().await.is_new;
         let Some(spec) = self.0.after_loss.clone().filter(|_| is_new) else { return Ok(()) };
         let spec = EnforcementSpec { reason: Some(NEW_FILE.to_owned()), ..spec };
         let mut is_changed = false;
-        let change = |kept: &mut PersistedState| {
-            if kept.enforcement != EnforcementSpec::default() {
+        let change = |state: &mut PersistedState| {
+            if state.enforcement != EnforcementSpec::default() {
                 return Ok(Batch::default());
             }
             is_changed = true;
-            kept.enforcement = spec.clone();
-            let told = declared(&Declaration::of_mode(&spec, Timestamp::now()))?;
-            Ok(Batch { put: vec![enforced(&spec)?], decisions: vec![told], ..Batch::default() })
+            state.enforcement = spec.clone();
+            let entry = declared(&Declaration::of_mode(&spec, Timestamp::now()))?;
+            Ok(Batch { put: vec![enforced(&spec)?], decisions: vec![entry], ..Batch::default() })
         };
         self.change::<StateError>(change).await?;
         if is_changed {

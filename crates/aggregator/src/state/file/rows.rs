@@ -1,4 +1,4 @@
-//! The rows of the state file: converts documents to `PersistedState` and back.
+//! The rows of the state file: converts documents to a [`PersistedState`] and back.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ struct DecisionRow<'a> {
 }
 
 pub(super) fn document(name: &str, incident: &IncidentEntry) -> Result<Document, StateError> {
-    // A status that can't be unpacked must not be written as if nothing had been decided.
+    // A status that can't be decompressed must not be written as if nothing had been decided.
     let status =
         incident.status().map_err(|error| StateError::Unwritable(place(Kind::Incident, name), error))?;
     written(name, &incident.spec(), status.as_ref(), incident.generation)
@@ -77,7 +77,7 @@ pub(super) fn enforced(spec: &EnforcementSpec) -> Result<Document, StateError> {
 }
 
 fn json(kind: Kind, name: &str, of: &impl Serialize) -> Result<String, StateError> {
-    // Serializing our types can't fail; an error is returned all the same so that nothing is lost silently.
+    // Serializing our types can't fail. An error is still returned, so that nothing is lost silently.
     serde_json::to_string(of).map_err(|e| StateError::Unwritable(place(kind, name), e.to_string()))
 }
 
@@ -107,20 +107,20 @@ pub(super) fn declared(declaration: &Declaration) -> Result<LoggedDecision, Stat
     Ok(LoggedDecision { at: declaration.at, namespace: String::new(), body })
 }
 
-/// Everything that is kept, to be written into an empty file, with the rows that can't be read unchanged.
-pub(super) fn everything(kept: &PersistedState, aside: &[Document]) -> Result<Batch, StateError> {
-    let mut batch = Batch { put: aside.to_vec(), ..Batch::default() };
-    for (name, incident) in &kept.incidents {
+/// The whole state, to be written into an empty file, with the unreadable rows unchanged.
+pub(super) fn everything(state: &PersistedState, unreadable: &[Document]) -> Result<Batch, StateError> {
+    let mut batch = Batch { put: unreadable.to_vec(), ..Batch::default() };
+    for (name, incident) in &state.incidents {
         batch.put.push(document(name, incident)?);
         if let Ok(Some(status)) = incident.status() {
             batch.decisions.extend(logged(name, &incident.spec(), &status)?);
         }
     }
-    for (name, spec) in &kept.exemptions {
+    for (name, spec) in &state.exemptions {
         batch.put.push(exempted(name, spec)?);
     }
-    if kept.is_complete {
-        batch.put.push(enforced(&kept.enforcement)?);
+    if state.is_complete {
+        batch.put.push(enforced(&state.enforcement)?);
     }
     Ok(batch)
 }
@@ -129,9 +129,9 @@ pub(super) fn everything(kept: &PersistedState, aside: &[Document]) -> Result<Ba
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     /// The rows that can be read. Complete unless the Enforcement can't be read.
-    pub(super) kept: PersistedState,
+    pub(super) persisted: PersistedState,
     /// The rows that can't be read, unchanged.
-    pub(super) aside: Vec<Document>,
+    pub(super) unreadable: Vec<Document>,
     /// Why the Enforcement can't be read.
     pub(super) enforcement: Option<StateError>,
 }
@@ -139,12 +139,12 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn of(documents: &[Document]) -> Self {
         let mut rows = Self {
-            kept: PersistedState { is_complete: true, ..PersistedState::default() },
+            persisted: PersistedState { is_complete: true, ..PersistedState::default() },
             ..Self::default()
         };
         for document in documents {
             if !rows.take(document) {
-                rows.aside.push(document.clone());
+                rows.unreadable.push(document.clone());
             }
         }
         rows
@@ -152,17 +152,19 @@ impl Rows {
 
     /// Takes a row. Returns whether it could be read.
     fn take(&mut self, Document { kind, name, body }: &Document) -> bool {
-        let unread = &mut self.kept.unread;
+        let unread = &mut self.persisted.unread;
         match kind {
             Kind::Incident => match read_incident(name, body) {
-                Ok(incident) => drop(self.kept.incidents.insert(name.as_str().into(), Arc::new(incident))),
+                Ok(incident) => {
+                    drop(self.persisted.incidents.insert(name.as_str().into(), Arc::new(incident)))
+                }
                 Err(error) => {
                     unread.incidents.insert(name.as_str().into(), error);
                     return false;
                 }
             },
             Kind::Exemption => match read(body) {
-                Ok(spec) => drop(self.kept.exemptions.insert(name.clone(), spec)),
+                Ok(spec) => drop(self.persisted.exemptions.insert(name.clone(), spec)),
                 Err(error) => {
                     let spec = serde_json::from_str(body).unwrap_or_default();
                     unread.exemptions.insert(name.clone(), UnreadExemption { error, spec });
@@ -170,9 +172,9 @@ impl Rows {
                 }
             },
             Kind::Enforcement => match read(body) {
-                Ok(spec) => self.kept.enforcement = spec,
+                Ok(spec) => self.persisted.enforcement = spec,
                 Err(error) => {
-                    self.kept.is_complete = false;
+                    self.persisted.is_complete = false;
                     self.enforcement = Some(StateError::Unreadable(place(*kind, name), error));
                     return false;
                 }
@@ -182,12 +184,12 @@ impl Rows {
     }
 }
 
-/// Whether a row is still one of those that can't be read, by `kept`.
-pub(super) fn is_aside(kept: &PersistedState, Document { kind, name, .. }: &Document) -> bool {
+/// Whether a row is still one of those that can't be read, by `state`.
+pub(super) fn is_unreadable(state: &PersistedState, Document { kind, name, .. }: &Document) -> bool {
     match kind {
-        Kind::Incident => kept.unread.incidents.contains_key(&**name),
-        Kind::Exemption => kept.unread.exemptions.contains_key(name),
-        Kind::Enforcement => !kept.is_complete,
+        Kind::Incident => state.unread.incidents.contains_key(&**name),
+        Kind::Exemption => state.unread.exemptions.contains_key(name),
+        Kind::Enforcement => !state.is_complete,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::state::{Store, Unreadable};
 use crate::telemetry::logged::Logged;
 
 #[tokio::test]
-async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_nothing() {
+async fn only_commands_that_are_done_are_removed_and_the_next_command_waits_for_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path()).await.unwrap();
     let at = Timestamp::UNIX_EPOCH;
@@ -27,19 +27,19 @@ async fn only_what_has_been_done_is_cleared_away_and_the_next_word_waits_for_not
     let alice = IncidentRequest::Approve(Approval { by: Some("alice".into()), reason: None });
     let bob = IncidentRequest::Release(Release { by: Some("bob".into()), ..Release::default() });
     assert_eq!(store.submit("a", &alice).await.unwrap(), 1);
-    // Bob acts after the leader has looked, and before it has kept what it did.
+    // Bob gives a command after the leader has read the first one, and before it has persisted that it is done.
     assert_eq!(store.submit("a", &bob).await.unwrap(), 2);
     status.observed = 1;
     assert!(save(&status).await.is_empty());
     store.remove_commands("a").await.unwrap();
-    let kept = store.shown().borrow().incidents["a"].clone();
-    let wanted = kept.requested.as_deref().unwrap();
-    assert!(wanted.release.is_some() && wanted.approve.is_some());
+    let incident = store.shown().borrow().incidents["a"].clone();
+    let requested = incident.requested.as_deref().unwrap();
+    assert!(requested.release.is_some() && requested.approve.is_some());
     status.observed = 2;
     assert!(save(&status).await.is_empty());
     store.remove_commands("a").await.unwrap();
-    let kept = store.shown().borrow().incidents["a"].clone();
-    assert!(kept.requested.is_none());
+    let incident = store.shown().borrow().incidents["a"].clone();
+    assert!(incident.requested.is_none());
     assert_eq!(store.submit("a", &alice).await.unwrap(), 3);
 }
 
@@ -65,12 +65,12 @@ fn exemption(namespace: &str) -> ExemptionSpec {
 }
 
 #[tokio::test]
-async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
+async fn rows_that_can_not_be_read_are_reported_and_stay_as_they_are() {
     let directory = tempfile::tempdir().unwrap();
     let odd = [
         row(Kind::Exemption, "later", &json!({"namespace": {"glob": "ns-*"}, "reason": 5})),
         row(Kind::Incident, "later", &incident_of("web", "Quarantined")),
-        row(Kind::Incident, "nobody's", &json!({"of": "another shape"})),
+        row(Kind::Incident, "unknown", &json!({"of": "another shape"})),
     ];
     let good = [
         row(Kind::Exemption, "good", &json!(exemption("ns-b"))),
@@ -83,13 +83,13 @@ async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
     let apps = unreadable.iter().map(|(name, Unreadable { app, .. })| (&**name, app.clone()));
     assert_eq!(
         apps.collect::<Vec<_>>(),
-        [("later", Some(App::new("ns-a", "app", "web"))), ("nobody's", None)]
+        [("later", Some(App::new("ns-a", "app", "web"))), ("unknown", None)]
     );
     assert!(unreadable["later"].error.starts_with("status.state: unknown variant"), "{unreadable:?}");
-    let kept = store.shown().borrow().clone();
-    assert!(kept.is_complete && kept.exemptions.len() == 1);
-    assert_eq!(kept.rules().1.len(), 1, "nothing new is blocked that it may cover");
-    assert_eq!(kept.unreadable().len(), 3);
+    let state = store.shown().borrow().clone();
+    assert!(state.is_complete && state.exemptions.len() == 1);
+    assert_eq!(state.rules().1.len(), 1, "nothing new is blocked that it may cover");
+    assert_eq!(state.unreadable().len(), 3);
 
     // Nothing overwrites them or takes their names.
     let written = incidents[0].clone();
@@ -119,17 +119,16 @@ async fn rows_that_can_not_be_read_are_set_aside_and_stay_as_they_are() {
 }
 
 #[tokio::test]
-async fn while_it_can_not_be_read_what_operators_say_of_all_decisions_nothing_is_decided_until_they_say_it_anew()
- {
+async fn while_the_mode_can_not_be_read_nothing_is_decided_until_operators_set_it_again() {
     let directory = tempfile::tempdir().unwrap();
     let odd = row(Kind::Enforcement, "procscan", &json!({"mode": "half"}));
     file(directory.path(), vec![odd, row(Kind::Incident, "good", &incident_of("shop", "Held"))]).await;
     let store = FileStore::open(directory.path()).await.unwrap();
     let error = store.load().await.unwrap_err().to_string();
     assert!(error.starts_with("Enforcement procscan can't be read: mode: unknown variant `half`"), "{error}");
-    let kept = store.shown().borrow().clone();
-    assert!(!kept.is_complete && !store.is_known() && kept.incidents.len() == 1);
-    // Another act of operators does not hide the error.
+    let state = store.shown().borrow().clone();
+    assert!(!state.is_complete && !store.is_known() && state.incidents.len() == 1);
+    // Another command of operators does not hide the error.
     store.add_exemption("other", &exemption("ns-b")).await.unwrap();
     assert!(!store.is_known());
     store
@@ -148,13 +147,13 @@ async fn names(directory: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn history_that_is_removed_is_gone_from_what_is_shown_and_from_the_file() {
+async fn removed_incidents_are_gone_from_the_published_state_and_from_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let rows = ["a", "b", "c"].map(|name| row(Kind::Incident, name, &incident_of(name, "Ended")));
     file(directory.path(), rows.to_vec()).await;
     let store = FileStore::open(directory.path()).await.unwrap();
     assert!(!store.has_set_aside().await);
-    store.remove(&["a".to_owned(), "c".to_owned(), "nobody".to_owned()]).await.unwrap();
+    store.remove(&["a".to_owned(), "c".to_owned(), "missing".to_owned()]).await.unwrap();
     assert_eq!(store.shown().borrow().incidents.keys().map(|name| &**name).collect::<Vec<_>>(), ["b"]);
     drop(store);
     assert_eq!(names(directory.path()).await, ["b"]);
@@ -164,10 +163,10 @@ fn paused() -> EnforcementSpec {
     EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() }
 }
 
-/// Operators' pauses and releases are lost with a damaged file: the service goes on paused until an operator says more,
-/// also where the start that found the damage was killed before it could write that down.
+/// Operators' pauses and releases are lost with a damaged file, so the service goes on paused until an operator sets
+/// the mode. The same holds if the start that found the damage was killed before it could persist the pause.
 #[tokio::test]
-async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more() {
+async fn after_damage_the_configured_mode_counts_until_operators_set_another() {
     for is_killed_first in [false, true] {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
@@ -180,10 +179,10 @@ async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more(
         let store = FileStore::open_with(path, Some(paused())).await.unwrap();
         drop(guard);
         let lines = logged.lines();
-        let told: Vec<_> = lines.iter().filter(|line| line.contains("mode=\"paused\"")).collect();
-        assert_eq!(told.len(), 1, "{lines:?}");
-        for said in ["what brakes held", "their window", "`incidents --state watched`", "Release or exempt"] {
-            assert!(told[0].contains(said), "{told:?}");
+        let alerts: Vec<_> = lines.iter().filter(|line| line.contains("mode=\"paused\"")).collect();
+        assert_eq!(alerts.len(), 1, "{lines:?}");
+        for part in ["what brakes held", "their window", "`incidents --state watched`", "Release or exempt"] {
+            assert!(alerts[0].contains(part), "{alerts:?}");
         }
         assert_eq!(store.has_set_aside().await, !is_killed_first);
         assert_eq!(store.shown().borrow().enforcement, paused());
@@ -195,7 +194,7 @@ async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more(
         store.set_enforcement(&resumed).await.unwrap();
         drop(store);
         let store = FileStore::open_with(path, Some(paused())).await.unwrap();
-        assert_eq!(store.shown().borrow().enforcement, resumed, "an operator has said more");
+        assert_eq!(store.shown().borrow().enforcement, resumed, "an operator has set the mode");
     }
     // Without damage it never counts.
     let directory = tempfile::tempdir().unwrap();
@@ -204,7 +203,7 @@ async fn after_damage_what_is_configured_for_it_counts_until_operators_say_more(
 }
 
 #[tokio::test]
-async fn a_file_that_is_anothers_or_newer_ends_the_start_and_anything_else_is_waited_out() {
+async fn a_locked_or_newer_file_ends_the_start_and_any_other_error_is_tried_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let first = FileStore::open(path).await.unwrap();
@@ -216,7 +215,7 @@ async fn a_file_that_is_anothers_or_newer_ends_the_start_and_anything_else_is_wa
     let error = FileStore::open(path).await.unwrap_err().to_string();
     assert!(error.contains("a newer version of procscan-aggregator has written it"), "{error}");
 
-    // In its place is a directory, which an operator moves away.
+    // A directory in its place, which an operator moves away.
     std::fs::remove_file(&database).unwrap();
     std::fs::create_dir(&database).unwrap();
     let store = FileStore::open(path).await.unwrap();
@@ -231,7 +230,7 @@ async fn a_file_that_is_anothers_or_newer_ends_the_start_and_anything_else_is_wa
 
 /// The leader's use of a file through [`Store`], from a start at which the disk was not ready.
 #[tokio::test]
-async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of_what_is_over() {
+async fn a_store_reads_declarations_once_the_file_is_there_and_removes_old_entries() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     let database = path.join("state.db");
@@ -266,7 +265,7 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
     std::fs::remove_file(&database).unwrap();
     store.read_declarations().await.unwrap();
 
-    // A copy has the same, and nothing of it is ever kept.
+    // A copy has the same incidents, and never persists them.
     let mut copy = Store::Copy(incidents.to_vec());
     assert!(copy.save(&permit, Vec::new()).await.is_empty());
     assert_eq!(copy.load(&permit, &PersistedState::default()).await.unwrap().incidents, incidents);
@@ -274,19 +273,19 @@ async fn a_store_hears_what_operators_want_once_the_file_is_there_and_lets_go_of
 }
 
 #[tokio::test]
-async fn in_a_file_too_a_second_word_of_the_same_kind_waits_for_the_first() {
+async fn in_a_file_too_a_second_command_of_the_same_kind_is_refused_until_the_first_is_done() {
     let directory = tempfile::tempdir().unwrap();
     file(directory.path(), vec![row(Kind::Incident, "a", &incident_of("web", "Held"))]).await;
     let store = FileStore::open(directory.path()).await.unwrap();
     let approve = IncidentRequest::Approve(Approval { by: Some("alice".into()), reason: None });
     let release = IncidentRequest::Release(Release { by: Some("bob".into()), ..Release::default() });
-    for (want, number) in [(&approve, 1), (&release, 2)] {
-        assert_eq!(store.submit("a", want).await.unwrap(), number);
-        assert!(matches!(store.submit("a", want).await, Err(OperatorCommandError::Busy(_))));
+    for (request, number) in [(&approve, 1), (&release, 2)] {
+        assert_eq!(store.submit("a", request).await.unwrap(), number);
+        assert!(matches!(store.submit("a", request).await, Err(OperatorCommandError::Busy(_))));
     }
-    assert!(matches!(store.submit("nobody", &approve).await, Err(OperatorCommandError::Unknown(..))));
+    assert!(matches!(store.submit("missing", &approve).await, Err(OperatorCommandError::Unknown(..))));
     assert!(matches!(
-        store.remove_exemption("nobody", "alice").await,
+        store.remove_exemption("missing", "alice").await,
         Err(OperatorCommandError::Unknown(..))
     ));
     store.add_exemption("vendor", &exemption("ns-a")).await.unwrap();
@@ -296,9 +295,12 @@ async fn in_a_file_too_a_second_word_of_the_same_kind_waits_for_the_first() {
     ));
     drop(store);
     let store = FileStore::open(directory.path()).await.unwrap();
-    let kept = store.shown().borrow().clone();
-    let incident = &kept.incidents["a"];
-    let wanted = incident.requested.as_deref().unwrap();
-    assert_eq!((incident.generation, wanted.approve.is_some(), wanted.release.is_some()), (2, true, true));
-    assert_eq!(kept.exemptions["vendor"], exemption("ns-a"));
+    let state = store.shown().borrow().clone();
+    let incident = &state.incidents["a"];
+    let requested = incident.requested.as_deref().unwrap();
+    assert_eq!(
+        (incident.generation, requested.approve.is_some(), requested.release.is_some()),
+        (2, true, true)
+    );
+    assert_eq!(state.exemptions["vendor"], exemption("ns-a"));
 }

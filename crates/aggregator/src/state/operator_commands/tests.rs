@@ -1,4 +1,4 @@
-//! What operators say through the API, as the objects show it afterwards.
+//! Operator commands and declarations through the API, as the objects show them afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ fn approval() -> Approval {
     Approval { by: Some("alice".into()), reason: Some("seen".into()) }
 }
 
-fn desk_over(server: &Server, network: Network) -> OperatorCommands {
+fn commands_over(server: &Server, network: Network) -> OperatorCommands {
     OperatorCommands::Cluster(Objects::new(server.cluster_over(network), NAMESPACE.to_owned()))
 }
 
@@ -58,7 +58,7 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
         counted.fetch_add(1, Ordering::Relaxed);
         Fault::None
     });
-    let operator_commands = desk_over(&server, network);
+    let operator_commands = commands_over(&server, network);
     held(&server, "web");
     for name in ["../incidents/web", "web?dryRun=All", "web#", "..", "web/status"] {
         for error in [
@@ -67,7 +67,7 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
                 .release(name, Release { by: None, reason: None, until: None })
                 .await
                 .unwrap_err(),
-            operator_commands.remove_exemption(name, "ops", None).await.unwrap_err(),
+            operator_commands.remove_exemption(name, "alice", None).await.unwrap_err(),
         ] {
             let part = format!("invalid name {name:?}: expected a Kubernetes name");
             assert!(matches!(&error, OperatorCommandError::Invalid(text) if text.contains(&part)), "{error}");
@@ -77,7 +77,7 @@ async fn a_name_that_leads_elsewhere_is_refused_and_the_api_server_is_not_asked(
 }
 
 #[tokio::test]
-async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
+async fn an_exemption_is_declared_once_and_removed_by_its_name() {
     let server = Server::default();
     let operator_commands = operator_commands(&server);
     operator_commands.add_exemption("vendor", &exemption()).await.unwrap();
@@ -96,7 +96,7 @@ async fn an_exemption_is_declared_once_and_taken_back_by_its_name() {
 }
 
 #[tokio::test]
-async fn the_mode_is_written_to_one_object_and_what_is_left_out_is_removed_from_it() {
+async fn the_mode_is_written_to_one_object_and_absent_fields_are_removed_from_it() {
     let server = Server::default();
     let operator_commands = operator_commands(&server);
     let paused = EnforcementSpec {
@@ -105,17 +105,17 @@ async fn the_mode_is_written_to_one_object_and_what_is_left_out_is_removed_from_
         by: Some("alice".to_owned()),
     };
     operator_commands.set_enforcement(&paused).await.unwrap();
-    let said = json!({"mode": "paused", "reason": "a migration", "by": "alice"});
-    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], said);
+    let spec = json!({"mode": "paused", "reason": "a migration", "by": "alice"});
+    assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], spec);
     let resumed = EnforcementSpec { by: Some("bob".to_owned()), ..EnforcementSpec::default() };
     operator_commands.set_enforcement(&resumed).await.unwrap();
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({"by": "bob"}));
     assert_eq!(server.store().objects.len(), 1);
 }
 
-/// `kubectl get -o yaml --show-managed-fields` tells what came through the API from what was written by hand.
+/// `kubectl get -o yaml --show-managed-fields` distinguishes changes through the API from changes by hand.
 #[tokio::test]
-async fn the_api_server_records_that_each_word_came_through_us() {
+async fn the_api_server_records_our_manager_with_each_command() {
     let server = Server::default();
     let operator_commands = operator_commands(&server);
     held(&server, "web");
@@ -128,20 +128,20 @@ async fn the_api_server_records_that_each_word_came_through_us() {
     operator_commands.approve("web", approval()).await.unwrap();
     let writes = server.store().writes.clone();
     let by = |manager: &str| writes.iter().filter(|call| call.manager.as_deref() == Some(manager)).count();
-    // One write for each of the four acts, and one for the Enforcement, which the first entry of the log needs.
+    // One write for each of the four commands, and one for the Enforcement, which the first entry of the log needs.
     assert_eq!(by("procscan-aggregator"), 4 + 1, "{writes:?}");
-    // With each entry, the API server notes the time for its manager, and the time of the mode must not be that one.
+    // With each entry, the API server notes the time for its manager, which must not be the manager of the mode.
     assert_eq!(by("procscan-aggregator-log"), writes.len() - 5, "{writes:?}");
 }
 
-/// An operator must not be told that something is done, or needs no doing, where the API server has only refused it.
+/// An operator must not read that a command is done, or needs no doing, if the API server has refused it.
 #[tokio::test]
-async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told_why() {
+async fn a_command_that_the_api_server_refuses_is_not_persisted_and_the_operator_gets_the_reason() {
     let server = Server::default();
     held(&server, "web");
     let enforce = EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() };
-    let say = async |method: Method, code: u16| {
-        let operator_commands = desk_over(&server, refusing(method.clone(), code));
+    let send = async |method: Method, code: u16| {
+        let operator_commands = commands_over(&server, refusing(method.clone(), code));
         match method {
             Method::POST => {
                 vec![
@@ -160,21 +160,21 @@ async fn a_word_that_the_api_server_refuses_is_not_kept_and_the_operator_is_told
         }
     };
     for method in [Method::POST, Method::PATCH, Method::DELETE, Method::GET] {
-        for answer in say(method.clone(), 403).await {
+        for answer in send(method.clone(), 403).await {
             let error = answer.unwrap_err();
             assert!(matches!(error, OperatorCommandError::NotPersisted(_)), "{method}: {error:?}");
             assert!(error.to_string().ends_with("not today (403)"), "{method}: {error}");
         }
-        for answer in say(method.clone(), 422).await {
+        for answer in send(method.clone(), 422).await {
             assert!(matches!(answer.unwrap_err(), OperatorCommandError::Invalid(_)), "{method}");
         }
     }
     assert!(server.store().writes.is_empty());
-    let error = operator_commands(&server).approve("nobody", approval()).await.unwrap_err();
-    assert_eq!(error.to_string(), "there is no incident nobody");
+    let error = operator_commands(&server).approve("missing", approval()).await.unwrap_err();
+    assert_eq!(error.to_string(), "there is no incident missing");
 }
 
-/// What another program writes each time between our look and our write.
+/// A network on which another program writes each time between our read and our write.
 fn busy(times: usize) -> (Network, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let seen = count.clone();
@@ -188,24 +188,25 @@ fn busy(times: usize) -> (Network, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_word_is_written_however_another_program_writes_at_the_same_time_but_not_for_ever() {
+async fn a_command_is_tried_again_after_conflicts_with_another_program_but_not_for_ever() {
     let server = Server::default();
     held(&server, "web");
-    let (network, asked) = busy(50);
-    let error = desk_over(&server, network).approve("web", approval()).await.unwrap_err();
+    let (network, patches) = busy(50);
+    let error = commands_over(&server, network).approve("web", approval()).await.unwrap_err();
     assert!(matches!(error, OperatorCommandError::Busy(_)), "{error:?}");
-    assert_eq!(asked.load(Ordering::Relaxed), MAX_RETRIES + 1);
+    assert_eq!(patches.load(Ordering::Relaxed), MAX_RETRIES + 1);
     assert!(server.get(INCIDENTS, "web").unwrap()["spec"]["approve"].is_null());
-    let (network, asked) = busy(MAX_RETRIES);
-    // The generation by which it will have been done.
-    assert_eq!(desk_over(&server, network).approve("web", approval()).await.unwrap(), 2);
-    assert_eq!(asked.load(Ordering::Relaxed), MAX_RETRIES + 1);
+    let (network, patches) = busy(MAX_RETRIES);
+    // The number of the command: the generation.
+    assert_eq!(commands_over(&server, network).approve("web", approval()).await.unwrap(), 2);
+    assert_eq!(patches.load(Ordering::Relaxed), MAX_RETRIES + 1);
     let approve = json!({"by": "alice", "reason": "seen"});
     assert_eq!(server.get(INCIDENTS, "web").unwrap()["spec"]["approve"], approve);
 }
 
 #[tokio::test]
-async fn a_second_word_of_the_same_kind_waits_for_the_first_and_one_of_another_kind_does_not() {
+async fn a_second_command_of_the_same_kind_is_refused_until_the_first_is_done_and_one_of_another_kind_is_not()
+{
     let server = Server::default();
     held(&server, "web");
     let operator_commands = operator_commands(&server);
@@ -228,7 +229,8 @@ async fn a_second_word_of_the_same_kind_waits_for_the_first_and_one_of_another_k
     assert_eq!((&spec["approve"]["by"], &spec["release"]["by"]), (&json!("alice"), &json!("bob")));
 }
 
-/// The API server's clock decides what is too far ahead: operators and all replicas mean the same by a date.
+/// The API server's clock decides whether a date is too far ahead, because operators and all replicas mean the same
+/// time by a date.
 #[tokio::test]
 async fn an_exemption_for_more_than_ten_years_by_the_api_servers_clock_is_refused() {
     let server = Server::default();
@@ -247,7 +249,7 @@ async fn an_exemption_for_more_than_ten_years_by_the_api_servers_clock_is_refuse
 }
 
 #[tokio::test]
-async fn where_decisions_are_not_kept_no_word_is_taken() {
+async fn a_process_that_persists_no_decisions_takes_no_commands() {
     let operator_commands = OperatorCommands::Unavailable;
     let answers = [
         operator_commands.approve("web", approval()).await.map(drop),
@@ -276,31 +278,31 @@ fn paused() -> EnforcementSpec {
 }
 
 #[tokio::test]
-async fn what_is_declared_is_entered_into_the_log_of_the_enforcement() {
+async fn declarations_are_entered_into_the_log_of_the_enforcement() {
     let server = Server::default();
     let operator_commands = operator_commands(&server);
     let by_bob = ExemptionSpec { by: Some("bob".to_owned()), ..exemption() };
-    // There is no Enforcement yet, and it says nothing of a mode when it is made for the log.
+    // There is no Enforcement yet, and it has no mode when it is made for the log.
     operator_commands.add_exemption("vendor", &by_bob).await.unwrap();
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"], json!({}));
     operator_commands.set_enforcement(&paused()).await.unwrap();
     operator_commands.remove_exemption("vendor", "alice", None).await.unwrap();
     operator_commands
-        .set_enforcement(&EnforcementSpec { by: Some("carol".to_owned()), ..EnforcementSpec::default() })
+        .set_enforcement(&EnforcementSpec { by: Some("bob".to_owned()), ..EnforcementSpec::default() })
         .await
         .unwrap();
     let expected = [
         ["exemption_made", "vendor", "bob"],
         ["paused", "", "alice"],
         ["exemption_removed", "vendor", "alice"],
-        ["resumed", "", "carol"],
+        ["resumed", "", "bob"],
     ];
     assert_eq!(log(&server), expected.map(|entry| entry.map(str::to_owned)));
     assert!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"].get("mode").is_none());
 }
 
 #[tokio::test]
-async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
+async fn the_log_has_a_bound_and_the_oldest_entries_are_removed() {
     let server = Server::default();
     let operator_commands = operator_commands(&server);
     let name = |n: usize| EnforcementSpec { by: Some(format!("alice-{n}")), ..paused() };
@@ -318,7 +320,7 @@ async fn the_log_has_a_bound_and_the_oldest_entries_give_way() {
 }
 
 #[test]
-fn an_entry_that_comes_late_has_the_place_of_its_act() {
+fn an_entry_that_comes_late_has_the_place_of_its_command() {
     let at = |second| Timestamp::from_second(second).unwrap();
     let (first, second) = (Declaration::of_mode(&paused(), at(1)), Declaration::of_mode(&paused(), at(2)));
     let text = with_entry(vec![second.clone()], &first);
@@ -330,7 +332,7 @@ async fn the_entry_of_the_mode_stays_in_the_log_whatever_follows() {
     let server = Server::default();
     let operator_commands = operator_commands(&server);
     operator_commands
-        .set_enforcement(&EnforcementSpec { by: Some("carol".to_owned()), ..paused() })
+        .set_enforcement(&EnforcementSpec { by: Some("bob".to_owned()), ..paused() })
         .await
         .unwrap();
     operator_commands.set_enforcement(&paused()).await.unwrap();
@@ -343,23 +345,23 @@ async fn the_entry_of_the_mode_stays_in_the_log_whatever_follows() {
     assert_eq!(log[MAX_LOG_ENTRIES - 1][1], format!("vendor-{}", MAX_LOG_ENTRIES + 1));
 }
 
-/// The server does what it is asked for, and the client that asked is gone before it hears of it.
+/// The server carries out the request, and the client disconnects before it gets the answer.
 #[tokio::test]
-async fn an_act_whose_client_has_gone_is_done_and_logged() {
+async fn a_command_whose_client_has_disconnected_is_carried_out_and_logged() {
     let server = Server::default();
     server.put(EXEMPTIONS, "vendor", json!({"metadata": {}, "spec": exemption()}));
-    let (tell, deleted) = tokio::sync::oneshot::channel();
-    let mut tell = Some(tell);
+    let (sender, deleted) = tokio::sync::oneshot::channel();
+    let mut sender = Some(sender);
     let network: Network = Box::new(move |_: &mut Store, call: &Call| {
         if call.method == Method::DELETE {
-            tell.take().unwrap().send(()).unwrap();
+            sender.take().unwrap().send(()).unwrap();
         }
         Fault::None
     });
-    let operator_commands = desk_over(&server, network);
+    let operator_commands = commands_over(&server, network);
     tokio::select! {
         biased;
-        told = deleted => told.unwrap(),
+        received = deleted => received.unwrap(),
         _ = operator_commands.remove_exemption("vendor", "alice", None) => panic!("the client waits"),
     }
     assert!(server.get(EXEMPTIONS, "vendor").is_none());
@@ -375,7 +377,7 @@ async fn an_act_whose_client_has_gone_is_done_and_logged() {
 }
 
 #[tokio::test]
-async fn an_act_whose_client_has_gone_is_done_in_a_file_too() {
+async fn a_command_whose_client_has_disconnected_is_carried_out_in_a_file_too() {
     let directory = tempfile::tempdir().unwrap();
     let store = FileStore::open(directory.path()).await.unwrap();
     let operator_commands = OperatorCommands::File(store.clone());
@@ -386,7 +388,7 @@ async fn an_act_whose_client_has_gone_is_done_in_a_file_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_act_is_answered_although_its_entry_can_not_be_made_in_time() {
+async fn a_command_is_answered_although_its_entry_can_not_be_made_in_time() {
     let server = Server::default();
     server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {}}));
     let mut patches = 0;
@@ -395,7 +397,7 @@ async fn an_act_is_answered_although_its_entry_can_not_be_made_in_time() {
         if patches > 1 { Fault::Lost } else { Fault::None }
     });
     let begun = tokio::time::Instant::now();
-    desk_over(&server, network).set_enforcement(&paused()).await.unwrap();
+    commands_over(&server, network).set_enforcement(&paused()).await.unwrap();
     assert!(begun.elapsed() <= std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(server.get(ENFORCEMENTS, "procscan").unwrap()["spec"]["mode"], "paused");
 }
@@ -417,10 +419,10 @@ async fn an_entry_waits_for_other_writers_and_its_loss_undoes_nothing() {
         Fault::None
     });
     server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {}}));
-    desk_over(&server, network).add_exemption("vendor", &exemption()).await.unwrap();
+    commands_over(&server, network).add_exemption("vendor", &exemption()).await.unwrap();
     assert_eq!(log(&server).len(), 1);
 
-    desk_over(&server, refusing(Method::PATCH, 403)).add_exemption("other", &exemption()).await.unwrap();
+    commands_over(&server, refusing(Method::PATCH, 403)).add_exemption("other", &exemption()).await.unwrap();
     assert!(server.get(EXEMPTIONS, "other").is_some());
     assert_eq!(log(&server).len(), 1, "the exemption counts, and its entry is lost");
 }

@@ -1,11 +1,12 @@
-//! What stands between us and the state file, in plain words.
+//! The errors of the state file, in plain words.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode, ffi};
 
-/// Why the state can't be read or written. One line for people: the file, what was tried, what stands in the way, what to do.
+/// Why the state can't be read or written. One line for people: the file, the attempted action, the problem, and what
+/// to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} can't be {tried}: {problem}", path.display())]
 pub struct StateError {
@@ -15,20 +16,20 @@ pub struct StateError {
     problem: String,
 }
 
-/// What to make of a [`StateError`].
+/// The kinds of [`StateError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateErrorKind {
-    /// There is no room left on the disk.
+    /// The disk has no space left.
     Full,
-    /// It may not be written: a read-only file system, or permissions.
+    /// The file may not be written: a read-only file system, or permissions.
     ReadOnly,
-    /// Somebody has deleted or replaced it while it was in use.
+    /// Another program has deleted or replaced the file while it was in use.
     Deleted,
-    /// What is in it is damaged. The only kind that leads to setting a file aside.
+    /// The content is damaged. Only for this kind the file is set aside.
     Corrupt,
-    /// Another process uses it.
+    /// Another process uses the file.
     Locked,
-    /// A newer version of this program has written it.
+    /// A newer version of this program has written the file.
     Newer,
     /// Anything else: the disk itself, a directory in its place, a disk that does not answer.
     Other,
@@ -91,18 +92,18 @@ impl StateError {
         Self::new(path, tried, kind, problem)
     }
 
-    /// What to make of it.
+    /// The kind.
     pub fn kind(&self) -> StateErrorKind {
         self.kind
     }
 
-    /// What stands in the way, without the file.
+    /// The problem, without the file.
     pub(super) fn problem(&self) -> &str {
         &self.problem
     }
 }
 
-/// What a failure of `SQLite` means for us; nothing is said where its own words are good enough.
+/// The kind and the text of a failure of `SQLite`. No text if `SQLite`'s own one is good enough.
 fn explain(failure: ffi::Error) -> (StateErrorKind, Option<&'static str>) {
     use StateErrorKind::{Corrupt, Deleted, Full, Locked, Other, ReadOnly};
     match (failure.code, failure.extended_code) {

@@ -1,14 +1,18 @@
-//! What has to outlast a restart, in a file: for a service without Kubernetes.
+//! Persists the state in a file, for a service without Kubernetes.
 //!
-//! `SQLite` keeps it, because what it promises has been tried harder than any format of our own would be: a batch is there whole
-//! or not at all, also after a `kill -9` or a power failure, and it is there for good once [`Sqlite::commit`] has returned.
+//! `SQLite` writes the file, because its promises are tested more than a format of our own would be. A batch is there
+//! whole or not at all, also after a `kill -9` or a power failure. It is durable once [`Sqlite::commit`] has
+//! returned.
 //!
-//! Three things are ours. Nobody but us uses the file: another process is refused with its name (`place`). What is damaged is
-//! never decided from: it is noticed, down to single flipped bits, set aside loudly, and a new file begins (`schema`,
-//! `store`). And a file that is deleted under us is noticed before the next decision relies on it (`open`).
+//! Three rules are ours:
 //!
-//! After an error the file stays closed until [`Sqlite::recover`] has found out what is in it. Only damage leads to setting a
-//! file aside; a full disk, a read-only one, a lock or a newer version are waited out, and whoever is in charge is told.
+//! - Only one process uses the file. Another one is refused with an error that names the file (`place`).
+//! - No decision is made from damaged content. Damage is noticed, down to single flipped bits. Then the file is set aside
+//!   with an error in the log, and a new file begins (`schema`, `store`).
+//! - A file that is deleted while it is in use is noticed before the next decision relies on it (`open`).
+//!
+//! After an error the file stays closed until [`Sqlite::recover`] has read its content. Only a damaged file is set
+//! aside. A full disk, a read-only disk, a lock or a newer version is reported to the caller, and the file stays.
 
 mod error;
 mod open;
@@ -31,111 +35,116 @@ pub use self::error::{StateError, StateErrorKind};
 pub use self::place::FILES;
 use self::place::Place;
 pub use self::store::SetAside;
-use self::store::{Aside, Store};
+use self::store::{SetAsideFiles, Store};
 use super::{Batch, DecisionFilter, Document, LoggedDecision};
 
-/// How long the disk may take for one thing, waiting for those before it included.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long it may take to open the file: all of it is read.
-const MAX_OPEN_TIME: Duration = Duration::from_mins(5);
-/// How many decisions are removed at once: others get their turn in between.
-const CHUNK: usize = 1000;
+/// How long one operation may take, including the wait for earlier ones.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long opening the file may take. The whole file is read.
+const OPEN_TIMEOUT: Duration = Duration::from_mins(5);
+/// How many decisions are removed at once. Other operations have their turn in between.
+const MAX_REMOVED_AT_ONCE: usize = 1000;
 
-/// The state file. Cheap to clone; all clones share it, and do one thing at a time.
+/// The state file. Cheap to clone; all clones share it, and do one operation at a time.
 #[derive(Clone, Debug)]
 pub struct Sqlite {
     directory: Arc<Path>,
     store: Arc<Mutex<Store>>,
-    /// Whose turn it is to read the log. Anybody may, and any number at once: they wait for each other here, so that what is to
-    /// be written waits for one of them at most.
+    /// The turn of one reader of the log. Any number may read at once, and they wait for each other here. So a write
+    /// waits for one of them at most.
     reader: Arc<Mutex<()>>,
-    aside: Aside,
+    set_aside: SetAsideFiles,
 }
 
 impl Sqlite {
-    /// Opens the state in `directory`, and makes both if they are not there. A damaged file is set aside.
+    /// Opens the state in `directory`, and makes both if they do not exist. A damaged file is set aside.
     ///
-    /// The second part is what people should be warned of, as [`Sqlite::warnings`].
+    /// The second value has the warnings for operators, as [`Sqlite::warnings`] has them.
     pub async fn open(directory: &Path) -> Result<(Self, Vec<SetAside>), StateError> {
-        let (directory, aside) = (Arc::<Path>::from(directory), Aside::default());
-        let (place, told) = (directory.clone(), aside.clone());
-        let opened = timeout(MAX_OPEN_TIME, spawn_blocking(move || Store::open(&place, told))).await;
+        let (directory, set_aside) = (Arc::<Path>::from(directory), SetAsideFiles::default());
+        let (place, files) = (directory.clone(), set_aside.clone());
+        let opened = timeout(OPEN_TIMEOUT, spawn_blocking(move || Store::open(&place, files))).await;
         let store =
-            opened.map_err(|_| late(&directory, MAX_OPEN_TIME))?.map_err(|e| died(&directory, &e))??;
-        let sqlite = Self { directory, store: Arc::new(Mutex::new(store)), reader: Arc::default(), aside };
+            opened.map_err(|_| late(&directory, OPEN_TIMEOUT))?.map_err(|e| died(&directory, &e))??;
+        let sqlite =
+            Self { directory, store: Arc::new(Mutex::new(store)), reader: Arc::default(), set_aside };
         let warnings = sqlite.warnings();
         Ok((sqlite, warnings))
     }
 
-    /// What was found damaged and set aside, and is still there: as of the last opening, recovery or [`Sqlite::retain`].
+    /// The damaged files that were set aside and are still there: as of the last opening, recovery or
+    /// [`Sqlite::retain`].
     pub fn warnings(&self) -> Vec<SetAside> {
-        self.aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.set_aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All documents, by kind and name.
     pub async fn load(&self) -> Result<Vec<Document>, StateError> {
-        self.ask(OPEN_TIMEOUT, Store::load).await
+        self.run(OPERATION_TIMEOUT, Store::load).await
     }
 
-    /// Writes a batch: all of it, for good, when this returns; or nothing.
+    /// Writes a batch: all of it, durably, when this returns; or nothing.
     ///
-    /// After an error it is not known whether it was written. It can simply be committed again.
+    /// After an error it is not known whether the batch was written. The caller can commit it again.
     pub async fn commit(&self, batch: &Batch) -> Result<(), StateError> {
         let batch = batch.clone();
-        self.ask(OPEN_TIMEOUT, move |store| store.commit(&batch)).await
+        self.run(OPERATION_TIMEOUT, move |store| store.commit(&batch)).await
     }
 
-    /// Opens the file again after an error; does nothing if there was none and all is well.
+    /// Opens the file again after an error. Does nothing if there was no error and the file is unchanged.
     ///
-    /// Whether it is another file than the one that has been read and written so far: a new one because the old one was deleted
-    /// or has been set aside, or an old copy that somebody has put there. Then the caller writes everything again from memory;
-    /// it is told so until something has been committed.
+    /// Returns whether it is another file than before. It may be a new one, because the old one was deleted or set
+    /// aside, or an old copy that another program has put there. Then the caller writes everything again from memory.
+    /// The answer stays the same until a batch has been committed.
     pub async fn recover(&self) -> Result<bool, StateError> {
-        self.ask(MAX_OPEN_TIME, Store::recover).await
+        self.run(OPEN_TIMEOUT, Store::recover).await
     }
 
     /// Entries of the log, newest first.
     pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
         let _turn = self.reader.lock().await;
-        self.ask(OPEN_TIMEOUT, move |store| store.decisions(&filter)).await
+        self.run(OPERATION_TIMEOUT, move |store| store.decisions(&filter)).await
     }
 
-    /// Removes the entries of the log from before `before`, and the oldest beyond `max_rows`. How many.
+    /// Removes the entries of the log from before `before`, and the oldest beyond `max_rows`. Returns how many.
     pub async fn retain(&self, before: Timestamp, max_rows: usize) -> Result<usize, StateError> {
         let mut removed = 0;
         loop {
-            let chunk = self.ask(OPEN_TIMEOUT, move |store| store.retain(before, max_rows, CHUNK)).await?;
+            let chunk = self
+                .run(OPERATION_TIMEOUT, move |store| store.retain(before, max_rows, MAX_REMOVED_AT_ONCE))
+                .await?;
             removed += chunk;
-            if chunk < CHUNK {
+            if chunk < MAX_REMOVED_AT_ONCE {
                 return Ok(removed);
             }
         }
     }
 
-    /// Whoever waits holds no thread. What has begun is done, even if nobody waits for it any more.
-    async fn ask<T: Send + 'static>(
+    /// Runs an operation when its turn comes. A caller that waits holds no thread. An operation that has begun is
+    /// completed, even if its caller has stopped waiting.
+    async fn run<T: Send + 'static>(
         &self,
-        patience: Duration,
-        act: impl FnOnce(&mut Store) -> Result<T, StateError> + Send + 'static,
+        limit: Duration,
+        operation: impl FnOnce(&mut Store) -> Result<T, StateError> + Send + 'static,
     ) -> Result<T, StateError> {
         let store = self.store.clone();
         let answer = async move {
             let mut store = store.lock_owned().await;
-            spawn_blocking(move || act(&mut store)).await
+            spawn_blocking(move || operation(&mut store)).await
         };
-        let answer = timeout(patience, answer).await.map_err(|_| late(&self.directory, patience))?;
+        let answer = timeout(limit, answer).await.map_err(|_| late(&self.directory, limit))?;
         answer.map_err(|e| died(&self.directory, &e))?
     }
 }
 
-/// Removes the state in `directory`, which must be there. Blocks. Fails if a process uses the state; what is there beside it stays.
+/// Removes the state in `directory`, which must exist. Blocks. Fails if a process uses the state. Other files stay.
 pub fn remove(directory: &Path) -> Result<(), StateError> {
     let place = Place::make(directory)?;
     place.clear(&place.lock()?)
 }
 
-fn late(directory: &Path, patience: Duration) -> StateError {
-    let problem = format!("the disk has not answered for {}", humantime::format_duration(patience));
+fn late(directory: &Path, limit: Duration) -> StateError {
+    let problem = format!("the disk has not answered for {}", humantime::format_duration(limit));
     StateError::new(directory, "used", StateErrorKind::Other, problem)
 }
 

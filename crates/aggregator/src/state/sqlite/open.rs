@@ -1,4 +1,4 @@
-//! A state file that is open: found whole, of this version, and nobody else's.
+//! An open state file: it is undamaged, of this version, and used by this process only.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,40 +10,41 @@ use super::error::{StateError, StateErrorKind};
 use super::place::{FileId, Outside, Place};
 use super::schema::{self, Identity};
 
-/// How long another process may take to let go of the file. The directory's lock has been taken by then, so whoever still has
-/// it is no procscan-aggregator that is just ending.
-const BUSY: Duration = Duration::from_millis(100);
+/// How long to wait for another process that uses the file. The directory's lock has been taken by then, so that
+/// process is no procscan-aggregator that is just ending.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// An open state file.
 #[derive(Debug)]
 pub(super) struct Open {
     connection: Connection,
     outside: Outside,
-    /// The journal, once there is one: it stays open, so a crash after somebody has deleted it could leave half a change.
+    /// The journal, once it exists. It stays open, so a crash after another program has deleted it could leave half a
+    /// change.
     journal: Option<FileId>,
     pub(super) identity: Identity,
 }
 
 impl Open {
-    /// Opens the file that is there; `None` if there is none.
+    /// Opens the existing file; `None` if there is none.
     ///
-    /// Whatever the error, the file is as it was, apart from what a crash had left to be undone.
+    /// After any error the file is as it was, apart from a change that a crash had cut short and that was undone.
     pub(super) fn existing(place: &Place) -> Result<Option<Self>, StateError> {
         let path = place.database();
         let Some(outside) = Outside::at(&path)? else { return Ok(None) };
-        // SQLite takes an empty file for a new database. Ours begin with content.
+        // SQLite takes an empty file for a new database. Our files are never empty.
         if outside.len == 0 {
             return Err(StateError::new(&path, "read", StateErrorKind::Corrupt, "it is empty"));
         }
         place.check_companions()?;
-        // Says precisely why not, where SQLite would only say that it can't, or settle for reading.
+        // Gives a precise error. SQLite would only report that it can't open the file, or would open it for reading.
         let attempt = File::options().read(true).write(true).open(&path);
         drop(attempt.map_err(|e| StateError::io(&path, "opened", &e))?);
         let failed = |e: &rusqlite::Error| StateError::sqlite(&path, "opened", e);
         let mut connection = connect(&path).map_err(|e| failed(&e))?;
         schema::recognise(&connection, place)?;
         claim(&mut connection).map_err(|e| failed(&e))?;
-        // It could be opened for writing, so it is its header that forbids it.
+        // The file could be opened for writing, so its header forbids it.
         if connection.is_readonly("main").map_err(|e| failed(&e))? {
             let problem = "its header says that it takes a newer SQLite to write it; run the newer program, or \
                            configure another directory";
@@ -53,14 +54,13 @@ impl Open {
         schema::check(&connection, place)?;
         let identity = schema::identity(&connection).map_err(|e| failed(&e))?;
         let mut open = Self { connection, outside, journal: None, identity };
-        // It may have shrunk or grown by what had to be undone or migrated.
+        // The size may have changed by a change that was undone, or by a migration.
         open.outside.len = Outside::at(&path)?.map_or(0, |found| found.len);
         open.check(place)?;
         open.journal = Outside::at(&place.journal())?.map(|found| found.id);
         Ok(Some(open))
     }
 
-    /// Makes a new file.
     pub(super) fn create(place: &Place) -> Result<(), StateError> {
         place.create(|path| {
             let make = || {
@@ -72,7 +72,8 @@ impl Open {
         })
     }
 
-    /// Whether the file that is open is still the one that the next start will find, with nothing in it that is not ours.
+    /// Checks that the open file is still the one that the next start will find, and that no other program has
+    /// written to it.
     pub(super) fn check(&self, place: &Place) -> Result<(), StateError> {
         let path = place.database();
         let gone =
@@ -100,7 +101,7 @@ impl Open {
         Ok(())
     }
 
-    /// Does something to the file, all of it or nothing. It lasts when this returns.
+    /// Changes the file as a whole or not at all. The change is durable when this returns.
     pub(super) fn write<T>(
         &mut self,
         place: &Place,
@@ -122,12 +123,11 @@ impl Open {
         if self.journal.is_none() {
             self.journal = Outside::at(&place.journal())?.map(|found| found.id);
         }
-        // What was written into a file that has just been deleted does not last.
+        // A write into a file that has just been deleted does not last.
         self.check(place)?;
         Ok(done)
     }
 
-    /// Reads from the file.
     pub(super) fn read<T>(
         &self,
         place: &Place,
@@ -138,13 +138,13 @@ impl Open {
     }
 }
 
-/// Connects to a file that must be there. Reads and writes nothing yet.
+/// Connects to an existing file. Reads and writes nothing yet.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.execute_batch(
-        // Flushed at each commit, also the end of the journal that makes it one.
+        // Flushed at each commit, including the truncation of the journal that completes the commit.
         "PRAGMA synchronous = FULL;
          PRAGMA foreign_keys = ON;
          PRAGMA trusted_schema = OFF;
@@ -155,12 +155,12 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Takes the file for this connection alone, until it ends.
+/// Locks the file for this connection alone, until the connection ends.
 fn claim(connection: &mut Connection) -> rusqlite::Result<()> {
-    // A journal that undoes, not one that is still to be done (WAL): after each commit everything is in the one file, so a copy
-    // of it is a backup, and there is no second file whose loss would take commits with it unnoticed. It costs two flushes
-    // more for each commit, of which there are few. Truncated, it takes no room between two commits, and in one no more than
-    // the pages that are changed.
+    // A rollback journal and no WAL. After each commit everything is in the one file. So a copy of it is a backup,
+    // and there is no second file whose loss would take commits with it unnoticed. It costs two more flushes for each
+    // commit, and commits are few. The journal is truncated, so it takes no space between two commits. In a commit it
+    // takes no more than the changed pages.
     connection.pragma_update_and_check(None, "locking_mode", "EXCLUSIVE", |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_mode", "TRUNCATE", |_| Ok(()))?;
     connection.transaction_with_behavior(TransactionBehavior::Exclusive)?.commit()

@@ -1,10 +1,10 @@
-//! The directory of the state file: what is in it under which name, who may use it, and where a damaged file goes.
+//! The directory of the state file: the names of its files, its lock, and where a damaged file is moved.
 //!
 //! ```text
 //! state.db                               the state
 //! state.db-journal                       SQLite's: what undoes a change that was cut short
 //! state.lock                             locked as long as a process uses the directory
-//! state.db.new                           being made, before it takes its name
+//! state.db.new                           a new file, before it gets its name
 //! state.db.corrupt-2026-11-23T05-56-20Z  found damaged then, and set aside
 //! ```
 
@@ -18,46 +18,47 @@ use rustix::fs::OFlags;
 
 use super::error::{StateError, StateErrorKind};
 
-/// What the state is in, the database first: the other one is there only while something is written, or was.
+/// The files of the state, the database first. The journal exists only once something has been written.
 pub const FILES: [&str; 2] = [DATABASE, "state.db-journal"];
 
 const DATABASE: &str = "state.db";
 const LOCK: &str = "state.lock";
 const UNFINISHED: &str = ".new";
-const ASIDE: &str = "state.db.corrupt-";
-/// What `SQLite` adds to the name of a database for the files that belong to it.
+const SET_ASIDE_PREFIX: &str = "state.db.corrupt-";
+/// The suffixes of the files that `SQLite` makes beside a database.
 const COMPANIONS: [&str; 3] = ["-journal", "-wal", "-shm"];
-/// How many damaged files are kept: a disk that damages every one must not be filled with them.
-pub(super) const KEPT_ASIDE: usize = 5;
+/// How many damaged files stay at most. A disk that damages every file must not be filled with them.
+pub(super) const MAX_SET_ASIDE: usize = 5;
 
-/// The directory.
+/// The directory of the state file.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     directory: PathBuf,
 }
 
-/// Which file it is that has a name, as far as one can see from outside.
+/// Identifies a file independently of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     device: u64,
     inode: u64,
 }
 
-/// What there is to see of a file from outside.
+/// The properties of a file that are known without opening it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outside {
     pub(super) id: FileId,
     pub(super) len: u64,
 }
 
-/// The right to use the directory, for as long as it lives.
+/// The lock on the directory, for as long as this value lives.
 #[derive(Debug)]
 pub(super) struct Lock {
     pub(super) file: File,
 }
 
 impl Place {
-    /// Makes the directory if it is not there, for its owner only: evidence may hold what tenants' processes were told.
+    /// Makes the directory if it does not exist, for its owner only, because evidence may hold the arguments of
+    /// tenants' processes.
     pub(super) fn make(directory: &Path) -> Result<Self, StateError> {
         let failed = |e: &io::Error| StateError::io(directory, "made", e);
         // SQLite takes a relative path that begins with `file:` for a URI.
@@ -88,17 +89,19 @@ impl Place {
         companion(&self.database(), "-journal")
     }
 
-    /// Makes sure that what `SQLite` opens beside the database are regular files: it waits for a pipe without end.
+    /// Checks that the files that `SQLite` opens beside the database are regular ones, because it would wait for a
+    /// pipe without end.
     pub(super) fn check_companions(&self) -> Result<(), StateError> {
         COMPANIONS.iter().try_for_each(|suffix| Outside::at(&companion(&self.database(), suffix)).map(drop))
     }
 
-    /// Takes the lock. `SQLite` locks its file too, but that does not help while there is none, or while it is set aside.
+    /// Takes the lock. `SQLite` locks its file too, but that does not help while there is no file, or while it is
+    /// being set aside.
     pub(super) fn lock(&self) -> Result<Lock, StateError> {
         let path = self.directory.join(LOCK);
         let failed = |e: &io::Error| StateError::io(&path, "locked", e);
         Outside::at(&path)?;
-        // Whatever has taken its place since then is neither followed nor waited for.
+        // A link or a pipe that has taken its place since then is neither followed nor waited for.
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let flags = i32::try_from(flags.bits()).map_err(|e| failed(&io::Error::other(e)))?;
         let mut options = OpenOptions::new().write(true).create(true).truncate(false).to_owned();
@@ -115,11 +118,11 @@ impl Place {
         }
     }
 
-    /// Removes every database, the unfinished one and those set aside too. Only with the lock. The lock's file stays: another
-    /// process may have opened it by now.
+    /// Removes every database, including the unfinished one and those that were set aside. The caller must hold the
+    /// lock. The lock's file stays, because another process may have opened it by now.
     pub(super) fn clear(&self, _lock: &Lock) -> Result<(), StateError> {
         let path = self.database();
-        let mut all = self.aside()?;
+        let mut all = self.set_aside_files()?;
         all.extend([companion(&path, UNFINISHED), path]);
         for database in all {
             for companion in COMPANIONS.map(|suffix| companion(&database, suffix)) {
@@ -130,18 +133,19 @@ impl Place {
         flush(&self.directory)
     }
 
-    /// Whether the lock is still the one that others would find.
+    /// Whether the held lock is still the one that other processes would find.
     pub(super) fn is_locked_by(&self, lock: &Lock) -> bool {
         let found = fs::symlink_metadata(self.directory.join(LOCK)).map(|found| Outside::of(&found).id);
         let held = lock.file.metadata().map(|held| Outside::of(&held).id);
         matches!((found, held), (Ok(found), Ok(held)) if found == held)
     }
 
-    /// Makes a new database. Nobody ever sees it half made: `make` fills the file that it is given, which then gets its name.
+    /// Makes a new database. No process ever sees it half made: `make` fills the file that it is given, which is then
+    /// renamed.
     pub(super) fn create(&self, make: impl Fn(&Path) -> Result<(), StateError>) -> Result<(), StateError> {
         let path = self.database();
         let unfinished = companion(&path, UNFINISHED);
-        // What a crash has left; and a journal that has lost its database would be taken for the new one's.
+        // Removes what a crash has left. A journal that has lost its database would be applied to the new one.
         for path in [&path, &unfinished] {
             for companion in COMPANIONS.map(|suffix| companion(path, suffix)) {
                 remove(&companion)?;
@@ -156,21 +160,22 @@ impl Place {
         flush(&self.directory)
     }
 
-    /// Moves a damaged database away, with everything that belongs to it. Where to; `None` if it is gone already.
+    /// Moves a damaged database away, with the files that belong to it. Returns the new path; `None` if the database
+    /// is gone already.
     pub(super) fn set_aside(&self, now: Timestamp) -> Result<Option<PathBuf>, StateError> {
         let path = self.database();
         if Outside::at(&path)?.is_none() {
             return Ok(None);
         }
-        let name = format!("{ASIDE}{}", now.strftime("%Y-%m-%dT%H-%M-%SZ"));
+        let name = format!("{SET_ASIDE_PREFIX}{}", now.strftime("%Y-%m-%dT%H-%M-%SZ"));
         let free = |path: &PathBuf| fs::symlink_metadata(path).is_err();
         let first = self.directory.join(&name);
         let mut others = (2..).map(|n: u32| self.directory.join(format!("{name}.{n}")));
-        let aside = if free(&first) { first } else { others.find(free).unwrap_or(first) };
-        // The database goes first: whatever is left of the others if this is cut short is no danger, see `create`.
+        let target = if free(&first) { first } else { others.find(free).unwrap_or(first) };
+        // The database is moved first. If this is cut short, the rest of the files do no harm: see `create`.
         for suffix in [""].iter().chain(&COMPANIONS) {
             let from = companion(&path, suffix);
-            match fs::rename(&from, companion(&aside, suffix)) {
+            match fs::rename(&from, companion(&target, suffix)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     return Err(StateError::io(&from, "set aside", &e));
                 }
@@ -178,30 +183,30 @@ impl Place {
             }
         }
         flush(&self.directory)?;
-        let mut all = self.aside()?;
-        // The first one holds the longest history, the last ones tell what is going on.
-        while all.len() > KEPT_ASIDE {
+        let mut all = self.set_aside_files()?;
+        // The first one has the longest history, and the last ones show the current damage.
+        while all.len() > MAX_SET_ASIDE {
             let surplus = all.remove(1);
             for suffix in [""].iter().chain(&COMPANIONS) {
                 remove(&companion(&surplus, suffix))?;
             }
         }
-        Ok(Some(aside))
+        Ok(Some(target))
     }
 
     /// The databases that have been set aside, oldest first.
-    pub(super) fn aside(&self) -> Result<Vec<PathBuf>, StateError> {
+    pub(super) fn set_aside_files(&self) -> Result<Vec<PathBuf>, StateError> {
         let failed = |e: &io::Error| StateError::io(&self.directory, "read", e);
-        let mut aside = Vec::new();
+        let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory).map_err(|e| failed(&e))? {
             let name = entry.map_err(|e| failed(&e))?.file_name();
             let Some(name) = name.to_str() else { continue };
-            if name.starts_with(ASIDE) && !COMPANIONS.iter().any(|suffix| name.ends_with(suffix)) {
-                aside.push(self.directory.join(name));
+            if name.starts_with(SET_ASIDE_PREFIX) && !COMPANIONS.iter().any(|suffix| name.ends_with(suffix)) {
+                files.push(self.directory.join(name));
             }
         }
-        aside.sort();
-        Ok(aside)
+        files.sort();
+        Ok(files)
     }
 }
 
@@ -213,7 +218,7 @@ impl Drop for Lock {
 }
 
 impl Outside {
-    /// What there is at `path`, itself and not what it points to; nothing if there is nothing.
+    /// The file at `path` itself, without following a link; `None` if there is none.
     pub(super) fn at(path: &Path) -> Result<Option<Self>, StateError> {
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => Ok(Some(Self::of(&found))),
@@ -244,10 +249,10 @@ fn remove(path: &Path) -> Result<(), StateError> {
     }
 }
 
-/// Makes what has happened to names in a directory last.
+/// Makes changes of names in a directory durable.
 fn flush(directory: &Path) -> Result<(), StateError> {
     match File::open(directory).and_then(|directory| directory.sync_all()) {
-        // Not every file system can do that for a directory.
+        // Not every file system supports that for a directory.
         Err(e) if !matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
             Err(StateError::io(directory, "flushed", &e))
         }

@@ -1,4 +1,4 @@
-//! What the state file looks like inside: its versions, and how to see that it is whole.
+//! The content of the state file: its tables, its versions, and the check for damage.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, Error, Row, Transaction, TransactionBehavior};
@@ -8,12 +8,14 @@ use super::error::{StateError, StateErrorKind};
 use super::place::Place;
 use crate::state::{Document, Kind, LoggedDecision};
 
-/// «`PSAG`»: says that a file is ours.
+/// «`PSAG`»: marks a file as ours.
 const APPLICATION_ID: i32 = 0x5053_4147;
 
-/// What leads from each version to the next. Never changed once released; a file of version `n` has had the first `n`.
+/// The steps from each version to the next. A step never changes once it is released; a file of version `n` has had
+/// the first `n`.
 ///
-/// `SQLite` guards its own structure, but not what is written in it: hence the checksums. `at` is in nanoseconds since 1970.
+/// `SQLite` guards its own structure, but not the content, so each row has a checksum. `at` is in nanoseconds since
+/// 1970.
 const MIGRATIONS: &[&str] = &["
     CREATE TABLE file (identity TEXT NOT NULL, generation INTEGER NOT NULL) STRICT;
     INSERT INTO file VALUES (lower(hex(randomblob(16))), 0);
@@ -51,7 +53,7 @@ pub(super) const DECISIONS_OF: &str = "SELECT at, namespace, body, checksum FROM
 pub(super) const REMOVE_OLDEST: &str = "DELETE FROM decisions WHERE id IN
     (SELECT id FROM decisions WHERE at <= ?1 ORDER BY at, id LIMIT ?2)";
 
-/// Refuses what is not ours, or not yet. Looks only: whatever it is, it stays as it is.
+/// Refuses a file of another program or of a newer version. Only reads, so the file stays as it is.
 pub(super) fn recognise(connection: &Connection, place: &Place) -> Result<(), StateError> {
     const TRIED: &str = "opened";
     let path = place.database();
@@ -92,9 +94,9 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Whether the file is whole: its structure, and every entry what was written.
+/// Checks that the file is undamaged: its structure, and the checksum of every entry.
 ///
-/// Reads all of it. That takes a second or so for a log of hundreds of thousands of entries, once at each start.
+/// Reads the whole file, once at each start. That takes about a second for a log of hundreds of thousands of entries.
 pub(super) fn check(connection: &Connection, place: &Place) -> Result<(), StateError> {
     let path = place.database();
     let damaged = |problem: &str| StateError::new(&path, "read", StateErrorKind::Corrupt, problem);
@@ -107,7 +109,7 @@ pub(super) fn check(connection: &Connection, place: &Place) -> Result<(), StateE
     if structure != "ok" {
         return Err(damaged(&structure));
     }
-    // Somebody may have added something of his own, but what is ours has to be there.
+    // An operator may have added parts of another kind, but our own parts have to be there.
     let there = shape(connection).map_err(failed)?;
     if let Some((name, _)) = expected().map_err(failed)?.iter().find(|part| !there.contains(part)) {
         return Err(damaged(&format!("its {name} is not as it was made")));
@@ -138,7 +140,7 @@ fn expected() -> rusqlite::Result<Vec<(String, Option<String>)>> {
     shape(&model)
 }
 
-/// Which file this is, whatever it is called, and how often it has been written.
+/// Identifies a file independently of its name, and counts its changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) name: String,
@@ -177,13 +179,14 @@ fn body(text: String) -> rusqlite::Result<String> {
     Ok(text)
 }
 
-/// A time as it is kept. The years 1678 to 2261 are kept as they are; a clock that says anything else is wrong anyway.
+/// A time as it is written. Times outside of the years 1678 to 2261 are limited to these. A clock that shows them is
+/// wrong anyway.
 pub(super) fn nanoseconds(at: Timestamp) -> i64 {
     let nanoseconds = at.as_nanosecond();
     i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// The CRC-32 of the parts, each with its length, so that nothing can move from one to the next.
+/// The CRC-32 of the parts, each with its length, so that no byte can move from one part to the next unnoticed.
 pub(super) fn checksum(parts: &[&[u8]]) -> u32 {
     let mut crc = flate2::Crc::new();
     for part in parts {

@@ -1,4 +1,4 @@
-//! The state file and what is done with it, one thing at a time. Everything here blocks.
+//! The operations on the state file, one at a time. All of them block.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,12 +14,12 @@ use super::place::{Lock, Place};
 use super::schema::{self, Identity, checksum, nanoseconds};
 use crate::state::{Batch, DecisionFilter, Document, LoggedDecision};
 
-/// A state file that was found damaged and has been set aside. It is told of until somebody takes the file away.
+/// A damaged state file that has been set aside. Operators are warned of it until it is taken away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
-    /// Where it is now.
+    /// Its present path.
     pub path: PathBuf,
-    /// What was wrong with it, if it was found since the start.
+    /// The damage, if it was found since the start.
     pub problem: Option<String>,
 }
 
@@ -34,28 +34,28 @@ impl fmt::Display for SetAside {
     }
 }
 
-/// What has been set aside, for everybody to see.
-pub(super) type Aside = Arc<Mutex<Vec<SetAside>>>;
+/// The damaged files that have been set aside, shared with the readers of warnings.
+pub(super) type SetAsideFiles = Arc<Mutex<Vec<SetAside>>>;
 
-/// The state file, or why there is none.
+/// The state file, or the error by which it was closed.
 #[derive(Debug)]
 pub(super) struct Store {
     place: Place,
     lock: Lock,
     open: Result<Open, StateError>,
-    /// What the caller's memory agrees with.
+    /// The version of the file that agrees with the caller's memory.
     known: Identity,
-    aside: Aside,
+    set_aside: SetAsideFiles,
 }
 
 impl Store {
-    pub(super) fn open(directory: &Path, aside: Aside) -> Result<Self, StateError> {
+    pub(super) fn open(directory: &Path, set_aside: SetAsideFiles) -> Result<Self, StateError> {
         let place = Place::make(directory)?;
         let lock = place.lock()?;
-        let open = open(&place, &aside)?;
-        tell_aside(&place, &aside);
+        let open = open(&place, &set_aside)?;
+        refresh_set_aside(&place, &set_aside);
         let known = open.identity.clone();
-        Ok(Self { place, lock, open: Ok(open), known, aside })
+        Ok(Self { place, lock, open: Ok(open), known, set_aside })
     }
 
     pub(super) fn recover(&mut self) -> Result<bool, StateError> {
@@ -69,7 +69,7 @@ impl Store {
             self.reopen(&error).inspect_err(|error| self.open = Err(error.clone()))?;
         }
         let open = self.open.as_ref().map_err(Clone::clone)?;
-        // A commit that has failed may have been made all the same.
+        // A commit that has failed may have been carried out.
         let is_known = open.identity.name == self.known.name
             && (open.identity.generation == self.known.generation
                 || open.identity.generation == self.known.generation + 1);
@@ -85,22 +85,24 @@ impl Store {
         if !self.place.is_locked_by(&self.lock) {
             self.lock = self.place.lock()?;
         }
-        // What was found in use is believed, even if another look finds nothing: it would only be found again.
+        // Damage that was found in use counts, even if another check finds none, because it would only be found
+        // again.
         if error.kind() == StateErrorKind::Corrupt {
-            set_aside(&self.place, error, &self.aside)?;
+            set_aside(&self.place, error, &self.set_aside)?;
         }
-        self.open = Ok(open(&self.place, &self.aside)?);
-        tell_aside(&self.place, &self.aside);
+        self.open = Ok(open(&self.place, &self.set_aside)?);
+        refresh_set_aside(&self.place, &self.set_aside);
         Ok(())
     }
 
-    /// Whatever fails leaves the file closed: what is in it then is only known when it has been opened again.
+    /// Runs an operation on the open file. After an error the file stays closed, because its content is not known
+    /// before it is opened again.
     fn with<T>(
         &mut self,
-        act: impl FnOnce(&Place, &mut Open) -> Result<T, StateError>,
+        operation: impl FnOnce(&Place, &mut Open) -> Result<T, StateError>,
     ) -> Result<T, StateError> {
         let open = self.open.as_mut().map_err(|error| error.clone())?;
-        act(&self.place, open).inspect_err(|error| self.open = Err(error.clone()))
+        operation(&self.place, open).inspect_err(|error| self.open = Err(error.clone()))
     }
 
     pub(super) fn load(&mut self) -> Result<Vec<Document>, StateError> {
@@ -128,7 +130,7 @@ impl Store {
                     let sum = checksum(&[kind.as_bytes(), name.as_bytes(), body.as_bytes()]);
                     put.execute(params![kind, name, body, sum])?;
                 }
-                // A commit that was made although it seemed to fail is made again by its caller.
+                // The caller makes a commit again that seemed to fail, so its entries may be there already.
                 let mut add = transaction.prepare(
                     "INSERT INTO decisions (at, namespace, body, checksum) SELECT ?1, ?2, ?3, ?4
                      WHERE NOT EXISTS (SELECT 1 FROM decisions WHERE namespace = ?2 AND at = ?1 AND body = ?3)",
@@ -169,14 +171,14 @@ impl Store {
         })
     }
 
-    /// Removes `most` old decisions at most. How many it has removed.
+    /// Removes up to `most` old decisions. Returns how many.
     pub(super) fn retain(
         &mut self,
         before: Timestamp,
         max_rows: usize,
         most: usize,
     ) -> Result<usize, StateError> {
-        tell_aside(&self.place, &self.aside);
+        refresh_set_aside(&self.place, &self.set_aside);
         let is_known = self.open.as_ref().is_ok_and(|open| open.identity == self.known);
         let removed = self.with(|place, open| {
             open.write(place, |transaction| {
@@ -188,7 +190,7 @@ impl Store {
                 Ok(old + transaction.execute(schema::REMOVE_OLDEST, params![i64::MAX, surplus])?)
             })
         })?;
-        // Only a commit of the caller's makes another file agree with its memory.
+        // Only a commit of the caller makes another file agree with the caller's memory.
         if is_known {
             self.agree();
         }
@@ -196,16 +198,16 @@ impl Store {
     }
 }
 
-/// A number as `SQLite` counts.
+/// A number as `SQLite` stores it.
 fn whole(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Opens the file, makes one if there is none, and sets a damaged one aside.
-fn open(place: &Place, aside: &Aside) -> Result<Open, StateError> {
+fn open(place: &Place, files: &SetAsideFiles) -> Result<Open, StateError> {
     let found = match Open::existing(place) {
         Err(error) if error.kind() == StateErrorKind::Corrupt => {
-            set_aside(place, &error, aside)?;
+            set_aside(place, &error, files)?;
             None
         }
         found => found?,
@@ -219,7 +221,7 @@ fn open(place: &Place, aside: &Aside) -> Result<Open, StateError> {
     })
 }
 
-fn set_aside(place: &Place, error: &StateError, aside: &Aside) -> Result<(), StateError> {
+fn set_aside(place: &Place, error: &StateError, files: &SetAsideFiles) -> Result<(), StateError> {
     let Some(path) = place.set_aside(Timestamp::now())? else { return Ok(()) };
     let problem = error.problem().to_owned();
     tracing::error!(
@@ -228,17 +230,18 @@ fn set_aside(place: &Place, error: &StateError, aside: &Aside) -> Result<(), Sta
         problem,
         "the state file is damaged; it has been set aside and a new one is made",
     );
-    let mut aside = aside.lock().unwrap_or_else(PoisonError::into_inner);
-    aside.push(SetAside { path, problem: Some(problem) });
+    let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+    files.push(SetAside { path, problem: Some(problem) });
     Ok(())
 }
 
-/// Tells what the directory holds now: also what an earlier start has set aside, and not what has been taken away since.
-fn tell_aside(place: &Place, aside: &Aside) {
-    // If it can't be looked at, what is known is still true.
-    let Ok(paths) = place.aside() else { return };
-    let mut aside = aside.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut problems: BTreeMap<_, _> = aside.drain(..).map(|known| (known.path, known.problem)).collect();
-    *aside =
+/// Refreshes the list of files that were set aside. Adds those of earlier starts, and drops those that have been
+/// taken away.
+fn refresh_set_aside(place: &Place, files: &SetAsideFiles) {
+    // If the directory can't be read, the list stays as it is.
+    let Ok(paths) = place.set_aside_files() else { return };
+    let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut problems: BTreeMap<_, _> = files.drain(..).map(|known| (known.path, known.problem)).collect();
+    *files =
         paths.into_iter().map(|path| SetAside { problem: problems.remove(&path).flatten(), path }).collect();
 }

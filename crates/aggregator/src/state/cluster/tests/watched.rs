@@ -1,4 +1,4 @@
-//! What every replica sees of the objects, whatever becomes of the watch.
+//! The state that every replica publishes of the objects, also after errors of the watch.
 
 use procscan_core::decision::Mode;
 use tokio::sync::watch;
@@ -9,24 +9,24 @@ use super::*;
 const ENFORCEMENTS: &str = "enforcements";
 
 struct Watched {
-    kept: watch::Receiver<Arc<PersistedState>>,
+    persisted: watch::Receiver<Arc<PersistedState>>,
     error: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
 }
 
 impl Watched {
     fn start(server: &Server) -> Self {
-        let (kept_tx, kept) = watch::channel(Arc::new(PersistedState::default()));
+        let (persisted_tx, persisted) = watch::channel(Arc::new(PersistedState::default()));
         let (error_tx, error) = watch::channel(None);
         let cancel = CancellationToken::new();
-        tokio::spawn(Watching::new(server.objects()).0.run(kept_tx, error_tx, cancel.clone()));
-        Self { kept, error, cancel }
+        tokio::spawn(Watching::new(server.objects()).0.run(persisted_tx, error_tx, cancel.clone()));
+        Self { persisted, error, cancel }
     }
 
-    /// Which mode operators want, once everything has been seen that has changed so far.
+    /// The mode that operators have set, once the watch has seen all changes so far.
     async fn mode(&self) -> Option<Mode> {
         sleep(Duration::from_secs(5)).await;
-        self.kept.borrow().enforcement.mode
+        self.persisted.borrow().enforcement.mode
     }
 }
 
@@ -39,26 +39,26 @@ impl Drop for Watched {
 #[tokio::test(start_paused = true)]
 async fn the_mode_that_operators_set_is_read_from_the_object_of_one_name() {
     let server = Server::default();
-    let said = |mode: &str| json!({"metadata": {}, "spec": {"mode": mode}});
-    let says = |mode: &'static str| move |object: &mut Value| object["spec"]["mode"] = mode.into();
-    server.put(ENFORCEMENTS, "other", said("paused"));
+    let with_mode = |mode: &str| json!({"metadata": {}, "spec": {"mode": mode}});
+    let set_mode = |mode: &'static str| move |object: &mut Value| object["spec"]["mode"] = mode.into();
+    server.put(ENFORCEMENTS, "other", with_mode("paused"));
     let watched = Watched::start(&server);
     assert_eq!(watched.mode().await, None);
-    assert!(watched.kept.borrow().is_complete);
-    server.put(ENFORCEMENTS, "procscan", said("dry-run"));
+    assert!(watched.persisted.borrow().is_complete);
+    server.put(ENFORCEMENTS, "procscan", with_mode("dry-run"));
     assert_eq!(watched.mode().await, Some(Mode::DryRun));
-    server.edit(ENFORCEMENTS, "other", says("half"));
+    server.edit(ENFORCEMENTS, "other", set_mode("half"));
     assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::DryRun), None));
     server.remove(ENFORCEMENTS, "other");
     assert_eq!(watched.mode().await, Some(Mode::DryRun));
 
-    // What can't be read counts as it was read last, and is said once.
+    // An object that can't be read counts in its last readable version, and is logged once.
     let (logged, _guard) = Logged::start();
-    server.edit(ENFORCEMENTS, "procscan", says("half"));
+    server.edit(ENFORCEMENTS, "procscan", set_mode("half"));
     assert_eq!(watched.mode().await, Some(Mode::DryRun));
     let error = watched.error.borrow().clone().unwrap();
     assert!(error.starts_with("Enforcement procscan can't be read: spec.mode: unknown variant"), "{error}");
-    server.edit(ENFORCEMENTS, "procscan", says("paused"));
+    server.edit(ENFORCEMENTS, "procscan", set_mode("paused"));
     assert_eq!((watched.mode().await, watched.error.borrow().clone()), (Some(Mode::Paused), None));
     let lines = logged.lines();
     let [begins, ends] = &lines[..] else { panic!("{lines:?}") };
@@ -74,14 +74,14 @@ async fn nothing_is_complete_until_the_mode_that_operators_set_was_read_once() {
     server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "half"}}));
     let watched = Watched::start(&server);
     assert_eq!(watched.mode().await, None);
-    assert!(!watched.kept.borrow().is_complete);
+    assert!(!watched.persisted.borrow().is_complete);
     assert!(watched.error.borrow().is_some());
     server.edit(ENFORCEMENTS, "procscan", |object| object["spec"]["mode"] = "paused".into());
     assert_eq!(watched.mode().await, Some(Mode::Paused));
-    assert!(watched.kept.borrow().is_complete);
+    assert!(watched.persisted.borrow().is_complete);
 }
 
-/// A relist after the watch was lost brings what has changed meanwhile, deletions included.
+/// A new list after the watch was lost has all changes since, including deletions.
 #[tokio::test(start_paused = true)]
 async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
     let server = Server::default();
@@ -98,10 +98,10 @@ async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
     server.put(ENFORCEMENTS, "procscan", json!({"metadata": {}, "spec": {"mode": "paused"}}));
     assert_eq!(watched.mode().await, Some(Mode::Paused));
     let shown = || {
-        let kept = watched.kept.borrow().clone();
+        let state = watched.persisted.borrow().clone();
         let states =
-            kept.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.summary().unwrap().state));
-        (states.collect::<Vec<_>>(), kept.exemptions.keys().cloned().collect::<Vec<_>>())
+            state.incidents.iter().map(|(name, it)| format!("{name} {:?}", it.summary().unwrap().state));
+        (states.collect::<Vec<_>>(), state.exemptions.keys().cloned().collect::<Vec<_>>())
     };
     let both = vec!["shop Held".to_owned(), "web Ended".to_owned()];
     assert_eq!(shown(), (both, vec!["second".to_owned()]));

@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 use rusqlite::Connection;
 use tempfile::{TempDir, tempdir};
 
-use super::super::place::{KEPT_ASIDE, Place};
+use super::super::place::{MAX_SET_ASIDE, Place};
 use super::*;
 
 /// A directory with three batches in it.
-async fn kept() -> TempDir {
+async fn three_batches() -> TempDir {
     let directory = tempdir().unwrap();
     let sqlite = open(directory.path()).await;
     for number in 1..=3 {
@@ -31,10 +31,10 @@ fn position(path: &Path, text: &str) -> u64 {
 
 /// A pipe that no program writes would be waited for without end.
 #[tokio::test]
-async fn whatever_is_no_regular_file_is_refused_by_name_and_not_waited_for() {
+async fn a_file_that_is_not_regular_is_refused_by_name_and_not_waited_for() {
     use rustix::fs::{CWD, Mode, mkfifoat};
     for name in ["state.db", "state.lock", "state.db-journal", "state.db-wal", "state.db-shm"] {
-        let directory = kept().await;
+        let directory = three_batches().await;
         let path = directory.path().join(name);
         for make in [
             |path: &Path| mkfifoat(CWD, path, Mode::RWXU).unwrap(),
@@ -75,7 +75,7 @@ async fn a_damaged_file_is_set_aside_and_a_new_one_is_made() {
         }),
     ];
     for (what, damage) in ways {
-        let directory = kept().await;
+        let directory = three_batches().await;
         let file = directory.path().join("state.db");
         damage(&file);
         let damaged = fs::read(&file).unwrap();
@@ -83,15 +83,15 @@ async fn a_damaged_file_is_set_aside_and_a_new_one_is_made() {
         let [SetAside { path, problem: Some(_) }] = &warnings[..] else { panic!("{what}: {warnings:?}") };
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with("state.db.corrupt-2") && !name.contains(':'), "{what}: {name}");
-        assert_eq!(fs::read(path).unwrap(), damaged, "{what}: kept as it was");
+        assert_eq!(fs::read(path).unwrap(), damaged, "{what}: it is unchanged");
         assert_eq!(last_whole(&sqlite).await, 0, "{what}");
         sqlite.commit(&numbered(1)).await.unwrap();
         drop(sqlite);
 
-        let (sqlite, told) = Sqlite::open(directory.path()).await.unwrap();
+        let (sqlite, warnings) = Sqlite::open(directory.path()).await.unwrap();
         assert_eq!(last_whole(&sqlite).await, 1, "{what}");
         assert_eq!(
-            told,
+            warnings,
             [SetAside { path: path.clone(), problem: None }],
             "{what}: a restart does not end it"
         );
@@ -101,7 +101,7 @@ async fn a_damaged_file_is_set_aside_and_a_new_one_is_made() {
     }
 }
 
-/// Nobody may ever read anything but what was written.
+/// No reader may ever get anything but what was written.
 #[tokio::test]
 async fn a_flipped_byte_anywhere_never_changes_what_is_read() {
     let source = tempdir().unwrap();
@@ -115,7 +115,7 @@ async fn a_flipped_byte_anywhere_never_changes_what_is_read() {
     let directory = tempdir().unwrap();
     let file = directory.path().join("state.db");
     let (mut seen, mut unharmed) = (0, 0);
-    // The room that no page needs yet says nothing.
+    // The space that no page uses yet has no meaning.
     let in_use = |position: &usize| *position < 4096 || whole[*position] != 0;
     for position in (0..whole.len()).filter(in_use).step_by(13) {
         let mut flipped = whole.clone();
@@ -130,11 +130,11 @@ async fn a_flipped_byte_anywhere_never_changes_what_is_read() {
             }
             Ok((_, warnings)) => {
                 seen += 1;
-                for aside in warnings {
-                    fs::remove_file(aside.path).unwrap();
+                for file in warnings {
+                    fs::remove_file(file.path).unwrap();
                 }
             }
-            // The fields of the header that say whose it is, and what it takes to read and write it.
+            // The fields of the header with the application, and with the versions that can read and write the file.
             Err(error) => {
                 assert!(matches!(position, 18 | 44..48 | 60..72), "{position}: {error}");
                 assert_eq!(fs::read(&file).unwrap(), flipped);
@@ -150,7 +150,7 @@ async fn damage_that_is_found_in_use_is_set_aside_at_the_recovery() {
     let directory = tempdir().unwrap();
     let file = directory.path().join("state.db");
     let sqlite = open(directory.path()).await;
-    // More than SQLite keeps in memory.
+    // More than SQLite holds in memory.
     let put = (0..1000).map(|n| document(&format!("{n}"), json!("x".repeat(8000)))).collect();
     sqlite.commit(&Batch { put, ..Batch::default() }).await.unwrap();
     let whole = fs::read(&file).unwrap();
@@ -158,10 +158,10 @@ async fn damage_that_is_found_in_use_is_set_aside_at_the_recovery() {
     let error = sqlite.load().await.unwrap_err();
     assert_eq!(error.kind(), StateErrorKind::Corrupt, "{error}");
     assert_eq!(sqlite.warnings(), [], "not touched yet");
-    // A disk that tells one thing now and another then is not trusted again.
+    // A disk that returns one content now and another one later is not trusted again.
     write_at(&file, &whole, 0);
     assert!(sqlite.recover().await.unwrap());
-    let [SetAside { path, problem: Some(_) }] = &sqlite.warnings()[..] else { panic!("not told") };
+    let [SetAside { path, problem: Some(_) }] = &sqlite.warnings()[..] else { panic!("no warning") };
     assert_eq!(fs::read(path).unwrap(), whole);
     sqlite.commit(&numbered(1)).await.unwrap();
     assert_eq!(last_whole(&sqlite).await, 1);
@@ -169,7 +169,7 @@ async fn damage_that_is_found_in_use_is_set_aside_at_the_recovery() {
 
 #[tokio::test]
 async fn a_file_that_is_emptied_in_use_is_noticed() {
-    let directory = kept().await;
+    let directory = three_batches().await;
     let sqlite = open(directory.path()).await;
     File::create(directory.path().join("state.db")).unwrap();
     let error = sqlite.commit(&numbered(4)).await.unwrap_err();
@@ -181,7 +181,7 @@ async fn a_file_that_is_emptied_in_use_is_noticed() {
 
 #[tokio::test]
 async fn a_journal_without_its_database_undoes_nothing_in_a_new_one() {
-    let directory = kept().await;
+    let directory = three_batches().await;
     let (file, journal) = (directory.path().join("state.db"), directory.path().join("state.db-journal"));
     // A journal as a crash leaves it, seen while a transaction of SQLite's own is going on.
     let connection = Connection::open(&file).unwrap();
@@ -200,7 +200,7 @@ async fn a_journal_without_its_database_undoes_nothing_in_a_new_one() {
 
 #[tokio::test]
 async fn the_file_of_a_newer_version_is_refused_and_left_as_it_is() {
-    let directory = kept().await;
+    let directory = three_batches().await;
     let file = directory.path().join("state.db");
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = fs::read(&file).unwrap();
@@ -225,7 +225,7 @@ async fn the_file_of_a_newer_version_is_refused_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_refused_and_left_as_it_is() {
+async fn a_file_of_another_program_is_refused_and_left_as_it_is() {
     let directory = tempdir().unwrap();
     let file = directory.path().join("state.db");
     Connection::open(&file).unwrap().execute_batch("CREATE TABLE theirs (a)").unwrap();
@@ -263,10 +263,10 @@ fn a_disk_is_not_filled_with_damaged_files() {
         fs::write(place.journal(), "").unwrap();
         place.set_aside(at(second)).unwrap().unwrap();
     }
-    let kept = [0, 4, 5, 6, 7].map(|n| format!("state.db.corrupt-1970-01-01T00-00-0{n}Z"));
-    assert_eq!(kept.len(), KEPT_ASIDE);
+    let left = [0, 4, 5, 6, 7].map(|n| format!("state.db.corrupt-1970-01-01T00-00-0{n}Z"));
+    assert_eq!(left.len(), MAX_SET_ASIDE);
     let with_journals: Vec<_> =
-        kept.iter().flat_map(|name| [name.clone(), format!("{name}-journal")]).collect();
+        left.iter().flat_map(|name| [name.clone(), format!("{name}-journal")]).collect();
     assert_eq!(names(directory.path()), with_journals);
 
     fs::write(place.database(), "another").unwrap();
@@ -276,31 +276,31 @@ fn a_disk_is_not_filled_with_damaged_files() {
 }
 
 #[tokio::test]
-async fn a_file_without_its_identity_is_damaged_and_people_are_told_where_it_went() {
-    let directory = kept().await;
+async fn a_file_without_its_identity_is_damaged_and_the_warning_names_where_it_went() {
+    let directory = three_batches().await;
     let file = directory.path().join("state.db");
     Connection::open(&file).unwrap().execute_batch("DELETE FROM file").unwrap();
     let (_sqlite, warnings) = Sqlite::open(directory.path()).await.unwrap();
-    let [aside @ SetAside { path, problem }] = &warnings[..] else { panic!("{warnings:?}") };
+    let [file @ SetAside { path, problem }] = &warnings[..] else { panic!("{warnings:?}") };
     assert_eq!(problem.as_deref(), Some("it has lost its identity"));
     let place = path.display();
     assert_eq!(
-        aside.to_string(),
+        file.to_string(),
         format!(
             "the state file was damaged (it has lost its identity) and has been set aside as {place}; look for the \
              cause, then take that file away"
         )
     );
-    let later = SetAside { problem: None, ..aside.clone() };
+    let later = SetAside { problem: None, ..file.clone() };
     assert!(
         later.to_string().starts_with("the state file was damaged and has been set aside as "),
         "{later}"
     );
 }
 
-/// What an operator reads in the log and at `/readyz`, and whether the file is set aside for it.
+/// The texts that an operator reads in the log and at `/readyz`, and whether the file is set aside for each.
 #[test]
-fn each_failure_is_told_in_plain_words_with_what_to_do() {
+fn each_failure_has_a_plain_text_with_what_to_do() {
     use std::io::{Error, ErrorKind};
 
     use rusqlite::ffi;
@@ -319,8 +319,8 @@ fn each_failure_is_told_in_plain_words_with_what_to_do() {
     ] {
         let error = StateError::io(path, "written", &Error::from(kind));
         assert_eq!(error.kind(), expected);
-        let told = error.to_string();
-        assert!(told.starts_with(&format!("/state/state.db can't be written: {text}")), "{told}");
+        let line = error.to_string();
+        assert!(line.starts_with(&format!("/state/state.db can't be written: {text}")), "{line}");
     }
     for (code, expected, text) in [
         (ffi::SQLITE_READONLY_DBMOVED, StateErrorKind::Deleted, "it has been deleted or replaced"),
@@ -345,8 +345,8 @@ fn each_failure_is_told_in_plain_words_with_what_to_do() {
         let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
         let error = StateError::sqlite(path, "read", &failure);
         assert_eq!(error.kind(), expected, "{code}");
-        let told = error.to_string().to_lowercase();
-        assert!(told.starts_with(&format!("/state/state.db can't be read: {text}").to_lowercase()), "{told}");
+        let line = error.to_string().to_lowercase();
+        assert!(line.starts_with(&format!("/state/state.db can't be read: {text}").to_lowercase()), "{line}");
     }
     let failure = rusqlite::Error::InvalidColumnType(0, "body".to_owned(), rusqlite::types::Type::Null);
     assert_eq!(StateError::sqlite(path, "read", &failure).kind(), StateErrorKind::Corrupt);

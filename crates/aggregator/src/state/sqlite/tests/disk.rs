@@ -11,10 +11,10 @@ use tempfile::tempdir;
 use super::processes::{again, given_directory};
 use super::*;
 
-/// How room is made: `ballast` is a file that is removed, `limit` is a limit on the size of files that is lifted.
+/// How space is made: `ballast` is a file that is removed, `limit` is a limit on the size of files that is lifted.
 const ROOM: &str = "PROCSCAN_TEST_ROOM";
-/// What a refusal has to say.
-const SAYS: &str = "PROCSCAN_TEST_SAYS";
+/// The text that a refusal has to contain.
+const EXPECTED_TEXT: &str = "PROCSCAN_TEST_EXPECTED";
 
 /// How to get a mount namespace of one's own; `None` where that is not allowed.
 fn namespace() -> Option<Vec<&'static str>> {
@@ -26,7 +26,7 @@ fn namespace() -> Option<Vec<&'static str>> {
     })
 }
 
-/// A shell that does something first and then becomes the other process.
+/// A shell that runs `first` and then becomes the other process.
 fn after(way: &[&str], first: &str) -> Command {
     let (program, args) = way.split_first().unwrap_or((&"sh", &[]));
     let mut command = Command::new(program);
@@ -41,9 +41,8 @@ fn after(way: &[&str], first: &str) -> Command {
 fn succeeds(mut command: Command, test: &str, directory: &Path) {
     again(&mut command, test, directory);
     let output = command.stderr(Stdio::piped()).output().unwrap();
-    let (said, complained) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("1 passed"), "{command:?}: {said}\n{complained}");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && stdout.contains("1 passed"), "{command:?}: {stdout}\n{stderr}");
 }
 
 #[tokio::test]
@@ -90,13 +89,13 @@ async fn runs_out_of_room() {
         assert_eq!(whole(&sqlite).await, number);
     }
     if room == "ballast" {
-        // Nor can a new one be made, once the last of the room is taken.
+        // Nor can a new one be made, once the last space is taken.
         let last = directory.join("last");
         let mut file = fs::File::create(&last).unwrap();
         while file.write_all(&[0; 4096]).is_ok() {}
         let error = refusal(&directory.join("another")).await;
         assert_eq!(error.kind(), StateErrorKind::Full, "{error}");
-        // Nor one in a directory that has no room for its name.
+        // Nor one in a directory that has no space for its name.
         let mut names = (0..).map(|n| directory.join(format!("name-{n}")));
         let full = names.find(|name| fs::write(name, "").is_err());
         let error = refusal(&directory.join("third")).await;
@@ -115,11 +114,11 @@ async fn runs_out_of_room() {
     assert_eq!(sqlite.warnings(), []);
 }
 
-/// Wherever this test runs, the limit works; `EFBIG` is then what a full disk is elsewhere.
+/// The limit works wherever this test runs. `EFBIG` then stands for a full disk.
 #[test]
 fn a_file_that_may_not_grow_is_waited_out() {
     let directory = tempdir().unwrap();
-    // Whoever exceeds the limit is killed otherwise.
+    // A process that exceeds the limit is killed otherwise.
     let mut command = after(&[], "trap '' XFSZ; ulimit -S -f 600");
     command.env(ROOM, "limit");
     succeeds(command, "disk::runs_out_of_room", directory.path());
@@ -146,14 +145,14 @@ fn a_full_disk_is_waited_out() {
 #[ignore = "a part of the tests below, which run it"]
 async fn is_refused() {
     let directory = given_directory();
-    let (before, says) = (names(&directory), std::env::var(SAYS).unwrap());
+    let (before, expected) = (names(&directory), std::env::var(EXPECTED_TEXT).unwrap());
     let error = refusal(&directory).await;
     assert_eq!(error.kind(), StateErrorKind::ReadOnly, "{error}");
-    assert!(error.to_string().contains(&says), "{error}");
+    assert!(error.to_string().contains(&expected), "{error}");
     assert_eq!(names(&directory), before);
 }
 
-async fn kept() -> tempfile::TempDir {
+async fn one_batch() -> tempfile::TempDir {
     let directory = tempdir().unwrap();
     open(directory.path()).await.commit(&numbered(1)).await.unwrap();
     directory
@@ -165,20 +164,20 @@ async fn a_read_only_file_system_is_no_damage() {
         eprintln!("no mount namespaces here: what can't be written is tried by permissions only");
         return;
     };
-    let directory = kept().await;
+    let directory = one_batch().await;
     let path = directory.path().display();
     let first = format!("mount --bind '{path}' '{path}'; mount -o remount,bind,ro '{path}'");
     let way = [&["unshare"], &way[..]].concat();
     let mut command = after(&way, &first);
-    command.env(SAYS, "state.lock can't be locked: the file system is read-only; make it writable");
+    command.env(EXPECTED_TEXT, "state.lock can't be locked: the file system is read-only; make it writable");
     succeeds(command, "disk::is_refused", directory.path());
     assert_eq!(last_whole(&open(directory.path()).await).await, 1);
 }
 
-/// Permissions don't hold for root, so the other process is somebody else then.
+/// Permissions do not hold for root, so the other process runs as another user then.
 #[tokio::test]
-async fn what_may_not_be_written_is_no_damage() {
-    let directory = kept().await;
+async fn a_file_without_write_permission_is_no_damage() {
+    let directory = one_batch().await;
     let mode = |name: &str, mode| {
         fs::set_permissions(directory.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
     };
@@ -189,14 +188,14 @@ async fn what_may_not_be_written_is_no_damage() {
         (0o444, "state.lock can't be locked: permission denied; make it writable"),
         (0o666, "state.db can't be opened: permission denied; make it writable"),
     ];
-    for (lock, says) in texts {
+    for (lock, expected) in texts {
         mode("state.lock", lock);
-        // By this name it can be run by somebody who may not look into the directory that it is in.
+        // By this name another user can run the program without access to its directory.
         let mut command = Command::new("/proc/self/exe");
         if is_root {
             command.uid(65_534).gid(65_534);
         }
-        command.env(SAYS, says);
+        command.env(EXPECTED_TEXT, expected);
         succeeds(command, "disk::is_refused", directory.path());
     }
     mode("", 0o755);

@@ -11,7 +11,7 @@ use super::*;
 const KILLS: u64 = 20;
 
 #[tokio::test]
-#[ignore = "a part of `a_killed_process_leaves_whole_batches`, which runs it"]
+#[ignore = "a part of `a_killed_process_leaves_whole_batches_and_all_that_it_has_reported`, which runs it"]
 async fn commits_until_it_is_killed() {
     let sqlite = open(&given_directory()).await;
     for number in last_whole(&sqlite).await + 1.. {
@@ -21,7 +21,7 @@ async fn commits_until_it_is_killed() {
 }
 
 #[tokio::test]
-async fn a_killed_process_leaves_whole_batches_and_all_that_it_has_told_of() {
+async fn a_killed_process_leaves_whole_batches_and_all_that_it_has_reported() {
     let directory = tempdir().unwrap();
     let random = RandomState::new();
     let (mut last, mut cut_short, mut kills) = (0, 0, 0);
@@ -29,12 +29,12 @@ async fn a_killed_process_leaves_whole_batches_and_all_that_it_has_told_of() {
     while kills < KILLS || cut_short == 0 {
         assert!(kills < 20 * KILLS, "no commit was ever cut short: the moments are not random");
         let mut other = Other::run("killed::commits_until_it_is_killed", directory.path());
-        let mut told = || Some(other.hear("committed ")?.parse::<u64>().unwrap());
-        let mut reported = told().unwrap();
+        let mut next_report = || Some(other.read_after("committed ")?.parse::<u64>().unwrap());
+        let mut reported = next_report().unwrap();
         let begun = Instant::now();
         let more = random.hash_one((kills, "more")) % 4 + 1;
         for _ in 0..more {
-            reported = told().unwrap();
+            reported = next_report().unwrap();
         }
         // Anywhere within the time that two commits take. Waiting without sleeping, which would wake up with the disk.
         let pace = begun.elapsed().as_secs_f64() / f64::from(u32::try_from(more).unwrap());
@@ -45,7 +45,7 @@ async fn a_killed_process_leaves_whole_batches_and_all_that_it_has_told_of() {
         }
         other.child.kill().unwrap();
         other.child.wait().unwrap();
-        while let Some(number) = other.hear("committed ") {
+        while let Some(number) = other.read_after("committed ") {
             reported = number.parse().unwrap();
         }
         let journal = std::fs::metadata(directory.path().join("state.db-journal"));
@@ -53,7 +53,7 @@ async fn a_killed_process_leaves_whole_batches_and_all_that_it_has_told_of() {
 
         let sqlite = open(directory.path()).await;
         let found = last_whole(&sqlite).await;
-        assert!(found >= reported && found <= reported + 1, "{found} is there, {reported} was told");
+        assert!(found >= reported && found <= reported + 1, "{found} is there, {reported} was reported");
         assert!(found > last);
         last = found;
         kills += 1;

@@ -1,8 +1,8 @@
-//! Real files, real processes, real full disks.
+//! Tests with real files, real processes and real full disks.
 
+mod commits;
 mod damage;
 mod disk;
-mod kept;
 mod killed;
 mod processes;
 
@@ -42,7 +42,7 @@ fn numbered(number: u64) -> Batch {
     }
 }
 
-/// The number of the last batch of [`numbered`] that is there whole; 0 if there is none.
+/// The number of the last batch of [`numbered`] that is there as a whole; 0 if there is none.
 async fn last_whole(sqlite: &Sqlite) -> u64 {
     let documents = sqlite.load().await.unwrap();
     let numbers: Vec<_> = documents.iter().map(|d| number_of(&d.body)).collect();

@@ -1,4 +1,4 @@
-//! This test binary again, as another process; and what two of them do to each other.
+//! Runs this test binary as another process, and tests two processes on one state.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -24,10 +24,10 @@ pub(super) fn given_directory() -> std::path::PathBuf {
     std::env::var_os(DIRECTORY).expect("a part of another test, which runs it").into()
 }
 
-/// Another process, and what it says.
+/// Another process, and its output.
 pub(super) struct Other {
     pub(super) child: Child,
-    pub(super) says: BufReader<ChildStdout>,
+    pub(super) stdout: BufReader<ChildStdout>,
 }
 
 impl Other {
@@ -35,18 +35,18 @@ impl Other {
         let mut program = Command::new(std::env::current_exe().unwrap());
         again(program.stdin(Stdio::piped()), test, directory);
         let mut child = program.spawn().unwrap();
-        let says = BufReader::new(child.stdout.take().unwrap());
-        Self { child, says }
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdout }
     }
 
-    /// The rest of the next whole line that contains `word`; `None` if the process has ended before.
-    pub(super) fn hear(&mut self, word: &str) -> Option<String> {
+    /// The rest of the next whole line that contains `text`; `None` if the process has ended before.
+    pub(super) fn read_after(&mut self, text: &str) -> Option<String> {
         let mut line = String::new();
         loop {
             line.clear();
-            self.says.read_line(&mut line).unwrap();
+            self.stdout.read_line(&mut line).unwrap();
             let whole = line.strip_suffix('\n')?;
-            if let Some((_, rest)) = whole.split_once(word) {
+            if let Some((_, rest)) = whole.split_once(text) {
                 return Some(rest.to_owned());
             }
         }
@@ -73,7 +73,7 @@ async fn holds_the_state() {
 async fn a_second_process_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let mut other = Other::run("processes::holds_the_state", directory.path());
-    other.hear("holding").unwrap();
+    other.read_after("holding").unwrap();
     let text = format!(
         "{} can't be opened: it is in use by another process; end the other process, or give each process a directory \
          of its own",
@@ -81,7 +81,7 @@ async fn a_second_process_is_refused() {
     );
     let error = refusal(directory.path()).await;
     assert_eq!((error.kind(), error.to_string()), (StateErrorKind::Locked, text.clone()));
-    // Not even somebody who takes the lock away gets in.
+    // A process is refused even if the lock's file was removed.
     std::fs::remove_file(directory.path().join("state.lock")).unwrap();
     let error = refusal(directory.path()).await;
     assert_eq!((error.kind(), error.to_string()), (StateErrorKind::Locked, text));
@@ -92,12 +92,12 @@ async fn a_second_process_is_refused() {
 }
 
 #[tokio::test]
-async fn nobody_gets_in_while_there_is_no_file_yet() {
+async fn a_second_process_is_refused_while_there_is_no_file_yet() {
     let directory = tempfile::tempdir().unwrap();
     let lock = Place::make(directory.path()).unwrap().lock().unwrap();
     assert_eq!(refusal(directory.path()).await.kind(), StateErrorKind::Locked);
     assert_eq!(names(directory.path()), ["state.lock"]);
-    // As a process has it that has just been forked and has not yet become another program.
+    // As in a process that has just been forked and has not yet become another program.
     let _copy = lock.file.try_clone().unwrap();
     drop(lock);
     open(directory.path()).await;

@@ -1,4 +1,4 @@
-//! What is kept, and what happens to it while all is well, or while files are deleted.
+//! Commits and reads in normal operation, and while files are deleted.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use super::super::schema;
 use super::*;
 
 #[tokio::test]
-async fn what_is_committed_is_there_again_after_a_restart() {
+async fn a_committed_batch_is_there_again_after_a_restart() {
     let parent = tempdir().unwrap();
     let directory = parent.path().join("a/b");
     let sqlite = open(&directory).await;
@@ -25,7 +25,7 @@ async fn what_is_committed_is_there_again_after_a_restart() {
     let put = vec![enforcement.clone(), exemption.clone(), incident.clone()];
     sqlite.commit(&Batch { put, ..Batch::default() }).await.unwrap();
     let released = document(name, json!({"state": "released"}));
-    let remove = vec![(Kind::Enforcement, "enforcement".to_owned()), (Kind::Incident, "nobody".to_owned())];
+    let remove = vec![(Kind::Enforcement, "enforcement".to_owned()), (Kind::Incident, "missing".to_owned())];
     sqlite.commit(&Batch { put: vec![released.clone()], remove, ..Batch::default() }).await.unwrap();
     drop(sqlite);
     assert_eq!(open(&directory).await.load().await.unwrap(), [exemption, released]);
@@ -33,7 +33,7 @@ async fn what_is_committed_is_there_again_after_a_restart() {
     assert_eq!((mode(""), mode("state.db"), mode("state.lock")), (0o700, 0o600, 0o600));
 }
 
-/// Anybody may read the log, over and over: nothing that has to be kept waits for all of them.
+/// Any number of clients may read the log. A write waits for one of them at most.
 #[tokio::test]
 async fn a_write_waits_for_one_reader_at_most() {
     let directory = tempdir().unwrap();
@@ -60,7 +60,7 @@ async fn a_write_waits_for_one_reader_at_most() {
 }
 
 #[tokio::test]
-async fn what_is_both_put_and_removed_stays() {
+async fn a_document_that_is_put_and_removed_in_one_batch_stays() {
     let directory = tempdir().unwrap();
     let sqlite = open(directory.path()).await;
     let put = vec![document("a", json!(1))];
@@ -76,7 +76,7 @@ async fn what_is_both_put_and_removed_stays() {
 }
 
 #[tokio::test]
-async fn the_file_is_flushed_at_each_commit_and_ours_alone() {
+async fn the_file_is_flushed_at_each_commit_and_used_by_one_connection_only() {
     let directory = tempdir().unwrap();
     let place = Place::make(directory.path()).unwrap();
     Open::create(&place).unwrap();
@@ -104,7 +104,7 @@ async fn a_batch_that_fails_halfway_leaves_nothing() {
     let directory = tempdir().unwrap();
     let file = directory.path().join("state.db");
     open(directory.path()).await.commit(&numbered(1)).await.unwrap();
-    // FAIL keeps what the statement has done so far: only the transaction takes it back.
+    // FAIL leaves the effect of the statement so far, so only the transaction rolls it back.
     let trigger = "CREATE TRIGGER refuse BEFORE INSERT ON decisions BEGIN SELECT RAISE(FAIL, 'refused'); END";
     Connection::open(&file).unwrap().execute_batch(trigger).unwrap();
     let sqlite = open(directory.path()).await;
@@ -130,7 +130,7 @@ async fn a_batch_that_is_committed_again_is_logged_once() {
 }
 
 #[tokio::test]
-async fn a_commit_that_nobody_waits_for_any_more_is_made_all_the_same() {
+async fn a_commit_whose_caller_has_stopped_waiting_is_still_made() {
     let directory = tempdir().unwrap();
     let sqlite = open(directory.path()).await;
     drop(sqlite.commit(&numbered(1)).now_or_never());
@@ -194,18 +194,19 @@ async fn the_log_is_never_searched_or_sorted_as_a_whole() {
 }
 
 #[tokio::test]
-async fn old_decisions_go_and_so_do_the_oldest_of_too_many() {
+async fn old_decisions_are_removed_and_so_are_the_oldest_of_too_many() {
     let directory = tempdir().unwrap();
     let sqlite = open(directory.path()).await;
-    let decisions = (0..2 * CHUNK + 500).map(|n| entry(i64::try_from(n).unwrap(), "ns-a", n)).collect();
+    let decisions =
+        (0..2 * MAX_REMOVED_AT_ONCE + 500).map(|n| entry(i64::try_from(n).unwrap(), "ns-a", n)).collect();
     sqlite.commit(&Batch { decisions, ..Batch::default() }).await.unwrap();
     assert_eq!(sqlite.retain(at(10), usize::MAX).await.unwrap(), 10);
     assert_eq!(sqlite.retain(at(10), usize::MAX).await.unwrap(), 0);
     let oldest = async || numbers(&sqlite.decisions(everything()).await.unwrap()).pop();
     assert_eq!(oldest().await, Some(10));
-    assert_eq!(sqlite.retain(at(12), 2 * CHUNK).await.unwrap(), 490);
+    assert_eq!(sqlite.retain(at(12), 2 * MAX_REMOVED_AT_ONCE).await.unwrap(), 490);
     assert_eq!(oldest().await, Some(500));
-    assert_eq!(sqlite.retain(at(0), 3).await.unwrap(), 2 * CHUNK - 3);
+    assert_eq!(sqlite.retain(at(0), 3).await.unwrap(), 2 * MAX_REMOVED_AT_ONCE - 3);
     assert_eq!(numbers(&sqlite.decisions(everything()).await.unwrap()), [2499, 2498, 2497]);
     assert_eq!(sqlite.retain(at(i64::MAX / 10_000_000_000), 3).await.unwrap(), 3);
     assert_eq!(oldest().await, None);
@@ -234,7 +235,7 @@ async fn a_file_that_is_deleted_is_noticed_and_written_again() {
 }
 
 #[test]
-fn what_is_written_into_a_file_that_is_just_being_deleted_is_not_written() {
+fn a_write_into_a_file_that_is_just_being_deleted_fails() {
     let directory = tempdir().unwrap();
     let place = Place::make(directory.path()).unwrap();
     Open::create(&place).unwrap();

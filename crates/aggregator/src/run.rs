@@ -331,13 +331,8 @@ impl Service {
             namespace: place.namespace,
             brake: config.policy().brake,
         };
-        let footing = Footing {
-            store: place.store,
-            kept: place.persisted,
-            leadership,
-            take_over,
-            delivered: written,
-        };
+        let footing =
+            Footing { store: place.store, kept: place.persisted, leadership, take_over, delivered: written };
         let Pipeline { views, sources, output: status, state_error, lease_error, mut stages } =
             Pipeline::start(config, cluster.as_ref(), footing)?;
         if let Some(cluster) = cluster {

@@ -52,7 +52,7 @@ pub(super) struct LeaderTerm<'a> {
     /// When the failed writes are tried again, and the pause after that try.
     retry: Option<(Instant, Duration)>,
     has_waited: bool,
-    swept: Option<Instant>,
+    cleaned_up: Option<Instant>,
     /// The incidents that can't be read, by name. Nothing is decided about their Apps.
     unreadable: BTreeMap<String, Unreadable>,
     /// The incidents whose objects differ from this leader's last write.
@@ -148,7 +148,7 @@ impl<'a> LeaderTerm<'a> {
             failing: BTreeSet::new(),
             retry: None,
             has_waited: false,
-            swept: None,
+            cleaned_up: None,
             unreadable: BTreeMap::new(),
             changed: Vec::new(),
             reopened: BTreeSet::new(),

@@ -57,7 +57,6 @@ impl OperatorCommands {
         }
     }
 
-impl OperatorCommands {
     /// The wall time by which dates are judged: the API server's if it is known, otherwise this replica's.
     pub fn wall_time(&self) -> Timestamp {
         let server = match self {

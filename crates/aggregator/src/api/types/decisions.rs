@@ -1,8 +1,8 @@
 //! `GET /api/v1/decisions`.
 
 use jiff::Timestamp;
-use procscan_core::names::{App, Text};
 use procscan_core::decision;
+use procscan_core::names::{App, Text};
 use procscan_core::state::Declaration;
 use procscan_core::state::incident::{self, LoggedKind};
 use serde::{Deserialize, Serialize};

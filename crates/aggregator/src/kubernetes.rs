@@ -9,6 +9,7 @@ mod read;
 mod server_clock;
 mod trim;
 mod watch;
+mod write_permit;
 
 use std::error::Error;
 use std::fmt;
@@ -32,8 +33,8 @@ pub use self::read::{Answer, Limit};
 use self::server_clock::ServerClock;
 pub use self::trim::{Keep, Size, Trim};
 pub use self::watch::watch;
+pub use self::write_permit::WritePermit;
 use crate::config;
-use crate::leader::WritePermit;
 
 /// The variable that has the Pod's own namespace, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";

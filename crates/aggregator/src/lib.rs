@@ -26,6 +26,7 @@ pub mod cluster_facts;
 pub mod collector;
 mod commands;
 pub mod config;
+pub mod decided;
 pub mod discovery;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -7,12 +7,13 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::cluster_facts::ClusterFactsStatus;
+use crate::decided::Decided;
 use crate::discovery::TargetSet;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::Snapshots;
 use crate::output::OutputStatus;
-use crate::policy_task::{Decided, Journal};
+use crate::policy_task::Journal;
 use crate::state::PersistedState;
 
 /// Receivers of the state that each part of the service publishes.

@@ -11,7 +11,8 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, Preconditions
 use kube::{Client, ResourceExt};
 use procscan_aggregator::config::Config;
 use procscan_aggregator::kubernetes::Cluster as Connection;
-use procscan_aggregator::leader::{Election, Leadership, Timing, WritePermit};
+use procscan_aggregator::kubernetes::WritePermit;
+use procscan_aggregator::leader::{Election, Leadership, Timing};
 use procscan_aggregator::output::Outcome;
 use procscan_aggregator::output::cluster::{ClusterOutput, Opened, SUSPEND, WRITER};
 use procscan_core::decision::Mode;

@@ -19,8 +19,8 @@ use super::query::{
     EXPECTED_LABEL, EXPECTED_TEXT, NoParameters, Parameters, label, set, set_name, text, unknown,
 };
 use super::types::{self, Enforcement, Exemption, ExemptionState, Incident, IncidentState, Mode};
-use crate::leader::WritePermit;
-use crate::policy_task::Decided;
+use crate::decided::Decided;
+use crate::kubernetes::WritePermit;
 use crate::state::persisted_state::IncidentSummary;
 use crate::state::{IncidentEntry, PersistedState, UnreadExemption};
 use crate::wire_names::STATES;

@@ -14,7 +14,7 @@ use super::page::{Page, Paging, SMALL_PAGE_ENTRIES};
 use super::problem::Problem;
 use super::query::Parameters;
 use super::types::Mode;
-use crate::policy_task::Decided;
+use crate::decided::Decided;
 
 /// How many disputes are listed: a hostile agent may cause any number.
 const MAX_DISPUTES: usize = 1000;

@@ -24,11 +24,12 @@ use super::*;
 use crate::clock::Clock;
 use crate::cluster_facts::ClusterFactsStatus;
 use crate::config::Config;
+use crate::decided::Decided;
 use crate::discovery::TargetSet;
 use crate::leader::Leadership;
 use crate::ledger_task::{self, SnapshotPublisher, Snapshots};
 use crate::output::OutputStatus;
-use crate::policy_task::{Decided, Journal};
+use crate::policy_task::Journal;
 use crate::state::{FileStore, PersistedState};
 
 /// The whole router over views that the test sets.

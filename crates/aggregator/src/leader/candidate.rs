@@ -8,8 +8,9 @@ use kube::api::PostParams;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Election, LEASES, Leadership, WritePermit, lease};
+use super::{Election, LEASES, Leadership, lease};
 use crate::clock::Clock;
+use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
 /// How long giving the Lease back may take. Shutdown has more to do, and other replicas can wait until the Lease has

@@ -10,7 +10,6 @@ mod lease;
 pub mod removal;
 #[cfg(test)]
 mod tests;
-mod write_permit;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -19,8 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::candidate::Candidate;
-pub use self::write_permit::WritePermit;
-use crate::kubernetes::Cluster;
+use crate::kubernetes::{Cluster, WritePermit};
 
 const LEASES: &str = "leases.coordination.k8s.io";
 /// The variable that has the Pod's name, by the downward API.

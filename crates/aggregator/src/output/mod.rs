@@ -29,12 +29,11 @@ use tokio::time::Instant;
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
 pub use self::directory::{Directory, DirectoryError, Pass, Written};
-pub use self::persisted_blocks::PersistedBlocks;
 pub use self::status::OutputStatus;
 use self::status::{forget, report};
+use crate::decided::{Decided, PersistedBlocks, TakeOver, WrittenNotifications};
+use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Refusal, RefusalKind};
-use crate::leader::WritePermit;
-use crate::policy_task::{Decided, TakeOver, WrittenNotifications};
 
 /// The pause after the first failure; doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_secs(1);

@@ -1,59 +1,22 @@
 //! Compares what can still be read in our files, of which one is damaged, with the persisted Incidents.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use jiff::Timestamp;
 use procscan_core::names::{App, Text, is_dns_label};
-use procscan_core::state::incident::MAX_SERVICES;
-use procscan_core::state::{Incident, IncidentState, IncidentStatus};
 
-/// The Apps that there are persisted Incidents of, and the Services that these name.
-#[derive(Clone, Debug)]
-pub struct PersistedBlocks {
-    apps: BTreeSet<App>,
-    /// As `service.namespace.svc`: those that are closed, were once, or are left open.
-    services: BTreeSet<Text>,
-    /// The namespaces of Apps with more Services than an Incident names.
-    many: BTreeSet<Text>,
-}
+use crate::decided::PersistedBlocks;
 
-impl PersistedBlocks {
-    /// What `incidents` name at `now`; `None` if there are none, because then the state may be lost.
-    ///
-    /// One that ended longer than `same_incident` ago does not count: if its App is blocked, a later one is lost. An
-    /// operator's release counts for longer.
-    pub fn of(incidents: &[Incident], same_incident: Duration, now: Timestamp) -> Option<Self> {
-        let has_passed =
-            |since: Timestamp| now.duration_since(since).unsigned_abs() > same_incident && now > since;
-        let counts = |incident: &&Incident| {
-            let IncidentStatus { state, since, releases, .. } = &incident.status;
-            *state != IncidentState::Ended || !releases.is_empty() || !since.is_some_and(has_passed)
-        };
-        let known = || incidents.iter().filter(counts);
-        let exposures = || known().map(|incident| &incident.status.exposure);
-        let services =
-            exposures().flat_map(|it| it.services.iter().chain(&it.once_closed).chain(&it.left_open));
-        let many = known().filter(|it| it.status.exposure.services.len() >= MAX_SERVICES);
-        (!incidents.is_empty()).then(|| Self {
-            apps: known().map(|incident| App::from(&incident.spec.app)).collect(),
-            services: services.cloned().collect(),
-            many: many.map(|incident| incident.spec.app.namespace.clone()).collect(),
-        })
-    }
-
-    /// The listed Apps that there is no Incident of, and the listed Services that no Incident names, for people, ordered.
-    /// Services in the namespace of such an App are not repeated.
-    pub(super) fn lacks(&self, listed: &ListedBlocks) -> Vec<String> {
-        let apps: Vec<&App> = listed.apps.difference(&self.apps).collect();
-        let is_told = |namespace: &str| apps.iter().any(|app| *app.namespace == *namespace);
-        let services = listed.services.difference(&self.services).filter(|service| {
-            let namespace = service.split('.').nth(1).unwrap_or_default();
-            !self.many.contains(namespace) && !is_told(namespace)
-        });
-        let services = services.map(|service| format!("Service {service}"));
-        apps.iter().map(ToString::to_string).chain(services).collect()
-    }
+/// The listed Apps that there is no Incident of, and the listed Services that no Incident names, for people, ordered.
+/// Services in the namespace of such an App are not repeated.
+pub(super) fn lacks(persisted: &PersistedBlocks, listed: &ListedBlocks) -> Vec<String> {
+    let apps: Vec<&App> = listed.apps.difference(&persisted.apps).collect();
+    let is_told = |namespace: &str| apps.iter().any(|app| *app.namespace == *namespace);
+    let services = listed.services.difference(&persisted.services).filter(|service| {
+        let namespace = service.split('.').nth(1).unwrap_or_default();
+        !persisted.many.contains(namespace) && !is_told(namespace)
+    });
+    let services = services.map(|service| format!("Service {service}"));
+    apps.iter().map(ToString::to_string).chain(services).collect()
 }
 
 /// The Apps and the closed Services that can be read in the text of a file of ours, however damaged it is.

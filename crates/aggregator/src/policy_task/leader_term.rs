@@ -20,8 +20,9 @@ use tokio::time::Instant;
 
 use self::evaluated_inputs::EvaluatedInputs;
 use self::persisting::AppliedCommands;
-use super::{Decided, PolicyTask, journal, rest};
-use crate::leader::WritePermit;
+use super::{PolicyTask, journal, rest};
+use crate::decided::Decided;
+use crate::kubernetes::WritePermit;
 use crate::state::{Changed, PersistedState, StateDigest, Unreadable};
 
 /// The pause before a failed read or write of the persisted state is tried again. It doubles up to

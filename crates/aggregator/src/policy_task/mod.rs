@@ -12,80 +12,21 @@ mod leader_term;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use procscan_core::names::App;
-use procscan_core::plan::{Dispute, HeldApp, Plan};
-use procscan_core::policy::{ClusterFacts, Incidents, InheritedBlock, LookupRequests, Policy, Withheld};
-use procscan_core::time::CompactTimestamp;
-use tokio::sync::{mpsc, oneshot, watch};
+use procscan_core::policy::{ClusterFacts, Incidents, LookupRequests, Policy};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 pub use self::journal::Journal;
 use self::leader_term::{LeaderTerm, TermEnd};
 use crate::clock::Clock;
-use crate::leader::{Leadership, WritePermit};
+use crate::decided::{Decided, TakeOver, WrittenNotifications};
+use crate::kubernetes::WritePermit;
+use crate::leader::Leadership;
 use crate::ledger_task::{Progress, Published, Reminder, Snapshots};
-use crate::output::PersistedBlocks;
 use crate::state::{PersistedState, Store};
-
-/// The decisions as of the last snapshot.
-#[derive(Clone, Debug)]
-pub struct Decided {
-    /// The desired blocks and notices.
-    pub plan: Plan,
-    /// The Apps that brakes hold.
-    pub held: Vec<HeldApp>,
-    /// The exemptions that have no effect because they would open too many tenants. Only the leader knows them.
-    pub withheld: Vec<Withheld>,
-    /// Evidence that is not believed, because its node accuses a Pod that does not run on it.
-    pub disputes: Vec<Dispute>,
-    /// Evidence that can't be judged, because its Pod could not be read.
-    pub unverified: usize,
-    /// Whether the cluster facts answer all look-up requests. Always `false` without a cluster.
-    pub is_answered: bool,
-    /// How many rounds were done when the decisions were made. A plan from before the first one is not written,
-    /// because it knows too little.
-    pub rounds: u64,
-    /// The permit to write the plan; `None` on a replica that shows the decisions of another one.
-    pub permit: Option<WritePermit>,
-}
-
-impl Decided {
-    /// No decisions yet.
-    pub fn nothing(plan: Plan) -> Self {
-        Self {
-            plan,
-            held: Vec::new(),
-            withheld: Vec::new(),
-            disputes: Vec::new(),
-            unverified: 0,
-            is_answered: false,
-            rounds: 0,
-            permit: None,
-        }
-    }
-}
-
-/// The request of a new leader for the blocks in the objects. With it, the output takes the objects over for this
-/// leader.
-#[derive(Debug)]
-pub struct TakeOver {
-    /// The permit of the new leader.
-    pub permit: WritePermit,
-    /// Whether the output may write to the objects: not in dry-run.
-    pub may_touch: bool,
-    /// The blocks of the persisted Incidents, if there are any and all of them can be read. They stand for the
-    /// content of a damaged object.
-    pub persisted: Option<PersistedBlocks>,
-    /// Receives the Apps that the objects block.
-    pub blocked: oneshot::Sender<Vec<InheritedBlock>>,
-}
-
-/// The notices that have been written, by App, with the time at which each was decided.
-pub type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
 
 /// The channels of the policy task.
 #[derive(Debug)]

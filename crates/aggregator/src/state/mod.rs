@@ -35,8 +35,8 @@ pub use self::persisted_state::{
 };
 use tokio::time::Instant;
 
+use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Refusal, RefusalKind};
-use crate::leader::WritePermit;
 
 /// Why the persisted state can't be read or written.
 #[derive(Clone, Debug, thiserror::Error)]

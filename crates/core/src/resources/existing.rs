@@ -2,18 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Kind;
+use super::kind::{ExistingObject, Kind};
 use crate::names::{App, Text};
 use crate::policy::InheritedBlock;
-
-/// One permanent object that exists.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExistingObject {
-    /// Its name.
-    pub name: String,
-    /// What its kind notes of its content: see [`BlockingKind::note`](super::BlockingKind::note).
-    pub note: u8,
-}
 
 /// The permanent objects that exist, by the names of their kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,6 @@ use std::ops::Deref;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::existing::ExistingObject;
 use super::{Drafts, MANAGED_BY, Object, Settings};
 use crate::names::App;
 use crate::plan::Plan;
@@ -141,6 +140,15 @@ pub trait MessageKind: ResourceKind {
 
     /// Whether the message of that name stays, so that its text has to be true when its cause is over.
     fn stays(&self, name: &str) -> bool;
+}
+
+/// One permanent object that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExistingObject {
+    /// Its name.
+    pub name: String,
+    /// What its kind notes of its content: see [`BlockingKind::note`].
+    pub note: u8,
 }
 
 /// Where the objects of a kind are.

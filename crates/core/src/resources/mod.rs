@@ -17,8 +17,10 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 pub use self::draft::Draft;
-pub use self::existing::{Existing, ExistingObject, union};
-pub use self::kind::{BlockingKind, FoundObject, Home, Kind, MessageKind, ResourceKind, Role, Rule};
+pub use self::existing::{Existing, union};
+pub use self::kind::{
+    BlockingKind, ExistingObject, FoundObject, Home, Kind, MessageKind, ResourceKind, Role, Rule,
+};
 
 use crate::plan::Plan;
 

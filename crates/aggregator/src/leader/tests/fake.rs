@@ -18,7 +18,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::kubernetes::Cluster;
-use crate::leader::{Election, Leadership, Timing, WritePermit};
+use crate::kubernetes::WritePermit;
+use crate::leader::{Election, Leadership, Timing};
 
 const NAME: &str = "procscan-aggregator";
 

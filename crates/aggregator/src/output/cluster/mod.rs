@@ -33,8 +33,8 @@ use self::messages::SentMessage;
 use self::prune::{Wanted, surplus_objects};
 use super::difference::Difference;
 use super::{MAX_PROBLEMS_SHOWN, Outcome};
+use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
-use crate::leader::WritePermit;
 
 /// Who we are to the API server.
 pub const FIELD_MANAGER: &str = "procscan-aggregator";

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::found::{Found, parse};
 use super::{Directory, DirectoryError, first_of, has_kubernetes_names, messages_of};
-use crate::output::persisted_blocks::{ListedBlocks, PersistedBlocks};
+use crate::decided::PersistedBlocks;
+use crate::output::persisted_blocks::{ListedBlocks, lacks};
 
 /// A file of an object that blocks.
 struct BlockingFile {
@@ -81,7 +82,7 @@ impl Directory {
         };
         let mut listed = ListedBlocks::default();
         files.iter().filter_map(|file| file.found.text()).for_each(|text| listed.read(text));
-        match first_of(persisted.lacks(&listed).into_iter()) {
+        match first_of(lacks(persisted, &listed).into_iter()) {
             None => Ok(()),
             Some(unknown) => Err(error(format!(
                 "can't be read ({problem}), and no Incident is persisted of blocks that our files list: {unknown}. The state is \

@@ -6,6 +6,7 @@ use procscan_core::state::{Incident, IncidentSpec, IncidentState};
 use serde_json::json;
 
 use super::*;
+use crate::decided::PersistedBlocks;
 use crate::output::difference::Action;
 use crate::telemetry::logged::Logged;
 

@@ -13,7 +13,7 @@ use procscan_core::state::incident::IncidentDecision;
 use tokio::time::Instant;
 
 use super::{LeaderTerm, MAX_RETRY_PAUSE, MIN_RETRY_PAUSE, Step};
-use crate::leader::WritePermit;
+use crate::kubernetes::WritePermit;
 use crate::policy_task::history;
 use crate::state::{Changed, IncidentEntry, PendingCommand, PersistedState, StateError, Store};
 

@@ -6,8 +6,9 @@ use procscan_core::decision::{Decision, DecisionKind};
 use procscan_core::policy::Alert;
 
 use super::LeaderTerm;
-use crate::leader::WritePermit;
-use crate::policy_task::{Decided, journal};
+use crate::decided::Decided;
+use crate::kubernetes::WritePermit;
+use crate::policy_task::journal;
 
 impl LeaderTerm<'_> {
     /// Notes which notices have been written. Returns whether a decision may follow from it.

@@ -12,9 +12,9 @@ use procscan_core::state::{Incident, IncidentState};
 use tokio::sync::oneshot;
 
 use super::{LeaderTerm, MAX_RETRY_PAUSE, MIN_RETRY_PAUSE, TermEnd};
+use crate::decided::PersistedBlocks;
+use crate::decided::TakeOver;
 use crate::ledger_task::Reminder;
-use crate::output::PersistedBlocks;
-use crate::policy_task::TakeOver;
 use crate::state::{Loaded, PersistedState, StateError, Unreadable};
 
 const UNREADABLE: &str = "the persisted state can't be read; nothing is decided until it is";

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of, opened};
-use crate::leader::{Leadership, WritePermit};
+use crate::kubernetes::WritePermit;
+use crate::leader::Leadership;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::telemetry::logged::Logged;
 

@@ -13,7 +13,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::stage::{INCIDENTS, Replica, Setup, body, decisions, name_of};
-use crate::leader::{Leadership, WritePermit};
+use crate::kubernetes::WritePermit;
+use crate::leader::Leadership;
 use crate::state::cluster::Watching;
 use crate::state::cluster::fake::{Call, Fault, Server, Store};
 use crate::state::sqlite::Sqlite;

@@ -15,8 +15,8 @@ use procscan_core::state::{GROUP, VERSION};
 use tokio::sync::mpsc;
 
 use super::{FIELD_MANAGER, Objects};
+use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, RefusalKind};
-use crate::leader::WritePermit;
 use crate::state::crd::Resource;
 
 /// How many Events may wait to be written.

@@ -32,8 +32,8 @@ use self::taking_over::Read;
 use super::crd::Resource;
 use super::persisted_state::ObjectVersion;
 use super::{Loaded, PersistedState, StateError};
+use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
-use crate::leader::WritePermit;
 
 pub use self::known::Changed;
 use self::known::{AllKnown, Known};

@@ -7,7 +7,7 @@ use procscan_core::state::{IncidentSpec, IncidentStatus, Match};
 use serde_json::Value;
 
 use super::*;
-use crate::leader::WritePermit;
+use crate::kubernetes::WritePermit;
 use crate::state::{Store, Unreadable};
 use crate::telemetry::logged::Logged;
 

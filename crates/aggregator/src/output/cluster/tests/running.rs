@@ -8,8 +8,8 @@ use tokio::time::sleep;
 
 use super::world::{ApiServer, MESSAGES, PLUGINS};
 use super::*;
+use crate::decided::{Decided, TakeOver, WrittenNotifications};
 use crate::output::{Channels, Output, OutputStatus, run};
-use crate::policy_task::{Decided, TakeOver, WrittenNotifications};
 
 const REPAIR: Duration = Duration::from_mins(1);
 

@@ -50,7 +50,7 @@ impl WritePermit {
     }
 
     /// The permit of a term that lasts for `lasts` from the moment before it was requested.
-    pub(super) fn begin(number: u64, identity: &str, asked: Instant, lasts: Duration) -> Self {
+    pub(crate) fn begin(number: u64, identity: &str, asked: Instant, lasts: Duration) -> Self {
         Self::of(number, identity, asked, nanos(lasts))
     }
 
@@ -113,14 +113,14 @@ impl WritePermit {
     }
 
     /// Advances the deadline. Returns whether that was in time.
-    pub(super) fn extend(&self, asked: Instant, lasts: Duration) -> bool {
+    pub(crate) fn extend(&self, asked: Instant, lasts: Duration) -> bool {
         let later = nanos((asked + lasts).saturating_duration_since(self.term.began));
         let extend = |deadline| (self.elapsed() < deadline).then_some(later.max(deadline));
         self.term.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, extend).is_ok()
     }
 
     /// Ends the term before its deadline.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         self.term.deadline.store(DEADLINE_PASSED, Ordering::Release);
         self.term.ended.cancel();
     }
@@ -159,7 +159,7 @@ impl WritePermit {
     }
 }
 
-/// How long a permit that is not renewed lasts at most, by any clock that was not stopped: see [`super::Timing`].
+/// How long a permit that is not renewed lasts at most, by any clock that was not stopped: see [`crate::leader::Timing`].
 const MAX_UNRENEWED: Duration = Duration::from_secs(10);
 
 /// The text between the identity and the number in a mark.

@@ -1,0 +1,107 @@
+//! What the policy task and the output exchange: the decisions, the take-over at the beginning of a term, and the notices that have
+//! been written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use procscan_core::names::{App, Text};
+use procscan_core::plan::{Dispute, HeldApp, Plan};
+use procscan_core::policy::{InheritedBlock, Withheld};
+use procscan_core::state::incident::MAX_SERVICES;
+use procscan_core::state::{Incident, IncidentState, IncidentStatus};
+use procscan_core::time::CompactTimestamp;
+use tokio::sync::oneshot;
+
+use crate::kubernetes::WritePermit;
+
+/// The decisions as of the last snapshot.
+#[derive(Clone, Debug)]
+pub struct Decided {
+    /// The desired blocks and notices.
+    pub plan: Plan,
+    /// The Apps that brakes hold.
+    pub held: Vec<HeldApp>,
+    /// The exemptions that have no effect because they would open too many tenants. Only the leader knows them.
+    pub withheld: Vec<Withheld>,
+    /// Evidence that is not believed, because its node accuses a Pod that does not run on it.
+    pub disputes: Vec<Dispute>,
+    /// Evidence that can't be judged, because its Pod could not be read.
+    pub unverified: usize,
+    /// Whether the cluster facts answer all look-up requests. Always `false` without a cluster.
+    pub is_answered: bool,
+    /// How many rounds were done when the decisions were made. A plan from before the first one is not written,
+    /// because it knows too little.
+    pub rounds: u64,
+    /// The permit to write the plan; `None` on a replica that shows the decisions of another one.
+    pub permit: Option<WritePermit>,
+}
+
+impl Decided {
+    /// No decisions yet.
+    pub fn nothing(plan: Plan) -> Self {
+        Self {
+            plan,
+            held: Vec::new(),
+            withheld: Vec::new(),
+            disputes: Vec::new(),
+            unverified: 0,
+            is_answered: false,
+            rounds: 0,
+            permit: None,
+        }
+    }
+}
+
+/// The request of a new leader for the blocks in the objects. With it, the output takes the objects over for this
+/// leader.
+#[derive(Debug)]
+pub struct TakeOver {
+    /// The permit of the new leader.
+    pub permit: WritePermit,
+    /// Whether the output may write to the objects: not in dry-run.
+    pub may_touch: bool,
+    /// The blocks of the persisted Incidents, if there are any and all of them can be read. They stand for the
+    /// content of a damaged object.
+    pub persisted: Option<PersistedBlocks>,
+    /// Receives the Apps that the objects block.
+    pub blocked: oneshot::Sender<Vec<InheritedBlock>>,
+}
+
+/// The notices that have been written, by App, with the time at which each was decided.
+pub type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
+
+/// The Apps that there are persisted Incidents of, and the Services that these name.
+#[derive(Clone, Debug)]
+pub struct PersistedBlocks {
+    pub(crate) apps: BTreeSet<App>,
+    /// As `service.namespace.svc`: those that are closed, were once, or are left open.
+    pub(crate) services: BTreeSet<Text>,
+    /// The namespaces of Apps with more Services than an Incident names.
+    pub(crate) many: BTreeSet<Text>,
+}
+
+impl PersistedBlocks {
+    /// What `incidents` name at `now`; `None` if there are none, because then the state may be lost.
+    ///
+    /// One that ended longer than `same_incident` ago does not count: if its App is blocked, a later one is lost. An
+    /// operator's release counts for longer.
+    pub fn of(incidents: &[Incident], same_incident: Duration, now: Timestamp) -> Option<Self> {
+        let has_passed =
+            |since: Timestamp| now.duration_since(since).unsigned_abs() > same_incident && now > since;
+        let counts = |incident: &&Incident| {
+            let IncidentStatus { state, since, releases, .. } = &incident.status;
+            *state != IncidentState::Ended || !releases.is_empty() || !since.is_some_and(has_passed)
+        };
+        let known = || incidents.iter().filter(counts);
+        let exposures = || known().map(|incident| &incident.status.exposure);
+        let services =
+            exposures().flat_map(|it| it.services.iter().chain(&it.once_closed).chain(&it.left_open));
+        let many = known().filter(|it| it.status.exposure.services.len() >= MAX_SERVICES);
+        (!incidents.is_empty()).then(|| Self {
+            apps: known().map(|incident| App::from(&incident.spec.app)).collect(),
+            services: services.cloned().collect(),
+            many: many.map(|incident| incident.spec.app.namespace.clone()).collect(),
+        })
+    }
+}

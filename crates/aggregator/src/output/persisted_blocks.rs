@@ -31,8 +31,10 @@ impl ListedBlocks {
     /// each Service, has its own line. What a tenant chooses follows a key on its line, and is quoted if it has `: ` in it. A kind
     /// whose content has another form lists nothing here.
     pub(super) fn read(&mut self, text: &str) {
+        // A last line without its end may be cut off, and a part of a name looks like another name.
+        let whole_lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
         let mut entry = ListEntry::default();
-        for line in text.lines().map(str::trim) {
+        for line in whole_lines.lines().map(str::trim) {
             let item = line.strip_prefix("- ");
             if item.is_some() {
                 entry = ListEntry::default();
@@ -85,4 +87,30 @@ fn service(host: &str) -> Option<Text> {
     let (name, namespace) = (parts.next()?, parts.next()?);
     let is_service = parts.next()? == "svc" && is_dns_label(name) && is_dns_label(namespace);
     is_service.then(|| format!("{name}.{namespace}.svc").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_is_cut_anywhere_lists_nothing_that_the_whole_one_does_not_list() {
+        let text = "spec:\n  defaultConfig:\n    violations:\n    - pod: web-0\n      namespace: ns-a\n      process: xmrig\n      \
+            name: web\n      type: app\n    - pod: dev-0\n      namespace: ns-b\n      process: 'a: b'\n      name: 'on'\n      \
+            type: devbox\n  matchRules:\n  - service:\n    - web.ns-a.svc.cluster.local\n    - dev.ns-b.svc.cluster.local\n";
+        let listed = |text: &str| {
+            let mut listed = ListedBlocks::default();
+            listed.read(text);
+            listed
+        };
+        let whole = listed(text);
+        assert_eq!((whole.apps.len(), whole.services.len()), (2, 2), "{whole:?}");
+        for end in 0..text.len() {
+            let cut = listed(&text[..end]);
+            assert!(
+                cut.apps.is_subset(&whole.apps) && cut.services.is_subset(&whole.services),
+                "{end}: {cut:?}"
+            );
+        }
+    }
 }

@@ -109,10 +109,14 @@ struct LedgerTask {
     publish_at: Option<Instant>,
     /// A reader waits for the next snapshot.
     is_asked_for: bool,
-    /// Whether these channels still have senders.
-    has_targets: bool,
-    has_gone: bool,
-    has_reminders: bool,
+    open: OpenChannels,
+}
+
+/// Which channels still have senders.
+struct OpenChannels {
+    targets: bool,
+    gone: bool,
+    reminders: bool,
 }
 
 impl LedgerTask {
@@ -130,9 +134,7 @@ impl LedgerTask {
             last_round: LastRound::default(),
             publish_at: None,
             is_asked_for: false,
-            has_targets: true,
-            has_gone: true,
-            has_reminders: true,
+            open: OpenChannels { targets: true, gone: true, reminders: true },
         }
     }
 
@@ -144,9 +146,9 @@ impl LedgerTask {
                 tokio::time::sleep_until(next_batch).await;
                 observations.recv_many(batch, MAX_BATCH).await
             } => if count == 0 { Wakeup::NoMoreObservations } else { Wakeup::Observations },
-            changed = targets.changed(), if self.has_targets => Wakeup::Targets(changed.is_ok()),
-            pod = gone.recv(), if self.has_gone => Wakeup::PodGone(pod),
-            reminder = reminders.recv(), if self.has_reminders => Wakeup::Reminder(reminder),
+            changed = targets.changed(), if self.open.targets => Wakeup::Targets(changed.is_ok()),
+            pod = gone.recv(), if self.open.gone => Wakeup::PodGone(pod),
+            reminder = reminders.recv(), if self.open.reminders => Wakeup::Reminder(reminder),
             _ = self.advance.tick() => Wakeup::Advance,
             () = self.publisher.asked() => Wakeup::SnapshotAsked,
             () = async { tokio::time::sleep_until(publish_at.unwrap_or_else(Instant::now)).await }, if publish_at.is_some() => {
@@ -160,11 +162,11 @@ impl LedgerTask {
             Wakeup::Observations => self.apply_batch(),
             Wakeup::NoMoreObservations => {}
             Wakeup::Targets(true) => self.expect(),
-            Wakeup::Targets(false) => self.has_targets = false,
+            Wakeup::Targets(false) => self.open.targets = false,
             Wakeup::PodGone(Some(PodGone { pod, until })) => log(&self.ledger.pod_gone(&pod, until)),
-            Wakeup::PodGone(None) => self.has_gone = false,
+            Wakeup::PodGone(None) => self.open.gone = false,
             Wakeup::Reminder(Some(reminder)) => self.remember(reminder),
-            Wakeup::Reminder(None) => self.has_reminders = false,
+            Wakeup::Reminder(None) => self.open.reminders = false,
             Wakeup::Advance => self.advance(),
             Wakeup::SnapshotAsked => {
                 self.publish_at = Some(self.publisher.rested());

@@ -138,7 +138,7 @@ impl NamespaceFacts {
             match (self.sightings.get(name), there(name)) {
                 // Another object of the same name: the accused one is gone, and its evidence with it.
                 (Some(PodSighting::There(uid, last)), Some(pod)) if *uid != pod.uid => {
-                    gone.push((pod_ref(), *last))
+                    gone.push((pod_ref(), *last));
                 }
                 // Gone before it was seen here, for example after a restart. It belongs to no App with an incident, so no
                 // evidence of it was accepted, and there is nothing to clear.

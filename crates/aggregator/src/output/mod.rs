@@ -361,7 +361,7 @@ async fn answer(
     }
 }
 
-/// Whether there is time to write messages: as long as plans may follow, and for [`LAST`] after their end was noticed.
+/// Whether there is time to write messages: as long as plans may follow, and for [`FINAL_WRITE_TIME`] after their end was noticed.
 fn until_the_end(decided: watch::Receiver<Arc<Decided>>) -> impl FnMut() -> bool + Send + 'static {
     let mut ended: Option<std::time::Instant> = None;
     move || {

@@ -111,6 +111,7 @@ enum Judgement {
 }
 
 /// Which channels still have senders.
+#[expect(clippy::struct_excessive_bools, reason = "one for each channel")]
 struct OpenChannels {
     snapshots: bool,
     facts: bool,

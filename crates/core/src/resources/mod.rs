@@ -43,12 +43,15 @@ pub type Drafts<'a> = Box<dyn Iterator<Item = Draft<'a>> + 'a>;
 /// All kinds of objects that are made from the plan. What blocks is written in this order.
 pub const KINDS: &[Kind] = &[wasm_plugin::KIND, notification::KIND];
 
-/// Drafts all objects of the plan, in the order of the kinds.
+/// Drafts all objects of the plan: first those that block, because a message says that something is blocked.
 pub fn drafts<'a>(plan: &'a Plan, settings: &'a Settings, existing: Existing) -> Drafts<'a> {
-    Box::new(settings.kinds.iter().flat_map(move |kind| kind.drafts(plan, settings, existing.of(*kind))))
+    let blocking = settings.kinds.iter().filter(|kind| kind.blocking().is_some());
+    let messages = settings.kinds.iter().filter(|kind| kind.blocking().is_none());
+    let kinds = blocking.chain(messages);
+    Box::new(kinds.flat_map(move |kind| kind.drafts(plan, settings, existing.of(*kind))))
 }
 
-/// Makes all objects of the plan, in the order of the kinds.
+/// Makes all objects of the plan, in the order of [`drafts`].
 pub fn render(plan: &Plan, settings: &Settings, existing: Existing) -> Vec<Object> {
     drafts(plan, settings, existing).map(|draft| draft.object()).collect()
 }

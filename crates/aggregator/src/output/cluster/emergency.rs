@@ -64,6 +64,8 @@ impl ClusterOutput {
                 }
                 let (namespace, name) = place(live);
                 match self.patch_live(listed.kind, live, &patch).await {
+                    // The service has deleted it meanwhile, so it blocks nothing.
+                    Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
                     Ok(_) => opened.objects.push(OpenedObject { kind: listed.kind, namespace, name }),
                     Err(refusal) => opened.refused.push(refusal),
                 }

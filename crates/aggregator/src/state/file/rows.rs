@@ -156,7 +156,7 @@ impl Rows {
         match kind {
             Kind::Incident => match read_incident(name, body) {
                 Ok(incident) => {
-                    drop(self.persisted.incidents.insert(name.as_str().into(), Arc::new(incident)))
+                    self.persisted.incidents.insert(name.as_str().into(), Arc::new(incident));
                 }
                 Err(error) => {
                     unread.incidents.insert(name.as_str().into(), error);

@@ -85,7 +85,7 @@ struct Replica {
 }
 
 impl Replica {
-    async fn stand(identity: &str, connection: &Connection) -> Self {
+    fn stand(identity: &str, connection: &Connection) -> Self {
         let (leading, leadership) = watch::channel(Leadership::Following { leader: None });
         let election = Election {
             cluster: connection.clone(),
@@ -174,7 +174,7 @@ async fn live(
     let policies = Policies { client: cluster.admin(), home };
     let connection = connect(cluster, false).await?;
 
-    let mut first = Replica::stand("first", &connection).await;
+    let mut first = Replica::stand("first", &connection);
     let permit = first.permit().await?;
     ensure!(first.output.take_over(&settings, &permit, true).await?.is_empty());
     let outcome = first.write(&["blog", "web"], &settings, &permit).await;
@@ -195,7 +195,7 @@ async fn live(
     // Another replica leads. What the first one has on its way is refused.
     let read = policies.get("web").await?;
     first.retire().await?;
-    let mut second = Replica::stand("second", &connection).await;
+    let mut second = Replica::stand("second", &connection);
     let later = second.permit().await?;
     let inherited = second.output.take_over(&settings, &later, true).await?;
     ensure!(inherited.len() == 1 && inherited[0].app == app("web"), "{inherited:?}");

@@ -34,7 +34,8 @@ impl ListedBlocks {
         // A last line without its end may be cut off, and a part of a name looks like another name.
         let whole_lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
         let mut entry = ListEntry::default();
-        for line in whole_lines.lines().map(str::trim) {
+        // A plain text may end with a blank that is not ASCII.
+        for line in whole_lines.lines().map(str::trim_ascii) {
             let item = line.strip_prefix("- ");
             if item.is_some() {
                 entry = ListEntry::default();

@@ -154,6 +154,19 @@ fn of_damage_only_apps_and_closed_services_are_read() {
     assert!(error.contains("that our files list: Service web.ns-a.svc. The state"), "{error}");
 }
 
+/// A tenant chooses the name, and texts are quoted only where YAML needs it.
+#[test]
+fn a_name_that_ends_with_a_blank_of_another_script_is_read_as_it_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let directory = Directory::open(temp.path()).unwrap();
+    put(&directory, &objects(&["web\u{3000}"], 0)).unwrap();
+    let path = temp.path().join(PLUGIN);
+    let text = fs::read_to_string(&path).unwrap() + "a: [\n";
+    fs::write(&path, text).unwrap();
+    assert_eq!(directory.blocked(&settings(), persisted(&["web\u{3000}"]).as_ref()).unwrap(), []);
+    assert!(directory.blocked(&settings(), persisted(&["web"]).as_ref()).is_err());
+}
+
 #[test]
 fn a_damaged_file_is_written_anew_from_what_is_decided_and_kept_beside_it() {
     let temp = tempfile::tempdir().unwrap();

@@ -52,10 +52,11 @@ fn written(text: &str) -> (String, serde_json::Value) {
 
 /// The three scalars that `written` has made of its text, as they are in the file.
 fn scalars(file: &str) -> [&str; 3] {
-    let after = |start: &str| file.lines().find_map(|line| line.trim().strip_prefix(start)).unwrap();
+    let after =
+        |start: &str| file.lines().find_map(|line| line.trim_start_matches(' ').strip_prefix(start)).unwrap();
     let line_after = |start: &str| {
         let mut lines = file.lines().skip_while(|line| line.trim() != start);
-        lines.nth(1).unwrap().trim()
+        lines.nth(1).unwrap().trim_start_matches(' ')
     };
     let item = line_after("list:").strip_prefix("- ").unwrap();
     [after("value: "), item, line_after("key:").strip_suffix(": x").unwrap()]

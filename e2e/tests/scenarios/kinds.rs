@@ -156,7 +156,7 @@ impl Policies {
 
 async fn connect(cluster: &Cluster, as_admin: bool) -> anyhow::Result<Connection> {
     let path = if as_admin { cluster.kubeconfig_admin() } else { cluster.kubeconfig_aggregator() };
-    let config = Config::parse("", "config", [])?;
+    let config = Config::parse("", "config", [], jiff::Timestamp::UNIX_EPOCH)?;
     let mut settings = config.kubernetes;
     settings.kubeconfig = Some(path);
     Connection::connect(&settings).await
@@ -169,7 +169,7 @@ async fn live(
     kind: Kind,
     home: Option<&'static str>,
 ) -> anyhow::Result<()> {
-    let settings = Settings { kinds, ..Config::parse("", "config", [])?.settings() };
+    let settings = Settings { kinds, ..Config::parse("", "config", [], jiff::Timestamp::UNIX_EPOCH)?.settings() };
     cluster.apply(&roles(kind, &settings)).await?;
     let policies = Policies { client: cluster.admin(), home };
     let connection = connect(cluster, false).await?;

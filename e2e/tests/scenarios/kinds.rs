@@ -169,7 +169,8 @@ async fn live(
     kind: Kind,
     home: Option<&'static str>,
 ) -> anyhow::Result<()> {
-    let settings = Settings { kinds, ..Config::parse("", "config", [], jiff::Timestamp::UNIX_EPOCH)?.settings() };
+    let settings =
+        Settings { kinds, ..Config::parse("", "config", [], jiff::Timestamp::UNIX_EPOCH)?.settings() };
     cluster.apply(&roles(kind, &settings)).await?;
     let policies = Policies { client: cluster.admin(), home };
     let connection = connect(cluster, false).await?;

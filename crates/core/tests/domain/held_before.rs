@@ -54,6 +54,27 @@ fn an_app_that_is_held_in_a_restored_backup_is_not_blocked_without_an_approval()
     }
 }
 
+/// A document that has both was edited: a late block is better than a wrong one.
+#[test]
+fn an_approval_outlasts_a_restart_and_a_hold_beside_it_counts_instead() {
+    let mut world = held_beside_another();
+    let of_b = |world: &World| {
+        world.persisted.values().find(|it| it.spec.app.namespace == "ns-b".into()).unwrap().clone()
+    };
+    let hold = of_b(&world).status.brake.clone();
+    let approve = IncidentCommand::Approve { app: app("ns-b") };
+    world.incidents.execute(&approve, "ops", &world.policy, world.now).unwrap();
+    assert_eq!(world.blocked(), ["ns-a", "ns-b"]);
+    world.restart();
+    let status = |world: &World| world.incidents.document(&app("ns-b")).unwrap().status;
+    assert!(status(&world).approved && status(&world).brake.is_none());
+    let mut edited = of_b(&world);
+    edited.status.brake = hold;
+    world.persisted.insert(edited.name.clone(), edited);
+    world.restart();
+    assert!(!status(&world).approved && status(&world).brake.is_some());
+}
+
 /// `ns-a` is blocked, and a brake holds `ns-b`. Since then the limit of the brake has been raised, so that it would
 /// not hold `ns-b` anew.
 fn held_beside_another() -> World {

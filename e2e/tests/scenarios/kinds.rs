@@ -2,7 +2,7 @@
 //! it names, and under the leader's fencing.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ use procscan_aggregator::output::cluster::{ClusterOutput, Opened, SUSPEND, WRITE
 use procscan_core::decision::Mode;
 use procscan_core::names::App;
 use procscan_core::plan::{Block, Exposure, Plan};
+use procscan_core::policy::InheritedBlock;
 use procscan_core::resources::{Kind, Settings};
 use procscan_e2e::Cluster;
 use serde_json::{Value, json};
@@ -85,6 +86,22 @@ struct Replica {
 }
 
 impl Replica {
+    /// Takes over as soon as the API server serves all kinds: it does so some moments after their definitions are created. Until
+    /// then it answers 429.
+    async fn take_over_when_served(
+        &mut self,
+        settings: &Settings,
+        permit: &WritePermit,
+    ) -> anyhow::Result<Vec<InheritedBlock>> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match self.output.take_over(settings, permit, true).await {
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(200)).await,
+                taken => return Ok(taken?),
+            }
+        }
+    }
+
     fn stand(identity: &str, connection: &Connection) -> Self {
         let (leading, leadership) = watch::channel(Leadership::Following { leader: None });
         let election = Election {
@@ -177,7 +194,7 @@ async fn live(
 
     let mut first = Replica::stand("first", &connection);
     let permit = first.permit().await?;
-    ensure!(first.output.take_over(&settings, &permit, true).await?.is_empty());
+    ensure!(first.take_over_when_served(&settings, &permit).await?.is_empty());
     let outcome = first.write(&["blog", "web"], &settings, &permit).await;
     ensure!(outcome.problems.is_empty(), "{outcome:?}");
     ensure!(policies.closed().await? == ["blog", "web"]);

@@ -29,6 +29,7 @@ mod proof;
 mod reasons;
 mod refreshes;
 mod refused;
+mod releases;
 mod renamed;
 mod resources;
 mod sharing;

@@ -218,7 +218,7 @@ pub struct Channels {
     pub status: watch::Sender<OutputStatus>,
 }
 
-/// Runs until nobody decides any more; the last plan is written too.
+/// Runs until the policy task has ended; the last plan is written too.
 ///
 /// At the beginning of a term says what is blocked already, however long it takes to find out: nothing can be decided before.
 /// Then each change of the plan is written at once, and each `repair` everything is compared again: what other programs have
@@ -336,7 +336,7 @@ async fn answer(
         match output.take_over(settings, &permit, may_touch, persisted.as_ref()).await {
             Ok(blocked) => {
                 status.send_modify(|status| status.error = None);
-                // Whoever asked may have ended meanwhile.
+                // The policy task may have ended meanwhile.
                 let _ = tell.send(blocked);
                 return;
             }
@@ -354,7 +354,7 @@ async fn answer(
             }
         }
         tokio::select! {
-            // Nobody decides anything before this is known, so this can only be the end.
+            // The policy task decides nothing before it has this answer, so it has ended.
             changed = decided.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(MAX_BACKOFF),
         }

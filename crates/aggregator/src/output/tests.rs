@@ -46,7 +46,7 @@ fn objects(names: &[&str], shards: usize) -> Vec<Object> {
     resources::render(&plan(names), &settings(), existing_shards(shards, false, &settings().gateway))
 }
 
-/// Puts right whatever somebody has changed, too.
+/// Repairs the changes of other programs, too.
 fn put(directory: &Directory, objects: &[Object]) -> Result<Written, DirectoryError> {
     directory.refresh()?;
     directory.apply(objects.iter().cloned().map(Draft::from))
@@ -76,7 +76,7 @@ fn files_are_written_on_difference_only_and_strangers_are_left_alone() {
     assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap(), Written { written: 1, removed: 0 });
     assert_eq!(listing(&path), ["README", "mine.yaml", PLUGIN]);
 
-    // Edited or removed by somebody: repaired.
+    // Another program has edited or removed them: they are repaired.
     let edited = path.join(PLUGIN);
     fs::write(&edited, fs::read_to_string(&edited).unwrap() + "extra: 1\n").unwrap();
     assert_eq!(put(&directory, &objects(&["web", "x"], 0)).unwrap().written, 1);

@@ -96,10 +96,10 @@ pub trait BlockingKind: ResourceKind {
     fn is_whole(&self, content: &Value) -> bool;
 
     /// The form in which an object is created; its content follows at once, by the version of the created object. It blocks
-    /// nobody, because nothing in the cluster tells the creation by a late leader from that by the present one.
+    /// no App, because nothing in the cluster tells the creation by a late leader from that by the present one.
     fn first_form(&self, object: &Object) -> Object;
 
-    /// The merge patch that makes an object block nobody. The caller adds the annotation that keeps the service from closing
+    /// The merge patch that makes an object block no App. The caller adds the annotation that keeps the service from closing
     /// it again: a deleted object could not have it.
     fn open(&self, object: &FoundObject<'_>) -> Value;
 

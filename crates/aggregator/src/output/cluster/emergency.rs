@@ -15,7 +15,7 @@ use crate::kubernetes::{Ask, Refusal, RefusalKind};
 /// What was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// The objects that block nobody any more, and are suspended.
+    /// The objects that block no App any more, and are suspended.
     pub objects: Vec<OpenedObject>,
     /// What could not be opened, and why.
     pub refused: Vec<Refusal>,

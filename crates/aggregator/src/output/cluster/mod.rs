@@ -1,8 +1,8 @@
 //! The objects in the cluster, by server-side apply.
 //!
-//! Each object is read before it is written, written only if it differs, and written with the resourceVersion that was read:
-//! whoever was faster wins, and the next pass looks again. The objects that block are kept exactly as they should be. Tenants'
-//! messages are written when they are news, and the reader may mark or delete them. What is particular to a kind of object is
+//! The output reads each object before it writes it, writes it only if it differs, and sends the resourceVersion that it has read.
+//! If another program was faster, the API server refuses the write, and the next pass reads again. Objects that block are
+//! reconciled exactly. A message to a tenant is sent once, and its reader may mark or delete it. What is particular to a kind of object is
 //! in [`procscan_core::resources`].
 
 mod deferred;
@@ -42,7 +42,7 @@ pub const FIELD_MANAGER: &str = "procscan-aggregator";
 pub const SUSPEND: &str = "procscan-aggregator/suspend";
 /// The annotation that says which leader's the object is.
 pub const WRITER: &str = "procscan-aggregator/writer";
-/// How often an object is marked again that somebody changes at the same time.
+/// How often an object is marked again that another program changes at the same time.
 const TRIES: usize = 5;
 
 /// The cluster's objects, as far as they are ours.
@@ -106,7 +106,7 @@ impl ClusterOutput {
                     self.taken_over = Some(permit.mark());
                     return Ok(blocked(&listed, settings));
                 }
-                // Somebody has changed one of them meanwhile.
+                // Another program has changed one of them meanwhile.
                 Err(refusal) if refusal.kind == RefusalKind::Conflict && tries > 0 => tries -= 1,
                 Err(refusal) => return Err(refusal),
             }
@@ -143,7 +143,7 @@ impl ClusterOutput {
             let ask = Ask { verb: "patch", resource: &plural, namespace: Some(namespace), name: Some(name) };
             let by_us = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             match self.cluster.write(&self.permit, ask, api.patch(name, &by_us, &Patch::Merge(&mark))).await {
-                // Deleted meanwhile: then it blocks nobody.
+                // It was deleted meanwhile, so it blocks no App.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
                 Err(refusal) if is_of_tenant && is_its_own_fault(&refusal, is_last_try) => {
                     let object = format!("{kind} {namespace}/{name}");

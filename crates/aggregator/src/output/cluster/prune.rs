@@ -37,7 +37,7 @@ pub(super) fn surplus_objects<'a>(
     };
     let why_not = |live: &Live| {
         let content = listed.kind.content(&live.data);
-        // Somebody has edited it, so it may block an App that no decision is known of.
+        // Another program has edited it, so it may block an App that no incident explains.
         (!content.is_some_and(|content| listed.blocking.is_whole(content))).then(|| {
             "is not in the plan, and is damaged, so it is not known what it blocks. Delete it if that may be opened"
                 .to_owned()

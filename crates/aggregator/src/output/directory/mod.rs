@@ -231,7 +231,7 @@ impl Directory {
     pub fn has_changed(&self) -> Result<bool, DirectoryError> {
         let place = match fs::metadata(&self.path) {
             Ok(place) => Stamp::from(&place),
-            // Somebody may have removed all of it.
+            // Another program may have removed the directory.
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
             Err(e) => return Err(error(&self.path, "can't be read", &e)),
         };

@@ -112,7 +112,7 @@ impl BlockingKind for WasmPlugin {
     }
 
     fn open(&self, object: &FoundObject<'_>) -> Value {
-        // The first rule, with the sentinel only. Without a first rule, the new one blocks nobody either.
+        // The first rule, with the sentinel only. Without a first rule, the new one blocks no App either.
         let first = object.object.pointer("/spec/matchRules/0").and_then(Value::as_object).cloned();
         let mut rule = first.unwrap_or_default();
         rule.remove("ingress");

@@ -35,7 +35,7 @@ use crate::plan::{Block, Exposure, Plan};
 /// Always in the rule, so that it always is valid. `.invalid` is reserved (RFC 2606): no Service can have this name.
 pub const SENTINEL: &str = "procscan-sentinel.invalid";
 
-/// More shards than this are nobody's: 20,000 Apps with the longest names take a few dozen.
+/// The most shards. 20,000 Apps with the longest names take a few dozen.
 const MAX_SHARDS: usize = 1024;
 /// How many parts of the largest size have room in one shard.
 const PARTS_PER_SHARD: usize = 16;

@@ -21,9 +21,8 @@ pub(super) async fn until_stopped(
     }
 }
 
-/// The environment variables that are text. A variable of the configuration always is.
-pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
-    let text =
-        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    std::env::vars_os().filter_map(text)
+/// The environment variables whose names are text: a variable of the configuration has such a name. A value that is not
+/// text keeps its name, so that the configuration refuses it with its place.
+pub(super) fn environment() -> impl Iterator<Item = (String, OsString)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
 }

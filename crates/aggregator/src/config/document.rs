@@ -1,6 +1,7 @@
 //! Reads a configuration from YAML and from the environment, and says where each value was written.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ pub(super) struct Origin {
 pub(super) fn read(
     text: &str,
     name: &str,
-    variables: impl IntoIterator<Item = (String, String)>,
+    variables: impl IntoIterator<Item = (String, OsString)>,
 ) -> Result<(Config, Origin), ConfigError> {
     let mut tree = tree::parse_yaml(text).map_err(|problem| ConfigError::new(name, problem))?;
     if tree.is_null() {
@@ -47,11 +48,11 @@ pub(super) fn read(
             return Err(origin.refused(e));
         }
     }
-    let config = serde_path_to_error::deserialize(&origin.tree).map_err(|e| origin.refused(e))?;
-    match tree::misplaced_list(&origin.tree) {
-        Some((path, problem)) => Err(ConfigError::new(origin.place(&path), problem)),
-        None => Ok((config, origin)),
+    if let Some((path, problem)) = tree::misplaced_list(&origin.tree) {
+        return Err(ConfigError::new(origin.place(&path), problem));
     }
+    let config = serde_path_to_error::deserialize(&origin.tree).map_err(|e| origin.refused(e))?;
+    Ok((config, origin))
 }
 
 impl Origin {

@@ -1,6 +1,7 @@
 //! Overrides from the environment: `PROCSCAN_SECTION__KEY=value`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 
 use serde_json::{Map, Value};
 
@@ -13,10 +14,10 @@ use super::tree::parse_yaml;
 /// Service that is called `procscan`.
 pub(super) fn apply(
     tree: &mut Value,
-    variables: impl IntoIterator<Item = (String, String)>,
+    variables: impl IntoIterator<Item = (String, OsString)>,
 ) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut set = BTreeMap::new();
-    for (variable, text) in variables {
+    for (variable, value) in variables {
         let Some(name) = variable.strip_prefix("PROCSCAN_") else {
             continue;
         };
@@ -25,6 +26,10 @@ pub(super) fn apply(
         if path.iter().any(String::is_empty) {
             continue;
         }
+        let text = value.into_string().map_err(|value| {
+            let shown = value.to_string_lossy();
+            ConfigError::new(&variable, format!("invalid value {shown:?}: expected a text in UTF-8"))
+        })?;
         let value = value_of(text).map_err(|problem| ConfigError::new(&variable, problem))?;
         let mut place = &mut *tree;
         for step in path.iter().take(path.len() - 1) {

@@ -5,7 +5,7 @@ use procscan_core::exemption;
 use procscan_core::names::is_dns_label;
 use procscan_core::policy::Policy;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Checks;
 use super::checks::Problem;
@@ -17,12 +17,16 @@ use crate::reason;
 #[serde(deny_unknown_fields)]
 pub struct Exemption {
     /// The namespace of the accused Pod.
+    #[serde(default, deserialize_with = "given")]
     namespace: Option<Match>,
     /// The name of the accused App.
+    #[serde(default, deserialize_with = "given")]
     app: Option<Match>,
     /// The name of the accused process.
+    #[serde(default, deserialize_with = "given")]
     process: Option<Match>,
     /// The rule that the agent names: a regular expression of the agent's own rules.
+    #[serde(default, deserialize_with = "given")]
     rule: Option<Match>,
     /// Why the operator declares the exemption.
     reason: String,
@@ -35,10 +39,18 @@ pub struct Exemption {
 
 /// A text, or `{regex: …}`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "a text, or `{regex: …}` with a valid regular expression")]
+#[serde(
+    untagged,
+    expecting = "another value, expected a text, or `{regex: …}` with a valid regular expression"
+)]
 enum Match {
     Exact(String),
     Regex { regex: Pattern },
+}
+
+/// A part that is written. Without a value it is refused: the exemption would match more than its operator sees.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Match>, D::Error> {
+    Match::deserialize(deserializer).map(Some)
 }
 
 /// The path of an exemption.

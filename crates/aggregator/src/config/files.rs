@@ -1,5 +1,6 @@
 //! The part of the configuration that reads files, and asks the clock.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -12,7 +13,7 @@ impl Config {
     /// Reads `path` and the environment `variables`, and checks the files that the configuration names.
     pub fn load(
         path: &Path,
-        variables: impl IntoIterator<Item = (String, String)>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
     ) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
         let text = plain_file::read_text(path, plain_file::MAX_TEXT)
@@ -25,7 +26,7 @@ impl Config {
     pub(super) fn check_with_files(
         text: &str,
         name: &str,
-        variables: impl IntoIterator<Item = (String, String)>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
         now: Timestamp,
     ) -> Result<Self, ConfigError> {
         let (config, origin) = document::read(text, name, variables)?;

@@ -11,6 +11,7 @@ const NAME: &str = "config.yaml";
 type Variables = Vec<(String, String)>;
 
 fn parse(text: &str, variables: Variables) -> Result<Config, ConfigError> {
+    let variables = variables.into_iter().map(|(name, value)| (name, value.into()));
     Config::parse(text, NAME, variables, Timestamp::UNIX_EPOCH)
 }
 

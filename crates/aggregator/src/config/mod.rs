@@ -3,8 +3,8 @@
 //! Read from YAML, then from the environment: `PROCSCAN_AGGREGATOR__SCAN_INTERVAL=30s` overrides `aggregator.scan_interval`.
 //! Unknown keys, bad values and impossible combinations are refused with the path, the value and what is expected.
 //!
-//! [`Config::parse`] is pure; `files` reads files and asks the clock. This module imports no other part of the service, so that
-//! each of them may import it.
+//! [`Config::parse`] is pure; `files` reads files and asks the clock. Of the service, this module imports only `reason` and
+//! `plain_file`, because every other module may import it.
 
 mod aggregator;
 mod api;
@@ -46,6 +46,7 @@ use procscan_core::resources::wasm_plugin::Gateway;
 use procscan_core::resources::{KINDS, Settings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 
 pub use self::aggregator::Aggregator;
 pub use self::api::{Api, Auth};
@@ -112,7 +113,7 @@ impl Config {
     pub fn parse(
         text: &str,
         name: &str,
-        variables: impl IntoIterator<Item = (String, String)>,
+        variables: impl IntoIterator<Item = (String, OsString)>,
         now: Timestamp,
     ) -> Result<Self, ConfigError> {
         let (config, origin) = document::read(text, name, variables)?;

@@ -1,6 +1,5 @@
-//! The reference of all keys in `docs/configuration.md`, made from the types: the keys and their order and defaults from
-//! `Serialize`, the meanings from the comments of the fields (`JsonSchema`), and the allowed values from the validation
-//! (`Checks`).
+//! Makes the reference of all keys in `docs/configuration.md`. Keys, order and defaults come from `Serialize`. Meanings come
+//! from the comments of the fields (`JsonSchema`). Allowed values come from the validation (`Checks`).
 //!
 //! `make config-reference` writes it.
 

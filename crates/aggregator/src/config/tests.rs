@@ -23,7 +23,7 @@ fn with_files(text: &str) -> Result<Config, ConfigError> {
 }
 
 fn with_env(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).into()));
     Config::parse(text, NAME, variables, NOW)
 }
 

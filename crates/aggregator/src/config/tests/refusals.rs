@@ -1,6 +1,6 @@
 //! Refusals: each with its path, the value and what is expected.
 
-use super::{parse, refused, refused_with_files, with_env, with_files};
+use super::{Config, NAME, NOW, parse, refused, refused_with_files, with_env, with_files};
 
 #[test]
 fn a_mistake_is_one_line_whatever_is_quoted_in_it() {
@@ -28,6 +28,20 @@ fn mistakes_in_the_environment_name_the_variable() {
         let error = with_env(text, &[(name, value)]).expect_err(name).to_string();
         assert!(error.starts_with(name) && error.contains(says), "{error}");
     }
+}
+
+/// A lost variable would leave the file's value in force: enforcement that the operator meant to switch off.
+#[cfg(unix)]
+#[test]
+fn a_value_of_the_environment_that_is_not_text_is_refused() {
+    let value = std::os::unix::ffi::OsStringExt::from_vec(b"dry\xff-run".to_vec());
+    let variable = ("PROCSCAN_ENFORCEMENT__MODE".to_owned(), value);
+    let error = Config::parse("", NAME, [variable], NOW).unwrap_err().to_string();
+    assert!(error.starts_with("PROCSCAN_ENFORCEMENT__MODE: invalid value \"dry"), "{error}");
+    assert!(error.ends_with("expected a text in UTF-8"), "{error}");
+    // Another program's variable stays its own.
+    let other = ("LS_COLORS".to_owned(), std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]));
+    assert!(Config::parse("", NAME, [other], NOW).is_ok());
 }
 
 #[test]
@@ -145,6 +159,17 @@ fn an_exemption_has_a_reason_and_at_least_one_part() {
         "namespace, app, process, rule",
     );
     refused("enforcement: {exemptions: [{app: x}]}\n", "enforcement.exemptions[0]", "reason");
+    // A part without a value would make the exemption wider than it reads.
+    for part in ["namespace", "app", "process", "rule"] {
+        for given in ["", " null", " {regex: }"] {
+            let other = if part == "app" { "rule" } else { "app" };
+            refused(
+                &format!("enforcement:\n  exemptions:\n  - {other}: x\n    {part}:{given}\n    reason: y\n"),
+                &format!("enforcement.exemptions[0].{part}"),
+                "expected a text, or `{regex: …}`",
+            );
+        }
+    }
     for (reason, shown) in [(" ".to_owned(), "\" \""), ("x".repeat(1025), "of 1025 characters")] {
         refused(
             &format!(

@@ -24,6 +24,10 @@ pub(super) const MAX_BODY: usize = 64 << 10;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The place of a mistake in the body as a whole.
 const WHOLE_BODY: &str = "body";
+/// What a request is.
+const AN_OBJECT: &str = "an object with its members";
+/// What a part of an exemption is.
+const A_PART: &str = r#"an object: {"exact": TEXT} or {"regex": REGEX}"#;
 
 /// A body of which nothing has been read yet.
 pub(super) struct Body(Request);
@@ -53,7 +57,10 @@ impl Body {
             mistake(if path == "." { "" } else { &path }, &error.into_inner(), &bytes)
         })?;
         json.end().map_err(|error| mistake("", &error, &bytes))?;
-        Ok(read)
+        match misplaced_list(&bytes) {
+            Some(refusal) => Err(refusal),
+            None => Ok(read),
+        }
     }
 
     async fn bytes(self) -> Result<Bytes, Problem> {
@@ -81,6 +88,22 @@ fn is_json(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let kind = kind.strip_prefix("application/");
     kind.is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
+}
+
+/// The refusal of a list in the place of an object: serde takes it for the values of the members in their order. No member
+/// of a request is a list.
+fn misplaced_list(body: &[u8]) -> Option<Problem> {
+    let tree: Value = serde_json::from_slice(body).ok()?;
+    let (place, list, expected) = match &tree {
+        Value::Object(members) => {
+            let (name, list) = members.iter().find(|(_, value)| value.is_array())?;
+            (name.as_str(), list, A_PART)
+        }
+        Value::Array(_) => (WHOLE_BODY, &tree, AN_OBJECT),
+        _ => return None,
+    };
+    let detail = format!("{place}: invalid value {}: expected {expected}", values::shown(list));
+    Some(refused(place, &list.to_string(), expected, detail))
 }
 
 /// The refusal of a mistake at `path`, which is empty for the whole body.
@@ -119,8 +142,8 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     }
     let expected = match expected {
         "string or map" => "a text",
-        "struct Part" => r#"an object: {"exact": TEXT} or {"regex": REGEX}"#,
-        other if other.starts_with("struct ") => "an object with its members",
+        "struct Part" => A_PART,
+        other if other.starts_with("struct ") => AN_OBJECT,
         other => values::in_words(other),
     };
     let shown = value.map_or("nothing".to_owned(), values::shown);

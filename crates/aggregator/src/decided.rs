@@ -71,21 +71,21 @@ pub struct TakeOver {
 /// The notices that have been written, by App, with the time at which each was decided.
 pub type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
 
-/// The Apps that there are persisted Incidents of, and the Services that these name.
+/// The Apps with persisted Incidents, and the Services that the Incidents name.
 #[derive(Clone, Debug)]
 pub struct PersistedBlocks {
     pub(crate) apps: BTreeSet<App>,
-    /// As `service.namespace.svc`: those that are closed, were once, or are left open.
+    /// As `service.namespace.svc`: the Services that are closed, were closed once, or are left open.
     pub(crate) services: BTreeSet<Text>,
     /// The namespaces of Apps with more Services than an Incident names.
     pub(crate) many: BTreeSet<Text>,
 }
 
 impl PersistedBlocks {
-    /// What `incidents` name at `now`; `None` if there are none, because then the state may be lost.
+    /// The Apps and Services of `incidents` at `now`; `None` without incidents, because the state may be lost.
     ///
-    /// One that ended longer than `same_incident` ago does not count: if its App is blocked, a later one is lost. An
-    /// operator's release counts for longer.
+    /// An Incident that ended more than `same_incident` ago does not count: if its App is blocked, a later Incident is lost. An
+    /// Incident with an operator's release always counts.
     pub fn of(incidents: &[Incident], same_incident: Duration, now: Timestamp) -> Option<Self> {
         let has_passed =
             |since: Timestamp| now.duration_since(since).unsigned_abs() > same_incident && now > since;

@@ -150,7 +150,7 @@ impl LedgerTask {
             pod = gone.recv(), if self.open.gone => Wakeup::PodGone(pod),
             reminder = reminders.recv(), if self.open.reminders => Wakeup::Reminder(reminder),
             _ = self.advance.tick() => Wakeup::Advance,
-            () = self.publisher.asked() => Wakeup::SnapshotAsked,
+            () = self.publisher.wait_for_request() => Wakeup::SnapshotAsked,
             () = async { tokio::time::sleep_until(publish_at.unwrap_or_else(Instant::now)).await }, if publish_at.is_some() => {
                 Wakeup::PublishDue
             }
@@ -169,7 +169,7 @@ impl LedgerTask {
             Wakeup::Reminder(None) => self.open.reminders = false,
             Wakeup::Advance => self.advance(),
             Wakeup::SnapshotAsked => {
-                self.publish_at = Some(self.publisher.rested());
+                self.publish_at = Some(self.publisher.earliest_next());
                 self.is_asked_for = true;
             }
             Wakeup::PublishDue => {
@@ -185,7 +185,7 @@ impl LedgerTask {
     /// Schedules a snapshot if the last one lacks a change and none is scheduled.
     fn schedule(&mut self) {
         if self.publish_at.is_none() && !self.publisher.has_shown(&self.ledger) {
-            self.publish_at = Some(self.publisher.rested().max(Instant::now() + PUBLISH_AFTER));
+            self.publish_at = Some(self.publisher.earliest_next().max(Instant::now() + PUBLISH_AFTER));
         }
     }
 

@@ -128,7 +128,7 @@ impl Pipeline {
             output,
             api_server: cluster.and_then(|cluster| api_server(config, cluster)),
             persisted: persisted.clone(),
-            policy_error,
+            persist_error: policy_error,
             state_error,
             lease_error,
             leadership: leadership.clone(),
@@ -472,7 +472,7 @@ impl Stage {
 fn api_server(config: &Config, cluster: &Cluster) -> Option<ApiServer> {
     Some(ApiServer {
         reach: cluster.reach()?.clone(),
-        has_evidence: config.looks_at_pods(),
+        has_lookups: config.looks_at_pods(),
         has_output: config.output.mode == OutputMode::Cluster,
     })
 }

@@ -34,7 +34,7 @@ pub struct Views {
     /// The persisted state.
     pub persisted: watch::Receiver<Arc<PersistedState>>,
     /// Why decisions can't be persisted; `None` if they can.
-    pub policy_error: watch::Receiver<Option<String>>,
+    pub persist_error: watch::Receiver<Option<String>>,
     /// Why the persisted state can't be watched; `None` if it can.
     pub state_error: watch::Receiver<Option<String>>,
     /// Why no leader can be elected; `None` if one can.
@@ -62,7 +62,7 @@ pub struct ApiServer {
     /// Whether it can be reached.
     pub reach: Reach,
     /// Accusations are looked up in it.
-    pub has_evidence: bool,
+    pub has_lookups: bool,
     /// The objects are written to it.
     pub has_output: bool,
 }

@@ -21,7 +21,7 @@ use crate::views::ApiServer;
 const ALIVE: Duration = Duration::from_secs(30);
 
 pub(super) async fn livez(State(api): State<Api>) -> Response {
-    let age = api.views.clock.now().since(api.views.snapshots.alive());
+    let age = api.views.clock.now().since(api.views.snapshots.last_advanced());
     if age <= ALIVE {
         return Json(serde_json::json!({"status": "ok"})).into_response();
     }
@@ -174,7 +174,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
         api_server: api_server.map(|api_server| Server::from(&api_server.reach)),
         evidence: {
             let evidence = ClusterFactsHealth::from(api.views.cluster_facts.borrow().clone());
-            ClusterFactsHealth { part: evidence.part.and(without(|it| it.has_evidence)), ..evidence }
+            ClusterFactsHealth { part: evidence.part.and(without(|it| it.has_lookups)), ..evidence }
         },
         output: {
             let status = api.views.output.borrow().clone();
@@ -186,7 +186,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             Part { suspended: status.suspended, ..Part::from(error) }.and(without(|it| it.has_output))
         },
         state: {
-            let errors = [api.views.policy_error.borrow().clone(), api.views.state_error.borrow().clone()];
+            let errors = [api.views.persist_error.borrow().clone(), api.views.state_error.borrow().clone()];
             let mut errors: Vec<String> = errors.into_iter().flatten().collect();
             if errors.is_empty() {
                 // No watch reports the rows of a state file that can't be read.

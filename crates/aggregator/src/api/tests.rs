@@ -97,7 +97,7 @@ impl Stage {
             output: outputs,
             api_server: None,
             persisted,
-            policy_error: watch::channel(None).1,
+            persist_error: watch::channel(None).1,
             state_error: watch::channel(None).1,
             lease_error: watch::channel(None).1,
             leadership: crate::leader::alone(),

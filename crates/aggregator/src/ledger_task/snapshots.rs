@@ -87,12 +87,12 @@ impl Snapshots {
         // The ledger is late or has ended, so the reader gets the last snapshot.
         match newer.or(latest) {
             Some(snapshot) => snapshot,
-            None => self.any(watch).await,
+            None => self.next(watch).await,
         }
     }
 
-    /// The next snapshot, however long it takes. The ledger never drops its last one.
-    async fn any(&self, mut watch: watch::Receiver<Published>) -> Arc<Snapshot> {
+    /// Waits for the next snapshot, without a time limit. When the ledger ends, its last publication has a snapshot.
+    async fn next(&self, mut watch: watch::Receiver<Published>) -> Arc<Snapshot> {
         let next = watch.wait_for(|published| published.snapshot.is_some()).await;
         match next.ok().and_then(|published| published.snapshot.clone()) {
             Some(snapshot) => snapshot,
@@ -112,7 +112,7 @@ impl Snapshots {
     }
 
     /// When the ledger last looked at the clock, which it does every second.
-    pub fn alive(&self) -> Moment {
+    pub fn last_advanced(&self) -> Moment {
         *self.alive.borrow()
     }
 
@@ -167,12 +167,12 @@ impl SnapshotPublisher {
     }
 
     /// Waits until a reader asks for a snapshot.
-    pub(super) async fn asked(&self) {
+    pub(super) async fn wait_for_request(&self) {
         self.asked_for.notified().await;
     }
 
     /// The earliest time of the next snapshot.
-    pub(super) fn rested(&self) -> Instant {
+    pub(super) fn earliest_next(&self) -> Instant {
         self.rested
     }
 

@@ -137,9 +137,9 @@ impl Output {
         }
     }
 
-    /// Makes our objects those of `pen`'s holder, so that what a leader before it still has on its way is refused, and says
-    /// what they block. Without `may_touch` nothing is written. A damaged file is an error, unless the persisted Incidents
-    /// say what it blocked: see [`Directory::blocked`].
+    /// Marks our objects for the holder of `permit`, and returns what they block. The API server then refuses late writes of
+    /// earlier leaders. Without `may_touch` the output writes nothing. A damaged file is an error, unless the persisted
+    /// Incidents say what it blocked: see [`Directory::blocked`].
     async fn take_over(
         &mut self,
         settings: &Settings,

@@ -1,4 +1,4 @@
-//! Compares what can still be read in our files, of which one is damaged, with the persisted Incidents.
+//! Compares the persisted Incidents with what our files list, if one of the files is damaged.
 
 use std::collections::BTreeSet;
 
@@ -6,14 +6,14 @@ use procscan_core::names::{App, Text, is_dns_label};
 
 use crate::decided::PersistedBlocks;
 
-/// The listed Apps that there is no Incident of, and the listed Services that no Incident names, for people, ordered.
-/// Services in the namespace of such an App are not repeated.
+/// The listed Apps without an Incident, and the listed Services that no Incident names, as texts in order. Services in the
+/// namespace of such an App are left out.
 pub(super) fn lacks(persisted: &PersistedBlocks, listed: &ListedBlocks) -> Vec<String> {
     let apps: Vec<&App> = listed.apps.difference(&persisted.apps).collect();
-    let is_told = |namespace: &str| apps.iter().any(|app| *app.namespace == *namespace);
+    let is_named = |namespace: &str| apps.iter().any(|app| *app.namespace == *namespace);
     let services = listed.services.difference(&persisted.services).filter(|service| {
         let namespace = service.split('.').nth(1).unwrap_or_default();
-        !persisted.many.contains(namespace) && !is_told(namespace)
+        !persisted.many.contains(namespace) && !is_named(namespace)
     });
     let services = services.map(|service| format!("Service {service}"));
     apps.iter().map(ToString::to_string).chain(services).collect()
@@ -27,9 +27,9 @@ pub(super) struct ListedBlocks {
 }
 
 impl ListedBlocks {
-    /// Adds what can be read in `text`. It is read line by line in the form in which we write it: each part of an App, and
-    /// each Service, has its own line. What a tenant chooses follows a key on its line, and is quoted if it has `: ` in it. A kind
-    /// whose content has another form lists nothing here.
+    /// Adds what can be read in `text`, line by line. We write each part of an App and each Service on its own line. A tenant's
+    /// text stands after a key, and is quoted if it contains `: `. A line `type:` of a kind whose content has another form is
+    /// taken for the type of an App.
     pub(super) fn read(&mut self, text: &str) {
         // A last line without its end may be cut off, and a part of a name looks like another name.
         let whole_lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);

@@ -297,7 +297,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let inherited = directory.blocked(&settings(), None).unwrap();
     let expected = |name: &str, told, accused: &[Key], services: &[&str]| InheritedBlock {
         app: App::new("ns-a", "app", name),
-        told,
+        notified_at: told,
         accused: accused.iter().cloned().collect(),
         services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
         on_ingresses: OnIngresses::default(),

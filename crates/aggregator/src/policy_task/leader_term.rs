@@ -200,12 +200,12 @@ impl<'a> LeaderTerm<'a> {
     async fn pause(&mut self, pause: Duration) -> Result<(), TermEnd> {
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
-            end = self.is_over() => Err(end),
+            end = self.wait_for_end() => Err(end),
         }
     }
 
     /// Waits until the term is over.
-    async fn is_over(&mut self) -> TermEnd {
+    async fn wait_for_end(&mut self) -> TermEnd {
         let channels = &mut self.task.channels;
         loop {
             tokio::select! {
@@ -288,7 +288,7 @@ impl<'a> LeaderTerm<'a> {
     fn judge_snapshot(&mut self, is_open: bool) -> Judgement {
         let now = EvaluatedInputs::of_published(&self.task.channels.snapshots.borrow_and_update());
         let is_waiting = self.is_waiting();
-        let is_evaluated = self.evaluated.is_some_and(|before| before.is_as_good_as(now, is_waiting));
+        let is_evaluated = self.evaluated.is_some_and(|before| before.makes_needless(now, is_waiting));
         if is_open && is_evaluated { Judgement::Wait } else { Judgement::Evaluate }
     }
 
@@ -297,7 +297,7 @@ impl<'a> LeaderTerm<'a> {
         let rounds = self.task.channels.progress.borrow_and_update().rounds;
         let at = self.task.clock.now();
         if let Some(before) = self.evaluated
-            && !before.is_as_good_as(EvaluatedInputs { rounds, at, ..before }, self.is_waiting())
+            && !before.makes_needless(EvaluatedInputs { rounds, at, ..before }, self.is_waiting())
         {
             self.task.channels.ledger.ask();
         }

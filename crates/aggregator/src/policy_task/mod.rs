@@ -79,7 +79,7 @@ pub struct PolicyTask {
 const REST_FACTOR: u32 = 4;
 const MAX_REST: Duration = Duration::from_millis(500);
 
-/// The time until which a change alone causes no further evaluation.
+/// The end of the pause after an evaluation that took `took`. Until then a change is not evaluated.
 fn rest(took: Duration) -> Instant {
     Instant::now() + took.saturating_mul(REST_FACTOR).min(MAX_REST)
 }

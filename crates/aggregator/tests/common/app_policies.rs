@@ -125,7 +125,7 @@ impl BlockingKind for AppPolicies {
                 place(&app, self.namespace) == (found.namespace.to_string(), found.name.to_string());
             is_its_place.then(|| InheritedBlock {
                 app,
-                told: None,
+                notified_at: None,
                 accused: [].into(),
                 services,
                 on_ingresses: OnIngresses::default(),

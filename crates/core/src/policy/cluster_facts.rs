@@ -158,7 +158,7 @@ impl ClusterFacts {
             PodState::Present { uid, created, app, lineage, .. } => {
                 // Evidence that was accepted against this Pod is not doubted again: its age has been checked.
                 let is_same_pod = accepted.is_some_and(|(_, known)| known == Some(uid));
-                let doubt = if is_same_pod { None } else { doubt(evidence.age, fresh_at, *created) };
+                let doubt = if is_same_pod { None } else { age_mismatch(evidence.age, fresh_at, *created) };
                 doubt.unwrap_or_else(|| {
                     let (app, uid, lineage) = (app.clone(), Some(uid.clone()), lineage.clone());
                     Verdict::Accepted(AcceptedPod { app, uid, created: *created, lineage })
@@ -192,7 +192,7 @@ impl ClusterFacts {
 
 /// Why a record of that `age` at `fresh_at` can't be assigned to the Pod that was `created` then. The record may be
 /// about an earlier Pod of the same name.
-fn doubt(age: Option<CompactDuration>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
+fn age_mismatch(age: Option<CompactDuration>, fresh_at: Moment, created: Option<Moment>) -> Option<Verdict> {
     let Some(created) = created else {
         return Some(Verdict::Unverified("the age of the Pod is not known".to_owned()));
     };

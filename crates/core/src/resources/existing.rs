@@ -1,4 +1,4 @@
-//! What exists already and must not be given up.
+//! The permanent objects that exist. The drafts must contain them again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +36,7 @@ pub fn union(blocks: impl IntoIterator<Item = InheritedBlock>) -> Vec<InheritedB
 
 /// What two objects of different kinds block of one App.
 fn both(a: InheritedBlock, b: InheritedBlock) -> InheritedBlock {
-    // Closed on every route by one of them means closed on every route.
+    // A Service that one object closes on every route is closed on every route.
     let is_plain = |block: &InheritedBlock, service: &Text| {
         block.services.contains(service) && !block.on_ingresses.services.contains(service)
     };
@@ -47,7 +47,7 @@ fn both(a: InheritedBlock, b: InheritedBlock) -> InheritedBlock {
     let services: BTreeSet<_> = a.services.into_iter().chain(b.services).collect();
     InheritedBlock {
         app: a.app,
-        told: a.told.max(b.told),
+        notified_at: a.notified_at.max(b.notified_at),
         accused: a.accused.into_iter().chain(b.accused).collect(),
         services: services.into_iter().collect(),
         on_ingresses,
@@ -68,7 +68,7 @@ mod tests {
     fn what_two_kinds_block_of_one_app_is_blocked_in_either_way() {
         let block = |name: &str, services: &[&str], on_ingresses: &[&str], pod: &str| InheritedBlock {
             app: App::new("ns-a", "app", name),
-            told: None,
+            notified_at: None,
             accused: [Key::new("ns-a", pod, "xmrig")].into(),
             services: texts(services),
             on_ingresses: OnIngresses { services: texts(on_ingresses), ingresses: texts(&["ns-a/in"]) },

@@ -71,8 +71,8 @@ pub trait ResourceKind: fmt::Debug + Sync {
 pub enum Role<'a> {
     /// They block Apps, so they are kept exactly as they should be.
     Blocks(&'a dyn BlockingKind),
-    /// They tell tenants what is blocked: each is sent once, and its reader may mark or delete it.
-    Tells(&'a dyn MessageKind),
+    /// They notify tenants of blocks. Each is sent once, and its reader may mark or delete it.
+    Notifies(&'a dyn MessageKind),
 }
 
 /// A kind of object that blocks Apps.
@@ -85,8 +85,8 @@ pub trait BlockingKind: ResourceKind {
         false
     }
 
-    /// What the next drafts have to know of the content of a [permanent](Self::is_permanent) object, packed into a number.
-    /// `None` stands for an object that can't be read.
+    /// A number that the next drafts need of the content of a [permanent](Self::is_permanent) object. The content is `None` if
+    /// the object can't be read.
     fn note(&self, _content: Option<&Value>) -> u8 {
         0
     }
@@ -95,15 +95,15 @@ pub trait BlockingKind: ResourceKind {
     /// last, and an object may have been edited. The content that [`open`](Self::open) leaves is complete.
     fn is_whole(&self, content: &Value) -> bool;
 
-    /// The form in which an object is created; its content follows at once, by the version of the created object. It blocks
-    /// no App, because nothing in the cluster tells the creation by a late leader from that by the present one.
+    /// The form in which an object is created. The content follows at once, with the version of the created object. This form
+    /// blocks no App, because a leader whose term is over could create it too.
     fn first_form(&self, object: &Object) -> Object;
 
     /// The merge patch that makes an object block no App. The caller adds the annotation that keeps the service from closing
     /// it again: a deleted object could not have it.
     fn open(&self, object: &FoundObject<'_>) -> Value;
 
-    /// What a content blocks, if that may move from one object to another. What moves is never open in between.
+    /// What a content blocks, if that may move to another object. The output closes it there before it opens it here.
     fn closes<'v>(&self, _content: &'v Value) -> BTreeSet<&'v str> {
         BTreeSet::new()
     }
@@ -124,21 +124,21 @@ pub trait BlockingKind: ResourceKind {
     }
 }
 
-/// A kind of object that tells tenants.
+/// A kind of object that notifies tenants.
 pub trait MessageKind: ResourceKind {
     /// The name of the message about an App, in the App's namespace.
     fn message_name(&self, app: &App) -> String;
 
-    /// The annotation that says when the news of a message happened, in RFC 3339.
-    fn news_annotation(&self) -> &'static str;
+    /// The annotation with the time of the change that a message reports, in RFC 3339.
+    fn change_annotation(&self) -> &'static str;
 
     /// The label that is `"true"` once a message has been read.
     fn read_label(&self) -> &'static str;
 
-    /// Whether two contents say the same, whenever they said it.
-    fn has_same_words(&self, a: &Value, b: &Value) -> bool;
+    /// Whether two contents have the same text, whatever their times.
+    fn has_same_text(&self, a: &Value, b: &Value) -> bool;
 
-    /// Whether the message of that name stays, so that its text has to be true when its cause is over.
+    /// Whether the message of that name stays after its cause is over. The output then updates its text.
     fn stays(&self, name: &str) -> bool;
 }
 
@@ -159,9 +159,9 @@ pub enum Home<'a> {
     /// Each in the namespace of its tenant, or in one that operators name. Objects that block are listed by our label, and
     /// are read before they are created.
     ///
-    /// A tenant may be able to write there. So the marks of leaders do not count, and a suspended object keeps further ones
-    /// only of its own namespace from being created. A kind that blocks has to be one that tenants may not write: an
-    /// annotation of theirs would suspend the block of their App.
+    /// A tenant may be able to write there, so marks of leaders do not count. While an object is suspended, the output creates no
+    /// further object in the same namespace. Tenants must not be able to write a kind that blocks, because their annotation would
+    /// suspend the block.
     Tenants,
 }
 
@@ -233,14 +233,14 @@ impl Kind {
     pub fn blocking(self) -> Option<&'static dyn BlockingKind> {
         match self.0.role() {
             Role::Blocks(kind) => Some(kind),
-            Role::Tells(_) => None,
+            Role::Notifies(_) => None,
         }
     }
 
     /// What there is to know of a kind of messages; `None` for any other.
     pub fn message(self) -> Option<&'static dyn MessageKind> {
         match self.0.role() {
-            Role::Tells(kind) => Some(kind),
+            Role::Notifies(kind) => Some(kind),
             Role::Blocks(_) => None,
         }
     }

@@ -124,7 +124,7 @@ fn evidence_that_can_not_be_verified_clears_nothing() {
             let accused = [Key::new("ns-a", "web", "xmrig")].into();
             let inherited = InheritedBlock {
                 app: app("ns-a"),
-                told: None,
+                notified_at: None,
                 accused,
                 services: vec!["web.ns-a.svc".into()],
                 on_ingresses: OnIngresses::default(),

@@ -205,8 +205,13 @@ fn services_of_an_ended_incident_stay_closed_for_an_unreadable_app() {
     incidents.mark_unreadable([of("a")]);
     let services = vec!["a.ns-x.svc".into(), "all.ns-x.svc".into()];
     let accused = [Key::new("ns-x", "a", "xmrig")].into();
-    let found =
-        InheritedBlock { app: of("a"), told: None, accused, services, on_ingresses: OnIngresses::default() };
+    let found = InheritedBlock {
+        app: of("a"),
+        notified_at: None,
+        accused,
+        services,
+        on_ingresses: OnIngresses::default(),
+    };
     incidents.inherit([found], &world.policy, world.now);
     let plan = incidents.evaluate(&snapshot, &world.policy, &world.facts, world.now).plan;
     let closed: Vec<&str> =

@@ -259,7 +259,7 @@ fn the_process_of_an_inherited_block_may_be_hidden_too() {
     let accused = [Key::new("ns-j", "web", "xmrig")].into();
     let inherited = InheritedBlock {
         app: app("ns-j"),
-        told: None,
+        notified_at: None,
         accused,
         services: vec!["web.ns-j.svc".into()],
         on_ingresses: OnIngresses::default(),

@@ -17,7 +17,7 @@ fn an_inherited_block_is_released_only_after_every_node_has_answered_long_enough
     let inherited = |names: &[&str], policy: &Policy| {
         let of = |name: &&str| InheritedBlock {
             app: app(name),
-            told: None,
+            notified_at: None,
             accused: [Key::new(*name, "web", "xmrig")].into(),
             services: vec![format!("old.{name}.svc").into()],
             on_ingresses: OnIngresses::default(),
@@ -74,7 +74,7 @@ fn an_agent_that_never_gets_an_address_holds_inherited_blocks_for_a_day_at_most(
     let mut world = World::new(&["n1"]);
     let inherited = InheritedBlock {
         app: app("ns-a"),
-        told: None,
+        notified_at: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["old.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
@@ -96,7 +96,7 @@ fn a_block_without_accepted_evidence_can_be_exempted_and_released_for_good() {
         let mut world = World::new(&["n1"]);
         let inherited = InheritedBlock {
             app: app("ns-a"),
-            told: None,
+            notified_at: None,
             accused: [Key::new("ns-a", "web", "xmrig")].into(),
             services: vec!["web.ns-a.svc".into()],
             on_ingresses: OnIngresses::default(),
@@ -168,7 +168,7 @@ fn an_inherited_block_stays_while_it_can_not_be_persisted_and_after_its_object_w
     let services = vec!["web.ns-a.svc".into()];
     let inherited = InheritedBlock {
         app: app("ns-a"),
-        told: None,
+        notified_at: None,
         accused,
         services,
         on_ingresses: OnIngresses::default(),
@@ -428,7 +428,7 @@ fn services_that_the_gateway_closes_stay_closed_over_a_change_of_leader_until_th
     world.restart();
     let found = InheritedBlock {
         app: app("ns-a"),
-        told: None,
+        notified_at: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
@@ -583,5 +583,5 @@ fn a_release_for_more_than_ten_years_is_refused() {
     assert_eq!(refused, Err(IncidentCommandError::TooFar(until)));
     assert_eq!(world.blocked(), ["ns-a"]);
     let log = &world.incidents.documents()[0].status.decisions;
-    assert!(log.last().unwrap().reason.contains("more than ten years ahead"), "{log:?}");
+    assert!(log.last().unwrap().reason.contains("at most ten years ahead"), "{log:?}");
 }

@@ -34,7 +34,13 @@ fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str])
         ingresses: texts(ingresses).into_iter().collect(),
     };
     let accused = [Key::new(namespace, "web", "xmrig")].into();
-    InheritedBlock { app: app(namespace), told: None, accused, services: texts(services), on_ingresses }
+    InheritedBlock {
+        app: app(namespace),
+        notified_at: None,
+        accused,
+        services: texts(services),
+        on_ingresses,
+    }
 }
 
 /// A world in which these Apps are blocked, each with its exposure.

@@ -55,7 +55,7 @@ fn an_app_with_an_unreadable_incident_is_not_touched_and_its_closed_services_sta
     world.incidents.mark_unreadable([app("ns-a"), app("ns-b")]);
     let found = InheritedBlock {
         app: app("ns-a"),
-        told: None,
+        notified_at: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),

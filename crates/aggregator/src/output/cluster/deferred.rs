@@ -43,7 +43,7 @@ impl DeferredMessages {
     }
 
     /// Forgets a message that has been written or is not needed any more.
-    pub(super) fn is_done(&mut self, key: &Key) {
+    pub(super) fn forget(&mut self, key: &Key) {
         self.0.remove(key);
     }
 
@@ -52,8 +52,8 @@ impl DeferredMessages {
         self.0.insert(key, Waiting { why: refusal.text, next: Instant::now() + pause, pause });
     }
 
-    /// The number, the reasons of the first `most`, and when the next one is tried again.
-    pub(super) fn told(&self, most: usize) -> DeferredSummary {
+    /// The number of messages, the reasons of the first `most`, and the time of the next try.
+    pub(super) fn summary(&self, most: usize) -> DeferredSummary {
         DeferredSummary {
             count: self.0.len(),
             why: self.0.values().take(most).map(|waiting| waiting.why.clone()).collect(),
@@ -82,7 +82,7 @@ impl Unanswered {
     }
 
     /// The API server has answered, whatever the answer.
-    pub(super) fn is_interrupted(&mut self) {
+    pub(super) fn note_answer(&mut self) {
         self.in_a_row.clear();
     }
 

@@ -1,4 +1,4 @@
-//! What people do by hand, with the service alive or dead: open what is blocked, and remove what is ours.
+//! Opens blocked Apps and removes our objects for an operator, whether the service runs or not.
 
 use kube::Api;
 use kube::ResourceExt;
@@ -44,8 +44,8 @@ pub struct LeftBehind {
 }
 
 impl ClusterOutput {
-    /// Opens what our objects block, and keeps it from being blocked again: the objects are suspended. What is refused keeps
-    /// nothing else from being opened.
+    /// Opens the Apps that our objects block, and suspends the objects so that no replica blocks them again. After a refusal it
+    /// goes on with the next object.
     pub async fn unblock_all(&self, settings: &Settings) -> Opened {
         let mut opened = Opened::default();
         for listed in self.list_all(settings).await {
@@ -74,8 +74,8 @@ impl ClusterOutput {
         opened
     }
 
-    /// Removes everything that is ours: messages first, then what blocks, and the permanent objects last, because their removal
-    /// is the one step that the gateway's users notice. `dry_run` only says what there is.
+    /// Removes all our objects: messages first, then those that block, and permanent ones last. Only the removal of a permanent
+    /// object is noticed by the gateway's users. With `dry_run` it only returns what there is.
     pub async fn uninstall(&self, settings: &Settings, dry_run: bool) -> Result<Vec<String>, Refusal> {
         let mut doomed = Vec::new();
         for kind in removal_order(settings.kinds) {

@@ -54,7 +54,7 @@ pub(super) fn is_suspended(live: &Live) -> bool {
 }
 
 pub(super) fn has_same_words(message: &dyn MessageKind, object: &Object, live: &Live) -> bool {
-    object.kind.content(&live.data).is_some_and(|content| message.has_same_words(content, &object.spec))
+    object.kind.content(&live.data).is_some_and(|content| message.has_same_text(content, &object.spec))
 }
 
 /// Whether a message is marked as read.

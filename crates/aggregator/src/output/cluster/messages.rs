@@ -39,7 +39,7 @@ impl ClusterOutput {
     pub fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
         let is_sent = |(kind, message): (Kind, &dyn MessageKind)| {
             let key = (kind.name(), notice.app.namespace.to_string(), message.message_name(&notice.app));
-            self.told.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
+            self.sent.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
         };
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
@@ -54,8 +54,8 @@ impl ClusterOutput {
         go_on: impl Fn() -> bool,
     ) {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
-        self.told.retain(|key, _| wanted.contains(key));
-        self.aside.retain(&wanted);
+        self.sent.retain(|key, _| wanted.contains(key));
+        self.deferred.retain(&wanted);
         let mut unanswered = Unanswered::default();
         for object in messages {
             let key = key(object);
@@ -67,8 +67,8 @@ impl ClusterOutput {
             {
                 continue;
             }
-            if self.told.get(&key).is_some_and(|told| told.hash == hash(object))
-                || self.aside.waits(&key)
+            if self.sent.get(&key).is_some_and(|told| told.hash == hash(object))
+                || self.deferred.waits(&key)
                 || unanswered.has(&key.1)
             {
                 continue;
@@ -76,10 +76,10 @@ impl ClusterOutput {
             match self.send(object).await {
                 Ok(written) => {
                     outcome.written += usize::from(written);
-                    self.aside.is_done(&key);
+                    self.deferred.forget(&key);
                     // A message that its tenant may have deleted is not read, so it proves no answer.
                     if object.write_policy != WritePolicy::AlreadySent {
-                        unanswered.is_interrupted();
+                        unanswered.note_answer();
                     }
                     if !go_on() {
                         // Something else has been decided meanwhile: the gateway goes before the other messages.
@@ -95,14 +95,14 @@ impl ClusterOutput {
                 }
                 Err(refusal) if deferred::is_no_answer(&refusal) => {
                     let text = refusal.text.clone();
-                    if unanswered.put(key, refusal, &mut self.aside) {
+                    if unanswered.put(key, refusal, &mut self.deferred) {
                         outcome.problems.push(text);
                         return;
                     }
                 }
                 Err(refusal) => {
-                    unanswered.is_interrupted();
-                    self.aside.put(key, refusal);
+                    unanswered.note_answer();
+                    self.deferred.put(key, refusal);
                 }
             }
         }
@@ -112,16 +112,16 @@ impl ClusterOutput {
     async fn send(&mut self, object: &Object) -> Result<bool, Refusal> {
         let Some(message) = object.kind.message() else { return Ok(false) };
         let told = SentMessage::of(object);
-        let is_news = self.told.get(&key(object)).is_none_or(|before| before.news != told.news);
+        let is_news = self.sent.get(&key(object)).is_none_or(|before| before.news != told.news);
         if object.write_policy == WritePolicy::AlreadySent {
             // Its reader may have deleted it since, and then it stays deleted.
-            self.told.insert(key(object), SentMessage { is_ours: false, ..told });
+            self.sent.insert(key(object), SentMessage { is_ours: false, ..told });
             return Ok(false);
         }
         let live = match self.read(object).await {
             // A namespace that is being deleted takes no message, and its tenant reads none.
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
-                self.told.insert(key(object), SentMessage { is_ours: false, ..told });
+                self.sent.insert(key(object), SentMessage { is_ours: false, ..told });
                 return Ok(false);
             }
             live => live?,
@@ -158,11 +158,11 @@ impl ClusterOutput {
         };
         match written {
             Ok(written) => {
-                self.told.insert(key(object), SentMessage { is_ours, ..told });
+                self.sent.insert(key(object), SentMessage { is_ours, ..told });
                 Ok(written)
             }
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
-                self.told.insert(key(object), SentMessage { is_ours: false, ..told });
+                self.sent.insert(key(object), SentMessage { is_ours: false, ..told });
                 Ok(false)
             }
             Err(refusal) => Err(refusal),
@@ -194,7 +194,7 @@ impl ClusterOutput {
     pub(super) async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
         let mut ours: Vec<&&Object> = messages
             .iter()
-            .filter(|object| self.told.get(&key(object)).is_some_and(|told| told.is_ours))
+            .filter(|object| self.sent.get(&key(object)).is_some_and(|told| told.is_ours))
             .collect();
         ours.sort_by_key(|object| key(object));
         let start =
@@ -203,13 +203,13 @@ impl ClusterOutput {
             ours.iter().cycle().skip(start).take(COMPARED_AGAIN.min(ours.len())).copied().collect();
         for object in turn {
             self.compared = Some(key(object));
-            if self.aside.waits(&key(object)) {
+            if self.deferred.waits(&key(object)) {
                 continue;
             }
             match self.compare(object).await {
                 Ok(written) => {
                     outcome.written += usize::from(written);
-                    self.aside.is_done(&key(object));
+                    self.deferred.forget(&key(object));
                 }
                 Err(refusal)
                     if refusal.kind == RefusalKind::NotLeading || deferred::is_no_answer(&refusal) =>
@@ -217,7 +217,7 @@ impl ClusterOutput {
                     outcome.problems.push(refusal.text);
                     return;
                 }
-                Err(refusal) => self.aside.put(key(object), refusal),
+                Err(refusal) => self.deferred.put(key(object), refusal),
             }
         }
     }
@@ -226,7 +226,7 @@ impl ClusterOutput {
     async fn compare(&mut self, object: &Object) -> Result<bool, Refusal> {
         let Some(live) = self.read(object).await? else {
             // Its tenant has deleted it.
-            self.told.insert(key(object), SentMessage { is_ours: false, ..SentMessage::of(object) });
+            self.sent.insert(key(object), SentMessage { is_ours: false, ..SentMessage::of(object) });
             return Ok(false);
         };
         if object.kind.content(&live.data) == Some(&object.spec) {
@@ -239,7 +239,7 @@ impl ClusterOutput {
 
 /// Whether what is there has told the same news.
 fn is_sent(object: &Object, live: &Live) -> bool {
-    let annotation = object.kind.message().map(MessageKind::news_annotation);
+    let annotation = object.kind.message().map(MessageKind::change_annotation);
     let told = annotation.and_then(|annotation| live.annotations().get(annotation));
     let news = news(object);
     news.is_some() && told.map(String::as_str) == news
@@ -247,6 +247,6 @@ fn is_sent(object: &Object, live: &Live) -> bool {
 
 /// When the news of a message happened.
 fn news(object: &Object) -> Option<&str> {
-    let annotation = object.kind.message()?.news_annotation();
+    let annotation = object.kind.message()?.change_annotation();
     object.metadata.annotations.get(annotation).and_then(Value::as_str)
 }

@@ -55,9 +55,9 @@ pub struct ClusterOutput {
     /// that have left the plan.
     taken_over: Option<String>,
     /// The messages that need nothing more, by kind, namespace and name.
-    told: BTreeMap<Key, SentMessage>,
+    sent: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
-    aside: DeferredMessages,
+    deferred: DeferredMessages,
     /// Where the comparison of old messages goes on.
     compared: Option<Key>,
 }
@@ -69,8 +69,8 @@ impl ClusterOutput {
             cluster,
             permit: WritePermit::none(),
             taken_over: None,
-            told: BTreeMap::new(),
-            aside: DeferredMessages::default(),
+            sent: BTreeMap::new(),
+            deferred: DeferredMessages::default(),
             compared: None,
         }
     }
@@ -80,10 +80,10 @@ impl ClusterOutput {
         &self.cluster
     }
 
-    /// Marks our objects that block as those of a new leader, and says what they block. What a leader before it has still on
-    /// its way is refused from then on, because it is for another version of the object.
+    /// Marks our objects that block for a new leader, and returns what they block. The mark changes the version, so the API
+    /// server refuses late writes of earlier leaders.
     ///
-    /// A suspended object is not touched, not even for this.
+    /// A suspended object is not marked.
     pub async fn take_over(
         &mut self,
         settings: &Settings,
@@ -92,9 +92,9 @@ impl ClusterOutput {
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.permit = permit.clone();
         self.taken_over = None;
-        // Others may have written since.
-        self.told.clear();
-        self.aside.clear();
+        // Other replicas may have written since.
+        self.sent.clear();
+        self.deferred.clear();
         self.compared = None;
         let mut marked = BTreeSet::new();
         let mut tries = TRIES;
@@ -115,8 +115,9 @@ impl ClusterOutput {
 
     /// Marks each object once; those in `marked` have been marked in this term.
     ///
-    /// A tenant must not keep a leader from its work, so an object in a tenant's namespace that can't be marked is left: on the
-    /// last try if it changes each time, and at once if it is refused for itself.
+    /// An object in a tenant's namespace that can't be marked is left, because a tenant must not stop the take-over. The leader
+    /// leaves it at once if the API server refuses it. If another program changes it each time, the leader leaves it on the last
+    /// try.
     async fn mark_all(
         &self,
         listed: &[Listed],
@@ -145,7 +146,7 @@ impl ClusterOutput {
             match self.cluster.write(&self.permit, ask, api.patch(name, &by_us, &Patch::Merge(&mark))).await {
                 // It was deleted meanwhile, so it blocks no App.
                 Err(refusal) if refusal.kind == RefusalKind::NotFound => {}
-                Err(refusal) if is_of_tenant && is_its_own_fault(&refusal, is_last_try) => {
+                Err(refusal) if is_of_tenant && concerns_one_object(&refusal, is_last_try) => {
                     let object = format!("{kind} {namespace}/{name}");
                     tracing::warn!(object, error = %refusal, "the mark of the new leader is not written");
                 }
@@ -206,7 +207,7 @@ impl ClusterOutput {
         if outcome.problems.len() == harmless && !outcome.is_unfinished {
             self.compare_again(&messages, &mut outcome).await;
         }
-        outcome.deferred = self.aside.told(MAX_PROBLEMS_SHOWN);
+        outcome.deferred = self.deferred.summary(MAX_PROBLEMS_SHOWN);
         outcome
     }
 
@@ -241,8 +242,8 @@ impl ClusterOutput {
     }
 }
 
-/// Whether a refusal concerns the object alone.
-fn is_its_own_fault(refusal: &Refusal, is_last_try: bool) -> bool {
+/// Whether the API server refused this object only, so that other objects can still be marked.
+fn concerns_one_object(refusal: &Refusal, is_last_try: bool) -> bool {
     match refusal.kind {
         RefusalKind::Conflict => is_last_try,
         RefusalKind::Forbidden | RefusalKind::Invalid | RefusalKind::NoNamespace => true,

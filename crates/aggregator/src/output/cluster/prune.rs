@@ -25,7 +25,7 @@ impl<'a> Wanted<'a> {
 
 /// The objects that have left the plan, each with the reason why it is not deleted, if there is one.
 ///
-/// Ours are known by label and name. What a suspended object does is its operator's decision, so it is not among them.
+/// Our objects are recognised by label and name. Suspended objects are not returned, because an operator decides about them.
 pub(super) fn surplus_objects<'a>(
     listed: &'a Listed,
     wanted: &Wanted<'_>,
@@ -39,7 +39,7 @@ pub(super) fn surplus_objects<'a>(
         let content = listed.kind.content(&live.data);
         // Another program has edited it, so it may block an App that no incident explains.
         (!content.is_some_and(|content| listed.blocking.is_whole(content))).then(|| {
-            "is not in the plan, and is damaged, so it is not known what it blocks. Delete it if that may be opened"
+            "is not in the plan and is damaged, so the Apps that it blocks are not known; delete it if they may be opened"
                 .to_owned()
         })
     };
@@ -48,8 +48,8 @@ pub(super) fn surplus_objects<'a>(
 }
 
 impl ClusterOutput {
-    /// Deletes the objects that have left the plan. What `unclosed` names could not be blocked by another object, so the object
-    /// that blocks it stays.
+    /// Deletes the objects that have left the plan. An object that blocks a Service in `unclosed` stays, because no other object
+    /// closes that Service.
     pub(super) async fn prune(
         &self,
         listed: &Listed,

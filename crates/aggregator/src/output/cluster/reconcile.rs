@@ -1,4 +1,4 @@
-//! The objects that block: kept exactly as they should be.
+//! Reconciles the objects that block.
 
 use std::collections::BTreeSet;
 
@@ -15,17 +15,17 @@ use crate::output::Outcome;
 use crate::output::difference::surplus;
 
 impl ClusterOutput {
-    /// Writes the objects of one kind, the last one first: with one more, what they block may move into the new one. What moves is
-    /// listed in both for a moment, never in none: what could not be closed in one object is not opened in another.
+    /// Writes the objects of one kind, the last one first, because Services may move to a new last object. A Service that moves is
+    /// closed in its new object first, so it is never open. If that fails, it stays closed in the old object.
     ///
-    /// Returns what could not be closed.
+    /// Returns the Services that could not be closed.
     pub(super) async fn reconcile_all(
         &self,
         listed: &Listed,
         objects: &[&Object],
         outcome: &mut Outcome,
     ) -> BTreeSet<String> {
-        // If an operator has opened what is blocked by hand, no further object may close it.
+        // An operator who suspends an object opens its Apps, so no further object may close them.
         let open: BTreeSet<String> =
             listed.ours().filter(|live| is_suspended(live)).filter_map(ResourceExt::namespace).collect();
         let mut unclosed: BTreeSet<String> = BTreeSet::new();
@@ -35,7 +35,7 @@ impl ClusterOutput {
             let wanted = blocking.closes(&object.spec);
             let content = live.and_then(|live| listed.kind.content(&live.data));
             let is = content.map(|content| blocking.closes(content)).unwrap_or_default();
-            // What moves away stays until it is closed where it moves to.
+            // A Service that moves stays in this object until the other object closes it.
             let staying: Vec<&str> =
                 is.difference(&wanted).copied().filter(|host| unclosed.contains(*host)).collect();
             let whole;
@@ -43,9 +43,9 @@ impl ClusterOutput {
             if !staying.is_empty() {
                 whole = blocking.with_more(object, &staying);
                 let (name, count) = (named(object), staying.len());
-                outcome.problems.push(format!(
-                    "{name} lists {count} Services more until they can be closed in another one"
-                ));
+                outcome
+                    .problems
+                    .push(format!("{name} lists {count} more Services until another object closes them"));
                 object = &whole;
             }
             let before = (outcome.problems.len(), outcome.suspended.len());
@@ -70,7 +70,7 @@ impl ClusterOutput {
         unclosed
     }
 
-    /// Keeps an object exactly as it should be. Whether something was written.
+    /// Reconciles one object. Returns whether it was written.
     async fn reconcile(
         &self,
         listed: &Listed,
@@ -101,7 +101,7 @@ impl ClusterOutput {
         let field = object.kind.content_field();
         let should = json!({ field: object.spec });
         let is = json!({ field: object.kind.content(&live.data).cloned().unwrap_or_default() });
-        // Apply leaves alone what others have added; but one field too many can switch the rules off.
+        // Server-side apply leaves fields of other programs, but one surplus field can switch the rules off.
         if let Some(mut nulls) = surplus(&is, &should) {
             if let Some(nulls) = nulls.as_object_mut() {
                 nulls.insert("metadata".to_owned(), json!({ "resourceVersion": version }));

@@ -145,7 +145,10 @@ async fn with_one_shard_more_nobody_is_opened_in_between_not_even_when_it_can_no
     server.0.lock().unwrap().refused = Some(refused.clone());
     let problems = write(apps).await;
     assert!(problems.iter().any(|problem| problem.contains("not today")), "{problems:?}");
-    assert!(problems.iter().any(|problem| problem.contains("until they can be closed")), "{problems:?}");
+    assert!(
+        problems.iter().any(|problem| problem.contains("until another object closes them")),
+        "{problems:?}"
+    );
     // Whatever has its place is closed all the same.
     assert!(server.0.lock().unwrap().closed().len() > closed.len() * 2);
     server.0.lock().unwrap().refused = None;

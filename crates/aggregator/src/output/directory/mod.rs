@@ -339,7 +339,7 @@ fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
 fn has_same_words(object: &Object, is: &Value) -> bool {
     let message = object.kind.message().filter(|_| object.write_policy == WritePolicy::UpdateText);
     let content = object.kind.content(is);
-    message.zip(content).is_some_and(|(message, is)| message.has_same_words(is, &object.spec))
+    message.zip(content).is_some_and(|(message, is)| message.has_same_text(is, &object.spec))
 }
 
 /// Our files are among those.

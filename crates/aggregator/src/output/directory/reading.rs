@@ -61,7 +61,7 @@ impl Directory {
         };
         let mut blocked = union(settings.kinds.iter().flat_map(of_kind));
         for inherited in &mut blocked {
-            inherited.told = inherited.told.max(self.told(&inherited.app, settings));
+            inherited.notified_at = inherited.notified_at.max(self.told(&inherited.app, settings));
         }
         Ok(blocked)
     }
@@ -102,7 +102,7 @@ impl Directory {
             let object =
                 self.read(&kind.file_name(&app.namespace, &name)).and_then(|text| parse(&text).ok())?;
             let annotations = object.pointer("/metadata/annotations")?;
-            annotations.get(message.news_annotation()).and_then(Value::as_str)?.parse::<Timestamp>().ok()
+            annotations.get(message.change_annotation()).and_then(Value::as_str)?.parse::<Timestamp>().ok()
         });
         told.max()
     }

@@ -29,7 +29,7 @@ impl EvaluatedInputs {
     }
 
     /// Whether `now` needs no evaluation. If something `is_waiting` for the end of a round, the next round needs one.
-    pub(super) fn is_as_good_as(self, now: EvaluatedInputs, is_waiting: bool) -> bool {
+    pub(super) fn makes_needless(self, now: EvaluatedInputs, is_waiting: bool) -> bool {
         let rounds = if is_waiting { 1 } else { QUIET_ROUNDS };
         // Every snapshot is evaluated until the first round is done, because nothing is written before that.
         let is_first = self.rounds == 0;
@@ -66,21 +66,21 @@ mod tests {
             (15, 300, true),
         ] {
             let now = inputs(7, rounds, seconds);
-            assert_eq!(!before.is_as_good_as(now, false), is_again, "round {rounds}, {seconds} s");
+            assert_eq!(!before.makes_needless(now, false), is_again, "round {rounds}, {seconds} s");
         }
     }
 
     #[test]
     fn a_change_and_a_round_that_something_waits_for_are_evaluated_at_once() {
         let before = inputs(7, 10, 0);
-        assert!(!before.is_as_good_as(inputs(8, 10, 0), false));
-        assert!(before.is_as_good_as(inputs(7, 10, 60), true), "the same round");
-        assert!(!before.is_as_good_as(inputs(7, 11, 1), true), "the next round");
+        assert!(!before.makes_needless(inputs(8, 10, 0), false));
+        assert!(before.makes_needless(inputs(7, 10, 60), true), "the same round");
+        assert!(!before.makes_needless(inputs(7, 11, 1), true), "the next round");
     }
 
     #[test]
     fn every_snapshot_is_evaluated_until_the_first_round_is_done() {
-        assert!(!inputs(7, 0, 0).is_as_good_as(inputs(7, 0, 0), false));
-        assert!(!inputs(7, 0, 0).is_as_good_as(inputs(7, 1, 0), false));
+        assert!(!inputs(7, 0, 0).makes_needless(inputs(7, 0, 0), false));
+        assert!(!inputs(7, 0, 0).makes_needless(inputs(7, 1, 0), false));
     }
 }

@@ -158,7 +158,7 @@ impl LeaderTerm<'_> {
             |state: &Arc<PersistedState>| unseen.iter().all(|(name, version)| version.is_in(state, name));
         tokio::select! {
             seen = persisted.wait_for(is_seen) => return seen.map(drop).map_err(|_| TermEnd::Over),
-            end = self.is_over() => return Err(end),
+            end = self.wait_for_end() => return Err(end),
             () = tokio::time::sleep(MAX_WATCH_LAG) => {}
         }
         // The watch hangs, or an incident was deleted meanwhile.
@@ -177,7 +177,7 @@ impl LeaderTerm<'_> {
                 current = persisted.wait_for(is_current) => {
                     return current.map(drop).map_err(|_| TermEnd::Over);
                 }
-                end = self.is_over() => return Err(end),
+                end = self.wait_for_end() => return Err(end),
                 () = tokio::time::sleep(timeout) => {}
             }
             // The list may hang too, or be slow. So the next one gets more time.
@@ -199,7 +199,7 @@ impl LeaderTerm<'_> {
         tokio::select! {
             // Without an answer, the output has ended or the permit has.
             answer = blocked => answer.map_err(|_| if permit.holds() { TermEnd::Over } else { TermEnd::Lost }),
-            end = self.is_over() => Err(end),
+            end = self.wait_for_end() => Err(end),
         }
     }
 

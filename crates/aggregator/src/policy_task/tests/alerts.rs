@@ -70,7 +70,7 @@ async fn the_alert_about_clocks_ends_when_they_agree_and_begins_again_when_they_
 async fn a_leader_that_enforces_raises_an_alert_when_it_finds_blocks_of_which_nothing_is_persisted() {
     let found = InheritedBlock {
         app: App::new("ns-a", "app", "miner"),
-        told: None,
+        notified_at: None,
         accused: [Key::new("ns-a", "miner-0", "xmrig")].into(),
         services: vec!["miner.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),

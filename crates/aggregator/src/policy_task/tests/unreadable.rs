@@ -90,7 +90,7 @@ async fn the_last_readable_version_of_an_exemption_counts_whatever_the_mistake()
 pub(super) fn found(app: &str) -> InheritedBlock {
     InheritedBlock {
         app: App::new("ns-a", "app", app),
-        told: None,
+        notified_at: None,
         accused: [Key::new("ns-a", format!("{app}-0"), "xmrig")].into(),
         services: vec![format!("{app}.ns-a.svc").into()],
         on_ingresses: OnIngresses::default(),

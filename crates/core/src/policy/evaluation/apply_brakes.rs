@@ -59,7 +59,7 @@ impl Incidents {
             if let Some(brake) = brake {
                 let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
                 let reason = format!("{}{others}; {accusation}", brake.reason(&context.policy.brake));
-                context.decide(&app, DecisionKind::Held, reason);
+                context.record_decision(&app, DecisionKind::Held, reason);
                 persisted.phase = Phase::Held;
                 persisted.hold = Hold::by(brake.clone(), context.now);
                 // A shared Service of one App is no sign of a storm, so it raises no alert.
@@ -70,7 +70,7 @@ impl Incidents {
                 let notice = if is_short { "; its tenant could not be notified before" } else { "" };
                 let known = context.facts.to_close(&app, context.policy, persisted).unwrap_or_default();
                 let reason = Text::from(format!("{accusation}{notice}{before}{}", known.remarks()));
-                context.decide(&app, DecisionKind::Blocked, known.complete(&reason));
+                context.record_decision(&app, DecisionKind::Blocked, known.complete(&reason));
                 persisted.reason = reason;
                 let dry_run = context.policy.mode == Mode::DryRun;
                 persisted.phase = Phase::Blocked { since: context.now, dry_run, release_held: None };
@@ -96,7 +96,7 @@ impl Incidents {
             let persisted = incident.persisted_mut();
             persisted.set_window_entries(tally.of(&app));
             if let Some(brake) = brake {
-                context.decide(
+                context.record_decision(
                     &app,
                     DecisionKind::ReleaseHeld,
                     format!("{}; {why}", brake.reason(&context.policy.brake)),
@@ -106,7 +106,7 @@ impl Incidents {
                 }
                 held_releases.push(brake);
             } else {
-                context.decide(&app, DecisionKind::Released, why.clone());
+                context.record_decision(&app, DecisionKind::Released, why.clone());
                 if incident.accepted.is_empty() {
                     incident.end(context.now);
                 } else {

@@ -12,7 +12,7 @@ use crate::policy::cluster_facts::{AcceptedPod, Verdict};
 use crate::policy::incident::accepted_evidence::{AcceptedEvidence, ClearingCause, ClearingStart};
 use crate::policy::incident::{EvidenceId, Incident, Phase};
 use crate::policy::incidents::Incidents;
-use crate::policy::incidents::refused_accusations::{self, RefusedAccusations};
+use crate::policy::incidents::refused_accusations::{self, IneffectiveAccusations};
 use crate::snapshot::{EvidenceView, NodeView, State};
 use crate::time::CompactDuration;
 
@@ -62,8 +62,8 @@ impl Incidents {
         let violations = &context.snapshot.violations;
         debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "violations are looked up in order");
         let mut known = self.deactivate_all();
-        let (mut disputes, mut refused) = (BTreeMap::new(), RefusedAccusations::default());
-        let mut disputed_now = RefusedAccusations::default();
+        let (mut disputes, mut refused) = (BTreeMap::new(), IneffectiveAccusations::default());
+        let mut disputed_now = IneffectiveAccusations::default();
         let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
         for violation in &context.snapshot.violations {
             if let Some(why) = context.refusals.of(&violation.key.namespace) {
@@ -136,7 +136,7 @@ impl Incidents {
                             .is_some_and(|it| it.has_tombstone(&id, evidence, fresh_at))
                         {
                             self.restart_clock(&app, &id, (fresh_at, already), start);
-                            self.hold(&app, id, (evidence, fresh_at, pod), start);
+                            self.add_inactive(&app, id, (evidence, fresh_at, pod), start);
                         }
                     }
                     // Evidence that was accepted while it was fresh is not disputed because its Pod has gone since.
@@ -174,8 +174,8 @@ impl Incidents {
     /// Logs refused and disputed accusations that have begun.
     fn log_accusations(
         &mut self,
-        refused: RefusedAccusations<'_>,
-        disputed: RefusedAccusations<'_>,
+        refused: IneffectiveAccusations<'_>,
+        disputed: IneffectiveAccusations<'_>,
         context: &mut EvaluationContext<'_>,
     ) {
         let (now, forget_after) = (context.now, context.policy.same_incident);
@@ -184,7 +184,7 @@ impl Incidents {
             (disputed, &mut self.logged_disputes, DecisionKind::Disputed),
         ] {
             for (app, reason) in logged.note(accusations, kind, now, forget_after) {
-                context.decide(&app, kind, reason);
+                context.record_decision(&app, kind, reason);
             }
         }
     }
@@ -220,7 +220,7 @@ impl Incidents {
 
     /// Adds evidence that was never accepted while it was fresh, because the cluster could not be read or another
     /// replica led. It leads to no block, but a blocked App stays blocked until this evidence has cleared.
-    fn hold(
+    fn add_inactive(
         &mut self,
         app: &App,
         id: EvidenceId,
@@ -255,7 +255,7 @@ impl Incidents {
                 // Operators' releases and a brake's hold outlast the incident.
                 let outlasts = incident.persisted.clone();
                 *incident = Incident::new(fresh_at);
-                incident.persisted_mut().outlast(&outlasts);
+                incident.persisted_mut().take_over_from(&outlasts);
             }
             incident.note_end();
             incident.set_phase(Phase::Watched);

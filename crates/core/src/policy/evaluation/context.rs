@@ -73,7 +73,12 @@ impl EvaluationContext<'_> {
         unread.any(|exemption| !exemption.until.is_some_and(is_over) && exemption.may_cover(app))
     }
 
-    pub(in crate::policy) fn decide(&mut self, app: &App, kind: DecisionKind, reason: impl Into<Text>) {
+    pub(in crate::policy) fn record_decision(
+        &mut self,
+        app: &App,
+        kind: DecisionKind,
+        reason: impl Into<Text>,
+    ) {
         self.decisions.push(Decision {
             at: self.now.wall(),
             app: app.clone(),

@@ -48,9 +48,9 @@ impl Incidents {
         }
         if let Some(why) = covered {
             if matches!(incident.phase(), Phase::Blocked { .. }) {
-                context.decide(app, DecisionKind::Released, why.clone());
+                context.record_decision(app, DecisionKind::Released, why.clone());
             } else if incident.persisted.rare().exempted.is_none() {
-                context.decide(app, DecisionKind::Exempted, why.clone());
+                context.record_decision(app, DecisionKind::Exempted, why.clone());
             }
             incident.excuse(why, context.now);
             return Action::Nothing;
@@ -81,7 +81,7 @@ impl Incidents {
                 Phase::Blocked { .. } => Action::Release(None, ReleaseBasis::Rules),
                 _ => {
                     let reason = cleared_reason(app, incident.cleared, context);
-                    context.decide(app, DecisionKind::Closed, reason);
+                    context.record_decision(app, DecisionKind::Closed, reason);
                     incident.end(context.now);
                     Action::Nothing
                 }
@@ -100,7 +100,7 @@ impl Incidents {
         {
             let reason =
                 format!("still held: {}; {}", brake.reason(&context.policy.brake), incident.accusation());
-            context.decide(app, DecisionKind::Held, reason);
+            context.record_decision(app, DecisionKind::Held, reason);
             incident.set_phase(Phase::Held);
         }
         if incident.phase() == Phase::Held || context.policy.mode == Mode::Paused {

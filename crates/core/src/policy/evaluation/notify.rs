@@ -1,4 +1,4 @@
-//! Decides kind tenants are notified of, and in which order if more of them wait than a round allows.
+//! Decides which tenants are notified, and in which order if more of them wait than a round allows.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::policy::incidents::Incidents;
 use crate::policy::{Brake, Policy};
 
 impl Incidents {
-    /// Decides which tenants are notified of kind, and updates how blocked Apps are reached.
+    /// Decides which tenants are notified. Also updates the exposure of blocked Apps.
     pub(in crate::policy) fn notify_tenants(&mut self, context: &mut EvaluationContext<'_>) {
         if self.notices.0 != context.snapshot.rounds {
             self.notices = (context.snapshot.rounds, 0);
@@ -124,7 +124,7 @@ fn hold_what_is_left_open(app: &App, incident: &mut Incident, context: &mut Eval
         "{}: it stays open until that is approved; the App's other Services are closed",
         brake.reason(&context.policy.brake)
     );
-    context.decide(app, DecisionKind::Held, reason);
+    context.record_decision(app, DecisionKind::Held, reason);
     incident.persisted_mut().hold = Hold::by(brake, context.now);
 }
 

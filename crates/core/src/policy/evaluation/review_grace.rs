@@ -118,7 +118,7 @@ impl Incident {
             ""
         };
         let reason = format!("{}; to be blocked in {}{rest}", self.accusation(), human(left));
-        context.decide(app, DecisionKind::Warned, reason);
+        context.record_decision(app, DecisionKind::Warned, reason);
         false
     }
 

@@ -96,12 +96,12 @@ impl Incident {
     }
 
     /// Whether nothing has been changed since `persisted` was shared.
-    pub(in crate::policy) fn has_persisted(&self, persisted: &Arc<PersistedIncident>) -> bool {
+    pub(in crate::policy) fn is_unchanged_since(&self, persisted: &Arc<PersistedIncident>) -> bool {
         Arc::ptr_eq(&self.persisted, persisted)
     }
 
     /// Rolls back all changes since `persisted` was shared. The evidence stays.
-    pub(in crate::policy) fn restore_persisted(
+    pub(in crate::policy) fn roll_back_to(
         &mut self,
         persisted: Arc<PersistedIncident>,
         [written_at, grace_written_at]: [Option<Moment>; 2],

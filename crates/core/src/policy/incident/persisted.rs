@@ -141,7 +141,7 @@ impl PersistedIncident {
     }
 
     /// Takes over what outlasts the incident `before` of the same App: operators' releases and a brake's hold.
-    pub(in crate::policy) fn outlast(&mut self, before: &Self) {
+    pub(in crate::policy) fn take_over_from(&mut self, before: &Self) {
         if !before.rare().releases.is_empty() {
             self.rare_mut().releases.clone_from(&before.rare().releases);
         }

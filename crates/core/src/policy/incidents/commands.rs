@@ -67,7 +67,7 @@ pub enum IncidentCommandError {
     #[error("the release is refused: its `until`, {0}, is over already")]
     Over(Timestamp),
     /// The release would last longer than ten years, which can only be a mistake.
-    #[error("until: {0} is more than ten years ahead; allowed is up to ten years")]
+    #[error("until: invalid value {0}: expected a time at most ten years ahead")]
     TooFar(Timestamp),
 }
 

@@ -26,7 +26,7 @@ pub struct InheritedBlock {
     /// The App.
     pub app: App,
     /// When its tenant was notified, if that is known.
-    pub told: Option<Timestamp>,
+    pub notified_at: Option<Timestamp>,
     /// Its violations, as far as known.
     pub accused: BTreeSet<Key>,
     /// The Services that are closed, as `service.namespace.svc`. They stay closed until the App's Services are known.
@@ -120,7 +120,7 @@ impl Incidents {
                 continue;
             }
             self.keep_closed(&found, &closed);
-            let InheritedBlock { app, told: notified_at, accused, services, .. } = &found;
+            let InheritedBlock { app, notified_at, accused, services, .. } = &found;
             let is_explained = !services.is_empty() && services.iter().all(|service| known.contains(service));
             let has_unknown = self.unreadable.has_unknown;
             let counts = |incident: &Incident| {

@@ -36,11 +36,11 @@ struct Accused<'a> {
     count: usize,
 }
 
-/// All refused accusations of one evaluation.
+/// The accusations without effect of one evaluation: refused or disputed.
 #[derive(Default)]
-pub(in crate::policy) struct RefusedAccusations<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
+pub(in crate::policy) struct IneffectiveAccusations<'a>(BTreeMap<(&'a NodeName, &'a Text), Accused<'a>>);
 
-impl<'a> RefusedAccusations<'a> {
+impl<'a> IneffectiveAccusations<'a> {
     pub(in crate::policy) fn count(
         &mut self,
         node: &'a NodeName,
@@ -57,7 +57,7 @@ impl LoggedAccusations {
     /// `kind`: the App that each names, and the reason. Forgets those that no node has made for `forget_after`.
     pub(in crate::policy) fn note(
         &mut self,
-        accusations: RefusedAccusations<'_>,
+        accusations: IneffectiveAccusations<'_>,
         kind: DecisionKind,
         now: Moment,
         forget_after: Duration,

@@ -49,7 +49,7 @@ impl ResourceKind for Notification {
     }
 
     fn role(&self) -> Role<'_> {
-        Role::Tells(self)
+        Role::Notifies(self)
     }
 
     /// Server-side apply is `patch`, and `create` where there is none yet.
@@ -71,7 +71,7 @@ impl MessageKind for Notification {
         name(app)
     }
 
-    fn news_annotation(&self) -> &'static str {
+    fn change_annotation(&self) -> &'static str {
         INCIDENT
     }
 
@@ -79,7 +79,7 @@ impl MessageKind for Notification {
         IS_READ
     }
 
-    fn has_same_words(&self, a: &Value, b: &Value) -> bool {
+    fn has_same_text(&self, a: &Value, b: &Value) -> bool {
         has_same_words(a, b)
     }
 

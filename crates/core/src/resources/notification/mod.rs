@@ -25,7 +25,7 @@ const FROM: &str = "ProcScan";
 /// The name of the administrators' summary.
 pub const SUMMARY_NAME: &str = "procscan-notification";
 
-/// The annotation that says when it was told, in RFC 3339.
+/// The annotation with the time of the change that the message reports, in RFC 3339.
 pub const INCIDENT: &str = "procscan-aggregator/incident";
 
 /// The annotation that says which App it is about.
@@ -185,7 +185,7 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
     let zh = format!("检测到 {n} 个不合规应用");
     let mut parts = vec![format!("{} blocked", summary.blocked)];
     if summary.in_grace > 0 {
-        parts.push(format!("{} told and to be blocked", summary.in_grace));
+        parts.push(format!("{} notified and to be blocked", summary.in_grace));
     }
     if summary.held > 0 {
         parts.push(format!("{} held by a brake until approved", summary.held));

@@ -134,7 +134,13 @@ impl Found {
                 objects.is_some_and(|in_it| in_it.contains(&index))
             });
             let app = App::new(namespace.clone(), "app", name.clone());
-            InheritedBlock { app, told: None, accused: BTreeSet::new(), services: vec![host], on_ingresses }
+            InheritedBlock {
+                app,
+                notified_at: None,
+                accused: BTreeSet::new(),
+                services: vec![host],
+                on_ingresses,
+            }
         });
         let of_list = self.apps.iter().map(|(app, (accused, objects))| {
             let of_namespace = self.services.get(&app.namespace);
@@ -142,7 +148,13 @@ impl Found {
             // The further objects of a very large App do not list it for people.
             let is_its = |index: usize| objects.contains(&index) || !self.lists(&app.namespace, index);
             let on_ingresses = self.on_ingresses(&app.namespace, &services, is_its);
-            InheritedBlock { app: app.clone(), told: None, accused: accused.clone(), services, on_ingresses }
+            InheritedBlock {
+                app: app.clone(),
+                notified_at: None,
+                accused: accused.clone(),
+                services,
+                on_ingresses,
+            }
         });
         // What is known replaces what is guessed.
         let all = alone.chain(of_list).map(|inherited| (inherited.app.clone(), inherited));

@@ -12,7 +12,7 @@ fn inherited(accused: &[&str]) -> InheritedBlock {
     let accused = accused.iter().map(|process| Key::new("ns-a", "web", *process)).collect();
     InheritedBlock {
         app: app("ns-a"),
-        told: None,
+        notified_at: None,
         accused,
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: procscan_core::policy::OnIngresses::default(),

@@ -62,7 +62,7 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     let (notified_at, accused) = (None, [Key::new("ns-a", "web", "xmrig")].into());
     let found = InheritedBlock {
         app: app("ns-a"),
-        told: notified_at,
+        notified_at,
         accused,
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: procscan_core::policy::OnIngresses::default(),

@@ -53,7 +53,7 @@ fn a_block_lists_its_violations_even_if_no_accusation_supports_it_any_more() {
     let mut world = World::new(&["n1"]);
     let found = InheritedBlock {
         app: app("ns-a"),
-        told: None,
+        notified_at: None,
         accused: keys.iter().cloned().collect(),
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),

@@ -197,7 +197,7 @@ impl Incidents {
                 {
                     match ended {
                         Some(ended) => now.clone_from(ended),
-                        None => now.restore_persisted(
+                        None => now.roll_back_to(
                             persisted.clone(),
                             [*written_at, grace_written_at.as_deref().copied()],
                         ),
@@ -207,9 +207,9 @@ impl Incidents {
                 known => {
                     let mut anew = PersistedIncident::new(now.persisted.opened);
                     if let Some(Committed { persisted: before, .. }) = known {
-                        anew.outlast(before);
+                        anew.take_over_from(before);
                     }
-                    now.restore_persisted(Arc::new(anew), [None, None]);
+                    now.roll_back_to(Arc::new(anew), [None, None]);
                 }
             }
             // A write whose answer was lost may have succeeded, so the incident is written again in any case.
@@ -276,7 +276,7 @@ fn is_persisted_by(now: &Incident, committed: &Committed) -> bool {
         && now.cleared == committed.cleared
         && now.written_at == committed.written_at
         && now.grace_written_at.as_ref() == committed.grace_written_at.as_deref()
-        && (now.has_persisted(&committed.persisted)
+        && (now.is_unchanged_since(&committed.persisted)
             || is_part_persisted_by(&now.persisted, &committed.persisted))
 }
 

@@ -148,6 +148,7 @@ fn grace_end(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Momen
     Moment::new(now.uptime().saturating_add(grace), until)
 }
 
+/// The incident of `app` that `status` describes.
 pub(in crate::policy) fn restored(
     app: &App,
     status: &IncidentStatus,
@@ -155,32 +156,71 @@ pub(in crate::policy) fn restored(
     clock: &LeaderClock,
     now: Moment,
 ) -> Incident {
-    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     let mut incident = Incident::new(now.at_wall(status.opened));
     let persisted = incident.persisted_mut();
-    let since = past(status.since.unwrap_or(status.opened));
-    persisted.phase = match status.state {
+    persisted.phase = phase(status, clock, now);
+    persisted.hold = hold(status, persisted.phase, now);
+    persisted.processes = status.processes.iter().cloned().collect();
+    persisted.notification = status.told.map(notification);
+    persisted.exposure = Arc::new(exposure(status));
+    persisted.reason = persisted.exposure.incomplete(&status.reason);
+    persisted.origins = status.origins.iter().cloned().collect();
+    persisted.due = status.due.as_ref().map(|due| Arc::new(window_entry(due)));
+    persisted.decisions =
+        status.decisions.iter().filter_map(|entry| decision(app, entry)).map(Arc::new).collect();
+    persisted.decided = accepted_evidence::saturating_u32(status.decided);
+    persisted.observed = status.observed;
+    persisted.set_rare(rare_fields(app, status));
+    incident.cleared = status.cleared.map(clearing_cause);
+    incident.omitted = count(status.evidence_omitted);
+    incident.written_at = status.told.and_then(|sent| {
+        let wall = sent.delivered?;
+        // If it is not known how long ago that was, the notification counts from now.
+        let by_clock = sent.delivered_by_clock.map(|at| clock.moment(at.into(), wall));
+        Some(by_clock.unwrap_or(Moment::new(now.uptime(), wall)))
+    });
+    restore_evidence(&mut incident, app, &status.evidence, snapshot, now);
+    restore_grace(&mut incident, app, status, clock);
+    incident.had_cleared = matches!(incident.phase(), Phase::Blocked { .. }) && incident.accepted.is_empty();
+    incident
+}
+
+/// The moment of `wall`, or `now` if the wall clock says that `wall` is yet to come.
+fn past(wall: Timestamp, now: Moment) -> Moment {
+    now.at_wall(wall.min(now.wall()))
+}
+
+fn phase(status: &IncidentStatus, clock: &LeaderClock, now: Moment) -> Phase {
+    let since = past(status.since.unwrap_or(status.opened), now);
+    match status.state {
         IncidentState::Watched => Phase::Watched,
         IncidentState::Grace => Phase::Grace { until: grace_end(status, clock, now) },
         IncidentState::Held => Phase::Held,
         IncidentState::Blocked | IncidentState::ReleaseHeld => {
-            Phase::Blocked { since, dry_run: false, release_held: status.release_held.map(past) }
+            let release_held = status.release_held.map(|wall| past(wall, now));
+            Phase::Blocked { since, dry_run: false, release_held }
         }
         // An ended incident was written when it ended, or later.
         IncidentState::Ended => {
             Phase::Ended { at: reading(status).map_or(now, |at| clock.moment(at.into(), since.wall())) }
         }
-    };
-    let held = status.brake.as_ref();
-    persisted.hold = match held.map(|held| (past(held.since), brake_of(held.brake, held.of.as_ref()))) {
+    }
+}
+
+fn hold(status: &IncidentStatus, phase: Phase, now: Moment) -> Hold {
+    match &status.brake {
         // If a document has both, the hold counts, because a late block is better than a wrong one.
-        Some((since, brake)) => Hold::by(brake, since),
-        None if persisted.phase == Phase::Held => Hold::by(Brake::NewTenants, since),
+        Some(held) => Hold::by(brake_of(held.brake, held.of.as_ref()), past(held.since, now)),
+        None if phase == Phase::Held => {
+            Hold::by(Brake::NewTenants, past(status.since.unwrap_or(status.opened), now))
+        }
         None if status.approved => Hold::Approved,
         None => Hold::Free,
-    };
-    persisted.processes = status.processes.iter().cloned().collect();
-    persisted.notification = status.told.map(|sent| SentNotification {
+    }
+}
+
+fn notification(sent: document::NotificationStatus) -> SentNotification {
+    SentNotification {
         sent_at: sent.at.into(),
         kind: match sent.what {
             document::NotifiedOf::Grace => NotificationKind::Grace,
@@ -188,38 +228,48 @@ pub(in crate::policy) fn restored(
             document::NotifiedOf::Recovered => NotificationKind::Recovered,
         },
         inherited: sent.delivered.is_some(),
-    });
-    persisted.exposure = Arc::new(Exposure {
-        services: status.exposure.services.clone(),
-        ingresses: status.exposure.ingresses.clone(),
-        otherwise: status.exposure.otherwise.clone().unwrap_or_else(|| status.exposure.services.clone()),
+    }
+}
+
+fn exposure(status: &IncidentStatus) -> Exposure {
+    let exposure = &status.exposure;
+    Exposure {
+        services: exposure.services.clone(),
+        ingresses: exposure.ingresses.clone(),
+        otherwise: exposure.otherwise.clone().unwrap_or_else(|| exposure.services.clone()),
         others: OtherApps {
             named: status.also_closes.iter().map(App::from).collect(),
             more: status.also_closes_more,
         }
         .non_empty(),
-        left_open: status.exposure.left_open.as_slice().into(),
-        nothing_closed: status.exposure.nothing_closed.clone(),
-    });
-    persisted.reason = persisted.exposure.incomplete(&status.reason);
-    persisted.origins = status.origins.iter().cloned().collect();
-    persisted.due = status.due.as_ref().map(|due| {
-        let accusers = due
-            .accusers
-            .iter()
-            .map(|accuser| (NodeName(accuser.node.clone()), accuser.rule.clone()))
-            .collect();
-        let held = due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect();
-        Arc::new(Due { at: due.at.into(), passed: due.passed, accusers, held })
-    });
-    let decision = |entry: &document::IncidentDecision| {
-        let (at, app, kind) = (entry.at, app.clone(), entry.decision.known()?);
-        let (actor, reason) = (Actor::named(&entry.actor), entry.reason.clone());
-        Some(Arc::new(Decision { at, app, kind, actor, reason, dry_run: false }))
-    };
-    persisted.decisions = status.decisions.iter().filter_map(decision).collect();
-    persisted.decided = accepted_evidence::saturating_u32(status.decided);
-    persisted.observed = status.observed;
+        left_open: exposure.left_open.as_slice().into(),
+        nothing_closed: exposure.nothing_closed.clone(),
+    }
+}
+
+fn window_entry(due: &document::Due) -> Due {
+    let accuser = |accuser: &document::Accuser| (NodeName(accuser.node.clone()), accuser.rule.clone());
+    Due {
+        at: due.at.into(),
+        passed: due.passed,
+        accusers: due.accusers.iter().map(accuser).collect(),
+        held: due.held.iter().map(|scope| brake_of(scope.brake, scope.of.as_ref())).collect(),
+    }
+}
+
+/// The entry of the log; `None` if only another version knows its kind.
+fn decision(app: &App, entry: &document::IncidentDecision) -> Option<Decision> {
+    Some(Decision {
+        at: entry.at,
+        app: app.clone(),
+        kind: entry.decision.known()?,
+        actor: Actor::named(&entry.actor),
+        reason: entry.reason.clone(),
+        dry_run: false,
+    })
+}
+
+fn rare_fields(app: &App, status: &IncidentStatus) -> RareFields {
     let key = |of: &document::PodProcess| Key::new(app.namespace.clone(), of.pod.clone(), of.process.clone());
     let release_due =
         |due: document::ReleaseDue| ReleaseDue { at: due.at.into(), passed: due.passed, proven: due.proven };
@@ -231,7 +281,7 @@ pub(in crate::policy) fn restored(
         actor: release.by.clone(),
     };
     let is_foreign = |entry: &&document::IncidentDecision| entry.decision.known().is_none();
-    persisted.set_rare(RareFields {
+    RareFields {
         inherited: status.inherited.as_ref().map(|accused| accused.iter().map(key).collect()),
         once_closed: status.exposure.once_closed.clone(),
         formerly: status.formerly.iter().map(App::from).collect(),
@@ -240,21 +290,7 @@ pub(in crate::policy) fn restored(
         release_due: status.release_due.map(release_due),
         releases: status.releases.iter().map(release).collect(),
         foreign: status.decisions.iter().filter(is_foreign).cloned().collect(),
-    });
-    incident.cleared = status.cleared.map(clearing_cause);
-    incident.omitted = count(status.evidence_omitted);
-    incident.written_at = status.told.and_then(|sent| {
-        let wall = sent.delivered?;
-        // If it is not known how long ago that was, the notification counts from now.
-        Some(
-            sent.delivered_by_clock
-                .map_or(Moment::new(now.uptime(), wall), |at| clock.moment(at.into(), wall)),
-        )
-    });
-    restore_evidence(&mut incident, app, &status.evidence, snapshot, now);
-    restore_grace(&mut incident, app, status, clock);
-    incident.had_cleared = matches!(incident.phase(), Phase::Blocked { .. }) && incident.accepted.is_empty();
-    incident
+    }
 }
 
 /// Restores the grace that has begun. An earlier version persisted no separate grace.
@@ -292,7 +328,6 @@ fn restore_evidence(
     snapshot: &Snapshot,
     now: Moment,
 ) {
-    let past = |wall: Timestamp| now.at_wall(wall.min(now.wall()));
     for evidence in evidence {
         let record = Arc::new(record(&app.namespace, evidence));
         let (key, node) = (record.key.clone(), NodeName(evidence.node.clone()));
@@ -303,7 +338,7 @@ fn restore_evidence(
         };
         let accepted = AcceptedEvidence {
             pod_uid: evidence.pod_uid.clone(),
-            fresh_at: past(evidence.fresh_at),
+            fresh_at: past(evidence.fresh_at, now),
             found_at: None,
             evidence_time: record.detected_at.into(),
             record,

@@ -32,93 +32,104 @@ pub(in crate::policy) fn document(
 
 fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentStatus {
     let reading = |at: Moment| clock.at(at.uptime()).get();
-    let (state, since, until) = match incident.phase() {
-        Phase::Watched => (IncidentState::Watched, None, None),
-        Phase::Grace { until } => (IncidentState::Grace, None, Some(until.wall())),
-        Phase::Held => {
-            (IncidentState::Held, incident.persisted.hold.brake().map(|(since, _)| since.wall()), None)
-        }
-        Phase::Blocked { since, release_held: Some(_), .. } => {
-            (IncidentState::ReleaseHeld, Some(since.wall()), None)
-        }
-        Phase::Blocked { since, .. } => (IncidentState::Blocked, Some(since.wall()), None),
-        Phase::Ended { at } => (IncidentState::Ended, Some(at.wall()), None),
+    let (persisted, rare) = (&incident.persisted, incident.persisted.rare());
+    let (state, since) = state(incident);
+    let grace_end = match incident.phase() {
+        Phase::Grace { until } => Some(until),
+        _ => None,
     };
-    let omitted = match incident.phase() {
-        Phase::Ended { .. } => 0,
-        _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
-    };
-    let accepted = in_order(incident);
-    let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
-    tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
-    let live = accepted.into_iter().map(|(id, accepted)| {
-        let gone =
-            document::ClearedEvidence { at: accepted.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
-        evidence(id, accepted, accepted.gone.then_some(gone))
-    });
-    let cleared = tombstones.into_iter().map(|(id, Tombstone { evidence: accepted, at, by, .. })| {
-        let cleared = document::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
-        evidence(id, accepted, Some(cleared))
-    });
-    let decision = |decision: &Decision| document::IncidentDecision {
-        at: decision.at,
-        decision: decision.kind.into(),
-        actor: decision.actor.name(),
-        reason: decision.reason.clone(),
-    };
-    let others = incident.persisted.exposure.others.as_deref();
+    let others = persisted.exposure.others.as_deref();
     IncidentStatus {
         state,
-        opened: incident.persisted.opened.wall(),
-        since,
-        until,
-        grace_ends: match incident.phase() {
-            Phase::Grace { until } => Some(reading(until)),
-            _ => None,
-        },
+        opened: persisted.opened.wall(),
+        since: since.map(Moment::wall),
+        until: grace_end.map(Moment::wall),
+        grace_ends: grace_end.map(reading),
         clock: clock.last().map(|(reading, _)| reading.get()),
         written: clock.last().map(|(_, wall)| wall.get()),
         wall_clock: dates.persisted(),
         reason: reason(incident),
-        brake: incident.persisted.hold.brake().and_then(|(since, brake)| held_by(since.wall(), brake)),
+        brake: persisted.hold.brake().and_then(|(since, brake)| held_by(since.wall(), brake)),
         release_held: match incident.phase() {
             Phase::Blocked { release_held, .. } => release_held.map(Moment::wall),
             _ => None,
         },
-        approved: incident.persisted.hold.is_approved(),
-        exempted: incident.persisted.rare().exempted.as_deref().map(str::to_owned),
-        withheld: incident.persisted.rare().withheld.clone(),
-        evidence: live.chain(cleared).take(MAX_EVIDENCE).collect(),
-        // Cleared evidence comes last, and no release waits for it.
-        evidence_omitted: incident.accepted.len().saturating_sub(MAX_EVIDENCE).max(omitted),
-        processes: incident.persisted.processes.iter().cloned().collect(),
-        inherited: incident.persisted.rare().inherited.as_ref().map(|accused| {
+        approved: persisted.hold.is_approved(),
+        exempted: rare.exempted.as_deref().map(str::to_owned),
+        withheld: rare.withheld.clone(),
+        evidence: evidence_and_tombstones(incident),
+        evidence_omitted: evidence_omitted(incident),
+        processes: persisted.processes.iter().cloned().collect(),
+        inherited: rare.inherited.as_ref().map(|accused| {
             let process =
                 |key: &Key| document::PodProcess { pod: key.pod.clone(), process: key.process.clone() };
             accused.iter().take(MAX_EVIDENCE).map(process).collect()
         }),
         cleared: incident.cleared.map(cleared_by),
-        exposure: exposure(&incident.persisted),
-        origins: incident.persisted.origins.iter().cloned().collect(),
-        formerly: incident.persisted.rare().formerly.iter().map(AppRef::from).collect(),
+        exposure: exposure(persisted),
+        origins: persisted.origins.iter().cloned().collect(),
+        formerly: rare.formerly.iter().map(AppRef::from).collect(),
         also_closes: others.iter().flat_map(|others| &others.named).map(AppRef::from).collect(),
         also_closes_more: others.map_or(0, |others| others.more),
         told: notification(incident, reading),
         grace: grace(incident, reading),
-        due: incident.persisted.due.as_deref().map(due),
-        release_due: incident.persisted.rare().release_due.as_ref().map(|due| document::ReleaseDue {
+        due: persisted.due.as_deref().map(due),
+        release_due: rare.release_due.as_ref().map(|due| document::ReleaseDue {
             at: due.at.get(),
             passed: due.passed,
             proven: due.proven,
         }),
-        releases: incident.persisted.rare().releases.iter().map(release).collect(),
-        decisions: log(
-            incident.persisted.decisions.iter().map(|entry| decision(entry)),
-            &incident.persisted.rare().foreign,
-        ),
-        decided: incident.persisted.decided.into(),
+        releases: rare.releases.iter().map(release).collect(),
+        decisions: log(persisted.decisions.iter().map(|entry| decision(entry)), &rare.foreign),
+        decided: persisted.decided.into(),
         observed: incident.observed(),
         writer: None,
+    }
+}
+
+/// The state, and since when it is in it, where that is persisted.
+fn state(incident: &Incident) -> (IncidentState, Option<Moment>) {
+    match incident.phase() {
+        Phase::Watched => (IncidentState::Watched, None),
+        Phase::Grace { .. } => (IncidentState::Grace, None),
+        Phase::Held => (IncidentState::Held, incident.persisted.hold.brake().map(|(since, _)| *since)),
+        Phase::Blocked { since, release_held: Some(_), .. } => (IncidentState::ReleaseHeld, Some(since)),
+        Phase::Blocked { since, .. } => (IncidentState::Blocked, Some(since)),
+        Phase::Ended { at } => (IncidentState::Ended, Some(at)),
+    }
+}
+
+/// The accepted evidence and then the tombstones, the latest first, as far as they fit.
+fn evidence_and_tombstones(incident: &Incident) -> Vec<document::EvidenceStatus> {
+    let live = in_order(incident).into_iter().map(|(id, accepted)| {
+        let gone =
+            document::ClearedEvidence { at: accepted.fresh_at.wall(), by: ClearedBy::PodGone, ended: false };
+        evidence(id, accepted, accepted.gone.then_some(gone))
+    });
+    let mut tombstones: Vec<(&EvidenceId, &Tombstone)> = incident.tombstones.iter().collect();
+    tombstones.sort_by_key(|(_, tombstone)| std::cmp::Reverse(tombstone.at));
+    let cleared = tombstones.into_iter().map(|(id, Tombstone { evidence: accepted, at, by, .. })| {
+        let cleared = document::ClearedEvidence { at: at.get(), by: cleared_by(*by), ended: true };
+        evidence(id, accepted, Some(cleared))
+    });
+    live.chain(cleared).take(MAX_EVIDENCE).collect()
+}
+
+/// How many accusations are not persisted. Cleared evidence does not count, because no release waits for it.
+fn evidence_omitted(incident: &Incident) -> usize {
+    let before = match incident.phase() {
+        Phase::Ended { .. } => 0,
+        _ => usize::try_from(incident.omitted).unwrap_or(usize::MAX),
+    };
+    incident.accepted.len().saturating_sub(MAX_EVIDENCE).max(before)
+}
+
+fn decision(decision: &Decision) -> document::IncidentDecision {
+    document::IncidentDecision {
+        at: decision.at,
+        decision: decision.kind.into(),
+        actor: decision.actor.name(),
+        reason: decision.reason.clone(),
     }
 }
 

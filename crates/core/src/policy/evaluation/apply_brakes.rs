@@ -9,7 +9,7 @@ use crate::decision::Mode;
 use crate::names::{App, NodeName, Text};
 use crate::policy::alert::Alert;
 use crate::policy::brake::{Brake, RuleNames};
-use crate::policy::incident::{Hold, Phase};
+use crate::policy::incident::{Hold, Incident, Phase};
 use crate::policy::incidents::Incidents;
 use crate::policy::window::{Accusers, Tally};
 use crate::time::CompactTimestamp;
@@ -28,8 +28,6 @@ impl Incidents {
             self.window.forget(&context.policy.brake, reading);
             return;
         }
-        let mut held_blocks: Vec<Brake> = Vec::new();
-        let mut held_releases: Vec<Brake> = Vec::new();
         let mut rules = RuleNames::default();
         let accusers: Vec<(App, Accusers)> = blocks
             .into_iter()
@@ -39,93 +37,17 @@ impl Incidents {
             })
             .collect();
         let mut tally = self.window.tally(&context.policy.brake, reading);
+        let mut held_blocks: Vec<Brake> = Vec::new();
         for (app, accusers) in accusers {
-            let Some(incident) = self.by_app.get_mut(&app) else {
-                continue;
-            };
-            let shared = context.facts.held_for(&app, context.policy, incident.persisted.hold.is_approved());
-            // An App that an operator has to look at anyway takes no place in the brakes' window.
-            let brake = match shared {
-                Some(shared) => Some(Brake::SharedService(shared.service.clone())),
-                None if incident.persisted.hold.is_approved() => None,
-                None => tally.due(&app, &accusers),
-            };
-            let accusation = incident.accusation();
-            let is_short =
-                matches!(incident.phase(), Phase::Grace { .. }) && incident.is_notice_short(context);
-            let before = incident.warned_before(context.policy).unwrap_or_default();
-            let persisted = incident.persisted_mut();
-            persisted.set_window_entries(tally.of(&app));
-            if let Some(brake) = brake {
-                let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
-                let reason = format!("{}{others}; {accusation}", brake.reason(&context.policy.brake));
-                context.record_decision(&app, DecisionKind::Held, reason);
-                persisted.phase = Phase::Held;
-                persisted.hold = Hold::by(brake.clone(), context.now);
-                // A shared Service of one App is no sign of a storm, so it raises no alert.
-                if shared.is_none() {
-                    held_blocks.push(brake);
-                }
-            } else {
-                let notice = if is_short { "; its tenant could not be notified before" } else { "" };
-                let known = context.facts.to_close(&app, context.policy, persisted).unwrap_or_default();
-                let reason = Text::from(format!("{accusation}{notice}{before}{}", known.remarks()));
-                context.record_decision(&app, DecisionKind::Blocked, known.complete(&reason));
-                persisted.reason = reason;
-                let dry_run = context.policy.mode == Mode::DryRun;
-                persisted.phase = Phase::Blocked { since: context.now, dry_run, release_held: None };
-            }
+            let Some(incident) = self.by_app.get_mut(&app) else { continue };
+            held_blocks.extend(incident.block_or_hold(&app, &accusers, &mut tally, context));
         }
+        let mut held_releases: Vec<Brake> = Vec::new();
         for (app, why, basis) in releases {
-            let proven = basis == ReleaseBasis::Proof;
-            let Some(incident) = self.by_app.get_mut(&app) else {
-                continue;
-            };
-            // A release that waits for an operator happens neither by time nor by the same proof again.
-            if proven && incident.persisted.holds_release() == Some(Brake::Gone) {
-                continue;
-            }
-            let why = why.unwrap_or_else(|| {
-                if incident.persisted.rare().inherited.is_some() {
-                    "every node has answered for the whole clearing time without evidence of it".to_owned()
-                } else {
-                    cleared_reason(&app, incident.cleared, context)
-                }
-            });
-            let brake = tally.release(&app, proven);
-            let persisted = incident.persisted_mut();
-            persisted.set_window_entries(tally.of(&app));
-            if let Some(brake) = brake {
-                context.record_decision(
-                    &app,
-                    DecisionKind::ReleaseHeld,
-                    format!("{}; {why}", brake.reason(&context.policy.brake)),
-                );
-                if let Phase::Blocked { release_held, .. } = &mut persisted.phase {
-                    *release_held = Some(context.now);
-                }
-                held_releases.push(brake);
-            } else {
-                context.record_decision(&app, DecisionKind::Released, why.clone());
-                if incident.accepted.is_empty() {
-                    incident.end(context.now);
-                } else {
-                    let persisted = incident.persisted_mut();
-                    persisted.phase = Phase::Watched;
-                    persisted.rare_mut().exempted = Some(why.into());
-                }
-            }
+            let Some(incident) = self.by_app.get_mut(&app) else { continue };
+            held_releases.extend(incident.release_or_hold(&app, why, basis, &mut tally, context));
         }
-        if let Some(brake) = held_blocks.first()
-            && tally.begins_storm(brake)
-        {
-            let message = format!(
-                "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
-                brake.reason(&context.policy.brake),
-                held_blocks.len()
-            );
-            context.alerts.push(Alert::Brake { brake: brake.clone(), message });
-        }
+        alert_held_blocks(&held_blocks, &mut tally, context);
         alert_held_releases(&held_releases, &mut tally, context);
     }
 
@@ -156,6 +78,111 @@ impl Incidents {
             })
             .collect()
     }
+}
+
+impl Incident {
+    /// Blocks `app`, or holds its block. Returns the brake of a hold that is a sign of a storm.
+    fn block_or_hold(
+        &mut self,
+        app: &App,
+        accusers: &Accusers,
+        tally: &mut Tally<'_>,
+        context: &mut EvaluationContext<'_>,
+    ) -> Option<Brake> {
+        let is_approved = self.persisted.hold.is_approved();
+        let shared = context.facts.held_for(app, context.policy, is_approved);
+        // An App that an operator has to look at anyway takes no place in the brakes' window.
+        let brake = match shared {
+            Some(shared) => Some(Brake::SharedService(shared.service.clone())),
+            None if is_approved => None,
+            None => tally.due(app, accusers),
+        };
+        let entries = tally.of(app);
+        self.persisted_mut().set_window_entries(entries);
+        let Some(brake) = brake else {
+            self.block(app, context);
+            return None;
+        };
+        let others = shared.map(|shared| format!(": {}", shared.others)).unwrap_or_default();
+        let reason = format!("{}{others}; {}", brake.reason(&context.policy.brake), self.accusation());
+        context.record_decision(app, DecisionKind::Held, reason);
+        let persisted = self.persisted_mut();
+        persisted.phase = Phase::Held;
+        persisted.hold = Hold::by(brake.clone(), context.now);
+        // A shared Service of one App is no sign of a storm.
+        shared.is_none().then_some(brake)
+    }
+
+    /// Blocks `app`, with the reason that its tenant and operators read.
+    fn block(&mut self, app: &App, context: &mut EvaluationContext<'_>) {
+        let is_short = matches!(self.phase(), Phase::Grace { .. }) && self.is_notice_short(context);
+        let notice = if is_short { "; its tenant could not be notified before" } else { "" };
+        let before = self.warned_before(context.policy).unwrap_or_default();
+        let accusation = self.accusation();
+        let persisted = self.persisted_mut();
+        let known = context.facts.to_close(app, context.policy, persisted).unwrap_or_default();
+        let reason = Text::from(format!("{accusation}{notice}{before}{}", known.remarks()));
+        context.record_decision(app, DecisionKind::Blocked, known.complete(&reason));
+        persisted.reason = reason;
+        let dry_run = context.policy.mode == Mode::DryRun;
+        persisted.phase = Phase::Blocked { since: context.now, dry_run, release_held: None };
+    }
+
+    /// Releases `app`, or holds its release. Returns the brake that begins to hold it.
+    fn release_or_hold(
+        &mut self,
+        app: &App,
+        why: Option<String>,
+        basis: ReleaseBasis,
+        tally: &mut Tally<'_>,
+        context: &mut EvaluationContext<'_>,
+    ) -> Option<Brake> {
+        let is_proven = basis == ReleaseBasis::Proof;
+        // A release that waits for an operator happens neither by time nor by the same proof again.
+        if is_proven && self.persisted.holds_release() == Some(Brake::Gone) {
+            return None;
+        }
+        let why = why.unwrap_or_else(|| self.release_reason(app, context));
+        let brake = tally.release(app, is_proven);
+        let entries = tally.of(app);
+        self.persisted_mut().set_window_entries(entries);
+        if let Some(brake) = brake {
+            let reason = format!("{}; {why}", brake.reason(&context.policy.brake));
+            context.record_decision(app, DecisionKind::ReleaseHeld, reason);
+            if let Phase::Blocked { release_held, .. } = &mut self.persisted_mut().phase {
+                *release_held = Some(context.now);
+            }
+            return Some(brake);
+        }
+        context.record_decision(app, DecisionKind::Released, why.clone());
+        if self.accepted.is_empty() {
+            self.end(context.now);
+        } else {
+            let persisted = self.persisted_mut();
+            persisted.phase = Phase::Watched;
+            persisted.rare_mut().exempted = Some(why.into());
+        }
+        None
+    }
+
+    /// The reason of a release by the rules.
+    fn release_reason(&self, app: &App, context: &EvaluationContext<'_>) -> String {
+        if self.persisted.rare().inherited.is_some() {
+            return "every node has answered for the whole clearing time without evidence of it".to_owned();
+        }
+        cleared_reason(app, self.cleared, context)
+    }
+}
+
+/// Raises the alert of the brake that holds the first of `blocks`.
+fn alert_held_blocks(blocks: &[Brake], tally: &mut Tally<'_>, context: &mut EvaluationContext<'_>) {
+    let Some(brake) = blocks.first().filter(|brake| tally.begins_storm(brake)) else { return };
+    let message = format!(
+        "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
+        brake.reason(&context.policy.brake),
+        blocks.len()
+    );
+    context.alerts.push(Alert::Brake { brake: brake.clone(), message });
 }
 
 /// Raises the alerts of the brakes that hold `releases`.

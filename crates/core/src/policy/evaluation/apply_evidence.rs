@@ -55,6 +55,29 @@ fn accused_app<'a>(known: &'a [Known], node: &NodeName) -> Option<&'a App> {
     known.get(place).filter(|((_, other), ..)| other == node).map(|(.., app)| app)
 }
 
+/// What an evaluation finds in the evidence, besides the accepted evidence.
+#[derive(Default)]
+struct Findings<'a> {
+    /// The reason of each dispute.
+    disputes: BTreeMap<EvidenceId, String>,
+    refused: IneffectiveAccusations<'a>,
+    disputed: IneffectiveAccusations<'a>,
+    /// How many pieces can't be judged.
+    unverified: usize,
+}
+
+/// The judgement of one piece of evidence.
+struct Judgement<'e> {
+    verdict: Verdict,
+    /// What was judged: the evidence at hand, or earlier evidence of the same violation and node.
+    evidence: &'e EvidenceView,
+    fresh_at: Moment,
+    /// Whether it was accepted before.
+    already: bool,
+    /// Whether it counts against the App that it counted against before.
+    stays: bool,
+}
+
 impl Incidents {
     /// Applies the evidence of the snapshot: adds accepted evidence to its App's incident. Returns how many pieces
     /// can't be judged.
@@ -62,113 +85,157 @@ impl Incidents {
         let violations = &context.snapshot.violations;
         debug_assert!(violations.is_sorted_by(|a, b| a.key <= b.key), "violations are looked up in order");
         let mut known = self.deactivate_all();
-        let (mut disputes, mut refused) = (BTreeMap::new(), IneffectiveAccusations::default());
-        let mut disputed_now = IneffectiveAccusations::default();
-        let (unjudged, mut unverified) = (std::mem::take(&mut self.unjudged), 0);
-        for violation in &context.snapshot.violations {
+        let earlier = std::mem::take(&mut self.unjudged);
+        let mut findings = Findings::default();
+        for violation in violations {
             if let Some(why) = context.refusals.of(&violation.key.namespace) {
                 if violation.state == State::Active
                     && !refused_accusations::is_known(&self.by_app, violation.record())
                 {
                     let active = violation.evidence().filter(|e| e.presence == Presence::Active);
-                    active.for_each(|it| refused.count(&it.node, &it.record, || why.into()));
+                    active.for_each(|it| findings.refused.count(&it.node, &it.record, || why.into()));
                 }
                 continue;
             }
             let accused = known.of(&violation.key);
             for evidence in violation.evidence() {
-                let Some(fresh_at) = evidence.fresh_at else {
-                    continue;
-                };
+                let Some(fresh_at) = evidence.fresh_at else { continue };
                 let id = (violation.key.clone(), evidence.node.clone());
                 let before = accused_app(accused, &evidence.node);
-                let accepted = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
-                let already = accepted.as_ref().is_some_and(|accepted| accepted.knows(evidence, fresh_at));
                 if evidence.presence == Presence::Cleared {
-                    let is_gone = evidence.cleared == Some(Cleared::PodGone);
-                    // If the Pod is gone, its earlier processes are gone too.
-                    if let Some(accepted) = accepted.filter(|_| already || is_gone) {
-                        accepted.gone = is_gone;
-                    }
+                    self.note_gone(&id, (evidence, fresh_at), before);
                     continue;
                 }
-                let judge = |e: &EvidenceView, at| {
-                    let accepted = accepted.as_ref().filter(|accepted| accepted.knows(e, at));
-                    let accepted = before.zip(accepted.map(|accepted| accepted.pod_uid.as_ref()));
-                    context.facts.judge(e, at, accepted, context.policy.verify_pods)
-                };
+                let judgement = self.judge_evidence(&id, (evidence, fresh_at), before, &earlier, context);
+                let Judgement { verdict, evidence: judged, fresh_at: judged_at, already, stays } = judgement;
                 // The node has reported the violation, so the clearing clock starts anew, even if the evidence is not
                 // accepted.
                 let start = ClearingStart { mark: evidence.mark, counted_from: fresh_at };
-                let reported = evidence;
-                let (mut evidence, mut fresh_at, mut already) = (evidence, fresh_at, already);
-                let mut verdict = judge(evidence, fresh_at);
-                // If evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest
-                // evidence. So the evidence is judged as of the first moment that was not judged yet.
-                if matches!(verdict, Verdict::Unverified(_)) && evidence.presence == Presence::Active {
-                    let mut first = (fresh_at, evidence);
-                    if let Some((at, earlier)) = unjudged.get(&id) {
-                        match judge(earlier, *at) {
-                            Verdict::Unverified(_) => first = (*at, earlier),
-                            judged => {
-                                (verdict, evidence, fresh_at) = (judged, earlier, *at);
-                                already =
-                                    accepted.as_ref().is_some_and(|accepted| accepted.knows(earlier, *at));
-                            }
-                        }
-                    }
-                    self.unjudged.insert(id.clone(), (first.0, first.1.clone()));
-                }
                 match verdict {
                     Verdict::Accepted(pod) => {
-                        // Evidence that was accepted against one App stays against it, and so does later evidence of
-                        // the same Pod. That holds even if the Pod's labels or other rules name another App now.
-                        let stays = already || accepted.is_some_and(|accepted| accepted.is_of(&pod));
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
-                        if self.unreadable.contains(&app) {
-                            continue;
-                        }
-                        if evidence.presence == Presence::Active {
-                            self.accuse(&app, id, (evidence, fresh_at, pod), start, context);
-                        } else if !self
-                            .by_app
-                            .get(&app)
-                            .is_some_and(|it| it.has_tombstone(&id, evidence, fresh_at))
-                        {
-                            self.restart_clock(&app, &id, (fresh_at, already), start);
-                            self.add_inactive(&app, id, (evidence, fresh_at, pod), start);
-                        }
+                        self.accept(&app, id, (judged, judged_at, pod), already, start, context);
                     }
                     // Evidence that was accepted while it was fresh is not disputed because its Pod has gone since.
                     Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
                     Verdict::Disputed(why) => {
-                        disputed_now.count(&reported.node, &reported.record, || why.clone().into());
-                        disputes.insert(id, why);
+                        findings.disputed.count(&evidence.node, &evidence.record, || why.clone().into());
+                        findings.disputes.insert(id, why);
                     }
                     // The Pod is being looked up again. Until then a dispute stays.
                     Verdict::Unverified(_) => {
                         if let Some(why) = self.disputes.remove(&id) {
-                            disputes.insert(id, why);
+                            findings.disputes.insert(id, why);
                             continue;
                         }
-                        unverified += 1;
-                        let accepted = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id));
-                        // The evidence is not accepted, but it is no sign of absence either, so it clears nothing.
-                        if let Some(accepted) = accepted {
-                            accepted.restart_clock_anew(start);
-                        }
-                        // Old evidence counts too, because it would keep a blocked App blocked once it is judged.
-                        context.doubtful.insert(id.0.namespace.clone());
-                        if evidence.presence == Presence::Active {
-                            context.unjudged.insert((id.0.pod_ref(), id.1.clone()));
-                        }
+                        findings.unverified += 1;
+                        self.note_unverified(id, judged, before, start, context);
                     }
                 }
             }
         }
-        self.disputes = disputes;
-        self.log_accusations(refused, disputed_now, context);
-        unverified
+        self.disputes = findings.disputes;
+        self.log_accusations(findings.refused, findings.disputed, context);
+        findings.unverified
+    }
+
+    /// Notes that evidence which the ledger has cleared is gone with its Pod.
+    fn note_gone(
+        &mut self,
+        id: &EvidenceId,
+        (evidence, fresh_at): (&EvidenceView, Moment),
+        before: Option<&App>,
+    ) {
+        let is_gone = evidence.cleared == Some(Cleared::PodGone);
+        let accepted = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(id));
+        // If the Pod is gone, its earlier processes are gone too.
+        if let Some(accepted) = accepted.filter(|accepted| is_gone || accepted.knows(evidence, fresh_at)) {
+            accepted.gone = is_gone;
+        }
+    }
+
+    /// Judges a piece of evidence that counted against the App `before`.
+    ///
+    /// If evidence is renewed more often than its Pod is looked up, each look-up is too old for the latest evidence. So
+    /// the evidence is judged as of the first moment that was not judged yet, which is in `earlier`.
+    fn judge_evidence<'e>(
+        &mut self,
+        id: &EvidenceId,
+        (evidence, fresh_at): (&'e EvidenceView, Moment),
+        before: Option<&App>,
+        earlier: &'e BTreeMap<EvidenceId, (Moment, EvidenceView)>,
+        context: &EvaluationContext<'_>,
+    ) -> Judgement<'e> {
+        let accepted = before.and_then(|app| self.by_app.get(app)?.accepted.get(id));
+        let judge = |evidence: &'e EvidenceView, fresh_at: Moment| {
+            let known = accepted.filter(|accepted| accepted.knows(evidence, fresh_at));
+            let pod = before.zip(known.map(|known| known.pod_uid.as_ref()));
+            let verdict = context.facts.judge(evidence, fresh_at, pod, context.policy.verify_pods);
+            let already = known.is_some();
+            // Evidence that was accepted against one App stays against it, and so does later evidence of the same Pod.
+            // That holds even if the Pod's labels or other rules name another App now.
+            let stays = already
+                || matches!(&verdict, Verdict::Accepted(pod) if accepted.is_some_and(|it| it.is_of(pod)));
+            Judgement { verdict, evidence, fresh_at, already, stays }
+        };
+        let judgement = judge(evidence, fresh_at);
+        if !matches!(judgement.verdict, Verdict::Unverified(_)) || evidence.presence != Presence::Active {
+            return judgement;
+        }
+        let at_first = earlier.get(id).map(|(at, evidence)| judge(evidence, *at));
+        let (first, judgement) = match at_first {
+            None => ((fresh_at, evidence), judgement),
+            Some(Judgement { verdict: Verdict::Unverified(_), evidence, fresh_at, .. }) => {
+                ((fresh_at, evidence), judgement)
+            }
+            Some(judged) => ((fresh_at, evidence), judged),
+        };
+        self.unjudged.insert(id.clone(), (first.0, first.1.clone()));
+        judgement
+    }
+
+    /// Adds accepted evidence to the incident of `app`. Evidence that was not known `already` was found anew.
+    fn accept(
+        &mut self,
+        app: &App,
+        id: EvidenceId,
+        (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
+        already: bool,
+        start: ClearingStart,
+        context: &EvaluationContext<'_>,
+    ) {
+        if self.unreadable.contains(app) {
+            return;
+        }
+        if evidence.presence == Presence::Active {
+            self.accuse(app, id, (evidence, fresh_at, pod), start, context);
+            return;
+        }
+        let incident = self.by_app.get(app);
+        if !incident.is_some_and(|incident| incident.has_tombstone(&id, evidence, fresh_at)) {
+            self.restart_clock(app, &id, (fresh_at, already), start);
+            self.add_inactive(app, id, (evidence, fresh_at, pod), start);
+        }
+    }
+
+    /// Notes evidence that can't be judged yet. It is not accepted, but it is no sign of absence either, so it clears
+    /// nothing.
+    fn note_unverified(
+        &mut self,
+        id: EvidenceId,
+        evidence: &EvidenceView,
+        before: Option<&App>,
+        start: ClearingStart,
+        context: &mut EvaluationContext<'_>,
+    ) {
+        if let Some(accepted) = before.and_then(|app| self.by_app.get_mut(app)?.accepted.get_mut(&id)) {
+            accepted.restart_clock_anew(start);
+        }
+        // Old evidence counts too, because it would keep a blocked App blocked once it is judged.
+        context.doubtful.insert(id.0.namespace.clone());
+        if evidence.presence == Presence::Active {
+            context.unjudged.insert((id.0.pod_ref(), id.1));
+        }
     }
 
     /// Logs refused and disputed accusations that have begun.

@@ -73,6 +73,12 @@ impl EvaluationContext<'_> {
         unread.any(|exemption| !exemption.until.is_some_and(is_over) && exemption.may_cover(app))
     }
 
+    /// Whether all nodes have answered for long enough, and each accusation in the namespace of `app` is judged. Then no
+    /// node lists an accusation of `app` that is not known.
+    pub(in crate::policy) fn has_settled(&self, app: &App) -> bool {
+        !self.doubtful.contains(&app.namespace) && self.snapshot.is_settled(self.policy.unreachable_limit)
+    }
+
     pub(in crate::policy) fn record_decision(
         &mut self,
         app: &App,

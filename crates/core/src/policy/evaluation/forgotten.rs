@@ -91,13 +91,9 @@ impl Incident {
     /// so it does not matter here.
     fn may_be_accused_of_more(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
         let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
-        let have_settled = || {
-            !context.doubtful.contains(&app.namespace)
-                && context.snapshot.is_settled(context.policy.unreachable_limit)
-        };
         matches!(self.phase(), Phase::Blocked { .. })
             && self.omitted > 0
-            && !have_settled()
+            && !context.has_settled(app)
             && !exemptions().any(|(exemption, validity)| validity.covers(true) && exemption.covers_app(app))
     }
 }

@@ -1,11 +1,11 @@
 //! Judges one incident: whether its App is to be blocked or released, before the brakes decide.
 
 use super::context::{EvaluationContext, ReleaseBasis, cleared_reason};
+use crate::Moment;
 use crate::decision::{DecisionKind, Mode};
 use crate::names::App;
 use crate::policy::incident::accepted_evidence::AcceptedEvidence;
 use crate::policy::incident::{Incident, Phase};
-use crate::policy::incidents::Incidents;
 
 const NAMESPACE_IS_BEING_DELETED: &str = "the namespace is being deleted";
 
@@ -17,115 +17,152 @@ pub(super) enum Action {
     Release(Option<String>, ReleaseBasis),
 }
 
-impl Incidents {
-    /// Judges one incident. Does at once what no brake limits.
-    pub(super) fn judge(app: &App, incident: &mut Incident, context: &mut EvaluationContext<'_>) -> Action {
-        if matches!(incident.phase(), Phase::Ended { .. }) {
-            incident.review_grace(app, &[], context);
+impl Incident {
+    /// Judges the incident of `app`. Does at once what no brake limits.
+    pub(super) fn judge(&mut self, app: &App, context: &mut EvaluationContext<'_>) -> Action {
+        if matches!(self.phase(), Phase::Ended { .. }) {
+            self.review_grace(app, &[], context);
             return Action::Nothing;
         }
-        let wanted_since = incident.read_wanted_since.take().map(|since| *since);
-        let excuses = incident.excuses(app, context);
-        incident.review_grace(app, &excuses, context);
-        let is_reason = |(accepted, excuse): (&AcceptedEvidence, &Option<String>)| {
-            incident.justifies_block(accepted, excuse.as_deref(), context)
-        };
-        let active = incident.accepted.values().zip(&excuses).any(is_reason);
-        let stays_closed = context.refused_stay_closed && matches!(incident.phase(), Phase::Blocked { .. });
-        let refused = context.refusals.of(&app.namespace).filter(|_| !stays_closed);
-        let covered = refused.map(str::to_owned).or_else(|| incident.covered(app, &excuses, context));
-        // A blocked App stays closed while its namespace is being deleted, because a Pod may take time to end.
-        let is_closed = matches!(incident.phase(), Phase::Blocked { dry_run: false, .. });
-        let is_ending =
-            context.facts.terminating.contains(&app.namespace) && (!is_closed || context.facts.is_gone(app));
-        let covered = covered.or_else(|| is_ending.then(|| NAMESPACE_IS_BEING_DELETED.to_owned()));
-        if is_ending
-            && covered.as_deref() == Some(NAMESPACE_IS_BEING_DELETED)
-            && matches!(incident.phase(), Phase::Blocked { .. })
-        {
-            let may = context.policy.mode != Mode::Paused;
-            return if may { Action::Release(covered, ReleaseBasis::Proof) } else { Action::Nothing };
+        let wanted_since = self.read_wanted_since.take().map(|since| *since);
+        let excuses = self.excuses(app, context);
+        self.review_grace(app, &excuses, context);
+        if let Some(action) = self.judge_covered(app, &excuses, context) {
+            return action;
         }
-        if let Some(why) = covered {
-            if matches!(incident.phase(), Phase::Blocked { .. }) {
-                context.record_decision(app, DecisionKind::Released, why.clone());
-            } else if incident.persisted.rare().exempted.is_none() {
-                context.record_decision(app, DecisionKind::Exempted, why.clone());
-            }
-            incident.excuse(why, context.now);
-            return Action::Nothing;
+        if self.persisted.rare().exempted.is_some() {
+            self.persisted_mut().reset_rare(|rare| rare.exempted = None);
         }
-        if incident.persisted.rare().exempted.is_some() {
-            incident.persisted_mut().reset_rare(|rare| rare.exempted = None);
+        if self.accepted.is_empty() {
+            return self.judge_cleared(app, context);
         }
-
-        if incident.accepted.is_empty() {
-            // This is checked now and not when the last evidence cleared, because Pods may have come back since.
-            let is_gone = context.facts.is_gone(app);
-            return match incident.phase() {
-                Phase::Blocked { .. } if context.policy.mode == Mode::Paused => Action::Nothing,
-                // An App that is gone can't be opened, so no hold on its release matters.
-                Phase::Blocked { .. } if is_gone => Action::Release(None, ReleaseBasis::Proof),
-                // Accusations in this namespace are not applied, so their absence proves nothing.
-                Phase::Blocked { .. } if context.refusals.of(&app.namespace).is_some() => Action::Nothing,
-                Phase::Blocked { release_held: Some(_), .. } => Action::Nothing,
-                // Some of the App's nodes are not known, so all nodes must have answered for long enough.
-                Phase::Blocked { .. }
-                    if (incident.persisted.rare().inherited.is_some() || incident.omitted > 0)
-                        && (context.doubtful.contains(&app.namespace)
-                            || !context.snapshot.is_settled(context.policy.unreachable_limit)) =>
-                {
-                    Action::Nothing
-                }
-                Phase::Blocked { .. } if incident.may_be_accused(app, context) => Action::Nothing,
-                Phase::Blocked { .. } => Action::Release(None, ReleaseBasis::Rules),
-                _ => {
-                    let reason = cleared_reason(app, incident.cleared, context);
-                    context.record_decision(app, DecisionKind::Closed, reason);
-                    incident.end(context.now);
-                    Action::Nothing
-                }
-            };
-        }
-        if let Phase::Blocked { dry_run, .. } = incident.phase() {
+        if let Phase::Blocked { dry_run, .. } = self.phase() {
             if !dry_run || context.policy.mode != Mode::Enforce {
                 return Action::Nothing;
             }
             // A block that was decided in dry-run had no effect. It becomes real like any new block, brakes included.
-            incident.set_phase(Phase::Watched);
+            self.set_phase(Phase::Watched);
         }
-        incident.take_earlier_hold(&context.held);
-        if incident.phase() != Phase::Held
-            && let Some((_, brake)) = incident.persisted.hold.brake()
+        self.renew_hold(app, context);
+        if self.phase() == Phase::Held || context.policy.mode == Mode::Paused {
+            return Action::Nothing;
+        }
+        self.judge_accused(app, &excuses, wanted_since, context)
+    }
+
+    /// Ends or pauses the incident if no accusation counts: its namespace may not be blocked, everything is covered, or
+    /// its namespace is being deleted. `None` if an accusation may count.
+    fn judge_covered(
+        &mut self,
+        app: &App,
+        excuses: &[Option<String>],
+        context: &mut EvaluationContext<'_>,
+    ) -> Option<Action> {
+        let is_blocked = matches!(self.phase(), Phase::Blocked { .. });
+        let stays_closed = context.refused_stay_closed && is_blocked;
+        let refused = context.refusals.of(&app.namespace).filter(|_| !stays_closed);
+        let covered = refused.map(str::to_owned).or_else(|| self.covered(app, excuses, context));
+        let is_ending = covered.is_none() && self.is_ending(app, context);
+        if is_ending && is_blocked {
+            let may = context.policy.mode != Mode::Paused;
+            let release = Action::Release(Some(NAMESPACE_IS_BEING_DELETED.to_owned()), ReleaseBasis::Proof);
+            return Some(if may { release } else { Action::Nothing });
+        }
+        let why = covered.or_else(|| is_ending.then(|| NAMESPACE_IS_BEING_DELETED.to_owned()))?;
+        if is_blocked {
+            context.record_decision(app, DecisionKind::Released, why.clone());
+        } else if self.persisted.rare().exempted.is_none() {
+            context.record_decision(app, DecisionKind::Exempted, why.clone());
+        }
+        self.excuse(why, context.now);
+        Some(Action::Nothing)
+    }
+
+    /// Whether the incident ends because its namespace is being deleted. A blocked App stays closed until it is gone,
+    /// because a Pod may take time to end.
+    fn is_ending(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
+        let is_closed = matches!(self.phase(), Phase::Blocked { dry_run: false, .. });
+        context.facts.terminating.contains(&app.namespace) && (!is_closed || context.facts.is_gone(app))
+    }
+
+    /// Judges the incident of which no accepted evidence is left.
+    fn judge_cleared(&mut self, app: &App, context: &mut EvaluationContext<'_>) -> Action {
+        let Phase::Blocked { release_held, .. } = self.phase() else {
+            let reason = cleared_reason(app, self.cleared, context);
+            context.record_decision(app, DecisionKind::Closed, reason);
+            self.end(context.now);
+            return Action::Nothing;
+        };
+        if context.policy.mode == Mode::Paused {
+            return Action::Nothing;
+        }
+        // This is checked now and not when the last evidence cleared, because Pods may have come back since. An App
+        // that is gone can't be opened, so no hold on its release matters.
+        if context.facts.is_gone(app) {
+            return Action::Release(None, ReleaseBasis::Proof);
+        }
+        // Accusations in such a namespace are not applied, so their absence proves nothing.
+        let is_refused = context.refusals.of(&app.namespace).is_some();
+        if is_refused
+            || release_held.is_some()
+            || self.waits_for_unknown_nodes(app, context)
+            || self.may_be_accused(app, context)
+        {
+            return Action::Nothing;
+        }
+        Action::Release(None, ReleaseBasis::Rules)
+    }
+
+    /// Whether some of the nodes that accused the App are not known, and not all nodes have answered for long enough.
+    fn waits_for_unknown_nodes(&self, app: &App, context: &EvaluationContext<'_>) -> bool {
+        let are_unknown = self.persisted.rare().inherited.is_some() || self.omitted > 0;
+        are_unknown && !context.has_settled(app)
+    }
+
+    /// Holds the block anew if a brake still holds it, by this or by an earlier name of the App.
+    fn renew_hold(&mut self, app: &App, context: &mut EvaluationContext<'_>) {
+        self.take_earlier_hold(&context.held);
+        if self.phase() != Phase::Held
+            && let Some((_, brake)) = self.persisted.hold.brake()
         {
             let reason =
-                format!("still held: {}; {}", brake.reason(&context.policy.brake), incident.accusation());
+                format!("still held: {}; {}", brake.reason(&context.policy.brake), self.accusation());
             context.record_decision(app, DecisionKind::Held, reason);
-            incident.set_phase(Phase::Held);
+            self.set_phase(Phase::Held);
         }
-        if incident.phase() == Phase::Held || context.policy.mode == Mode::Paused {
-            return Action::Nothing;
-        }
-        if !active {
+    }
+
+    /// Judges whether the accusations justify a new block now. `wanted_since` is when the block began to wait for a
+    /// direct read of its Pods.
+    fn judge_accused(
+        &mut self,
+        app: &App,
+        excuses: &[Option<String>],
+        wanted_since: Option<Moment>,
+        context: &mut EvaluationContext<'_>,
+    ) -> Action {
+        let is_reason = |(accepted, excuse): (&AcceptedEvidence, &Option<String>)| {
+            self.justifies_block(accepted, excuse.as_deref(), context)
+        };
+        if !self.accepted.values().zip(excuses).any(is_reason) {
             // Evidence that was renewed since is not judged yet. It waits for the direct read that was requested
             // before.
-            incident.read_wanted_since =
-                wanted_since.filter(|_| incident.has_unjudged(context)).map(Box::new);
+            self.read_wanted_since = wanted_since.filter(|_| self.has_unjudged(context)).map(Box::new);
             return Action::Nothing;
         }
-        let formerly = incident.persisted.rare().formerly.iter();
+        let formerly = self.persisted.rare().formerly.iter();
         if formerly.chain([app]).any(|name| context.may_exempt(name) || context.unreadable.contains(name)) {
             // An exemption or incident that can't be read may protect the App. A late block is better than a wrong
             // one.
             return Action::Nothing;
         }
-        if !incident.is_due(app, &excuses, context) {
+        if !self.is_due(app, excuses, context) {
             return Action::Nothing;
         }
-        if incident.is_proven(&excuses, wanted_since, context) {
+        if self.is_proven(excuses, wanted_since, context) {
             return Action::Block;
         }
-        incident.read_wanted_since = Some(Box::new(wanted_since.unwrap_or(context.now)));
+        self.read_wanted_since = Some(Box::new(wanted_since.unwrap_or(context.now)));
         Action::Nothing
     }
 }

@@ -86,10 +86,8 @@ impl Incidents {
         facts: &ClusterFacts,
         now: Moment,
     ) -> Decided {
-        let (doubtful, decisions, alerts) = (BTreeSet::new(), Vec::new(), Vec::new());
         let reading = self.clock.read(now);
         let dates = std::mem::take(&mut self.dates);
-        let (exemptions, unjudged) = (Vec::new(), BTreeSet::new());
         let mut context = EvaluationContext {
             snapshot,
             policy,
@@ -97,15 +95,15 @@ impl Incidents {
             now,
             refusals: NamespaceRefusals::new(policy),
             dates,
-            exemptions,
+            exemptions: Vec::new(),
             released: Releases::new(),
             held: Holds::new(),
             refused_stay_closed: policy.mode == Mode::Paused,
             unreadable: self.unreadable.apps(),
-            doubtful,
-            unjudged,
-            decisions,
-            alerts,
+            doubtful: BTreeSet::new(),
+            unjudged: BTreeSet::new(),
+            decisions: Vec::new(),
+            alerts: Vec::new(),
         };
         self.note_dates(&mut context);
         let unverified = self.apply_evidence(&mut context);
@@ -118,7 +116,7 @@ impl Incidents {
         let mut releases: Vec<(App, Option<String>, ReleaseBasis)> = Vec::new();
         for (app, incident) in &mut self.by_app {
             incident.limit_forgotten(app, &context);
-            match Self::judge(app, incident, &mut context) {
+            match incident.judge(app, &mut context) {
                 Action::Nothing => {}
                 Action::Release(why, basis) => releases.push((app.clone(), why, basis)),
                 Action::Block => {
@@ -142,13 +140,17 @@ impl Incidents {
                 incident.log_decision(decision);
             }
         }
+        Decided { decisions, alerts, disputes: self.disputes(), unverified }
+    }
+
+    /// The evidence that is not believed.
+    fn disputes(&self) -> Vec<Dispute> {
         let dispute = |((key, node), reason): (&(Key, NodeName), &String)| Dispute {
             key: key.clone(),
             node: node.clone(),
             reason: reason.clone(),
         };
-        let disputes = self.disputes.iter().map(dispute).collect();
-        Decided { decisions, alerts, disputes, unverified }
+        self.disputes.iter().map(dispute).collect()
     }
 
     /// Updates which exemptions and releases are in force, and forgets releases that ended long ago.

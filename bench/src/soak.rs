@@ -104,7 +104,7 @@ impl Random {
 }
 
 #[derive(Default)]
-struct Told {
+struct Figures {
     kills: u32,
     rests: u32,
     changes: u64,
@@ -123,7 +123,7 @@ struct Soak<'a> {
     fleet: &'a Fleet,
     nodes: Vec<Node>,
     closed: BTreeSet<String>,
-    figures: Told,
+    figures: Figures,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -155,10 +155,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         fleet: &fleet,
         nodes,
         closed: BTreeSet::new(),
-        figures: Told::default(),
+        figures: Figures::default(),
     };
     let done = soak.run(Duration::from_secs(options.seconds));
-    let Told { kills, rests, changes, looks, most_blocked, new_blocks, releases, peak_kib } = soak.figures;
+    let Figures { kills, rests, changes, looks, most_blocked, new_blocks, releases, peak_kib } = soak.figures;
     println!(
         "{kills} kills, {rests} rests, {changes} changes, the directory looked at {looks} times; \
          {new_blocks} blocks, {releases} releases, {most_blocked} blocked at most; peak memory {} MiB",

@@ -33,7 +33,7 @@ impl Incident {
     /// of a watch is not enough. `since` is when the block began to wait for that read.
     pub(in crate::policy) fn is_proven(
         &self,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         since: Option<Moment>,
         context: &EvaluationContext<'_>,
     ) -> bool {
@@ -41,10 +41,10 @@ impl Incident {
             let after = since.map_or(accepted.fresh_at, |since| since.min(accepted.fresh_at)).uptime();
             context.facts.read_at(&key.pod_ref()).is_some_and(|read| read.uptime() >= after)
         };
-        let mut accepted = self.accepted.iter().zip(excuses);
+        let mut accepted = self.accepted.iter().zip(covers);
         !context.policy.verify_pods
-            || accepted.any(|(((key, _), accepted), excuse)| {
-                self.justifies_block(accepted, excuse.as_deref(), context) && is_proven(key, accepted)
+            || accepted.any(|(((key, _), accepted), cover)| {
+                self.justifies_block(accepted, cover.as_deref(), context) && is_proven(key, accepted)
             })
     }
 
@@ -53,45 +53,41 @@ impl Incident {
     pub(in crate::policy) fn justifies_block(
         &self,
         accepted: &AcceptedEvidence,
-        excuse: Option<&str>,
+        cover: Option<&str>,
         context: &EvaluationContext<'_>,
     ) -> bool {
         let is_young =
             self.persisted.hold.is_approved() || accepted.is_young(context.policy.max_age, context.now);
-        accepted.active && is_young && excuse.is_none()
+        accepted.active && is_young && cover.is_none()
     }
 
     /// What covers each piece of accepted evidence, in order; `None` for one that nothing covers.
-    pub(in crate::policy) fn excuses(
+    pub(in crate::policy) fn covers(
         &self,
         app: &App,
         context: &EvaluationContext<'_>,
     ) -> Vec<Option<String>> {
         if self.accepted.is_empty() && matches!(self.phase(), Phase::Blocked { .. }) {
             // The App is still blocked, for evidence that has cleared or for an inherited block.
-            return self
-                .last_records(app)
-                .iter()
-                .map(|record| self.excuse_of(app, record, context))
-                .collect();
+            return self.last_records(app).iter().map(|record| self.cover_of(app, record, context)).collect();
         }
-        self.accepted.values().map(|accepted| self.excuse_of(app, &accepted.record, context)).collect()
+        self.accepted.values().map(|accepted| self.cover_of(app, &accepted.record, context)).collect()
     }
 
     /// What covers an accusation of `app`, whose incident this is; `None` if nothing does.
-    pub(in crate::policy) fn excuse_of(
+    pub(in crate::policy) fn cover_of(
         &self,
         app: &App,
         record: &Record,
         context: &EvaluationContext<'_>,
     ) -> Option<String> {
         let is_blocked = matches!(self.phase(), Phase::Blocked { .. });
-        let excuse = self.excuse_while(is_blocked, app, record, context);
-        if is_blocked { excuse } else { excuse.or_else(|| self.excuse_by_earlier_name(record, context)) }
+        let cover = self.cover_while(is_blocked, app, record, context);
+        if is_blocked { cover } else { cover.or_else(|| self.cover_by_earlier_name(record, context)) }
     }
 
     /// What covers an accusation of `app` if the App `is_blocked`, or is not.
-    pub(in crate::policy) fn excuse_while(
+    pub(in crate::policy) fn cover_while(
         &self,
         is_blocked: bool,
         app: &App,
@@ -116,7 +112,7 @@ impl Incident {
 
     /// The exemption or release that covers an accusation by an earlier name of the App. It only prevents new blocks.
     /// If it opened a block, a tenant could open one by changing labels.
-    fn excuse_by_earlier_name(&self, record: &Record, context: &EvaluationContext<'_>) -> Option<String> {
+    fn cover_by_earlier_name(&self, record: &Record, context: &EvaluationContext<'_>) -> Option<String> {
         let exemptions = || context.policy.exemptions.iter().zip(&context.exemptions);
         let of = |name: &App| {
             let mut in_force = exemptions().filter(|(_, validity)| validity.covers(false));

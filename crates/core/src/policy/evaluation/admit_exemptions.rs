@@ -54,7 +54,7 @@ impl Incidents {
         if unknown.is_empty() {
             return;
         }
-        let mut open = self.excused(context, |_| true);
+        let mut open = self.covered_apps(context, |_| true);
         for (index, identity) in unknown {
             let (Some(exemption), Some(validity)) =
                 (context.policy.exemptions.get(index), context.exemptions.get_mut(index))
@@ -62,7 +62,7 @@ impl Incidents {
                 continue;
             };
             *validity = Validity::InForce;
-            let now_open = self.excused(context, |app| !open.contains(app) && exemption.may_cover(app));
+            let now_open = self.covered_apps(context, |app| !open.contains(app) && exemption.may_cover(app));
             let tenants = now_open.iter().map(|app| &app.namespace).collect::<BTreeSet<&Text>>().len();
             let fingerprint = exemption.fingerprint();
             // An earlier leader withheld it. It may cover fewer tenants now, but no operator has confirmed it.
@@ -158,15 +158,15 @@ impl Incidents {
     }
 
     /// The blocked Apps among `those` whose accusations are all covered by an exemption or a release.
-    fn excused(&self, context: &EvaluationContext<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
+    fn covered_apps(&self, context: &EvaluationContext<'_>, those: impl Fn(&App) -> bool) -> BTreeSet<App> {
         let blocked = self
             .by_app
             .iter()
             .filter(|(app, incident)| matches!(incident.phase(), Phase::Blocked { .. }) && those(app));
-        let excused = blocked
-            .filter(|(app, incident)| incident.excuses(app, context).iter().all(Option::is_some))
+        let covered = blocked
+            .filter(|(app, incident)| incident.covers(app, context).iter().all(Option::is_some))
             .map(|(app, _)| app.clone());
-        excused.collect()
+        covered.collect()
     }
 }
 

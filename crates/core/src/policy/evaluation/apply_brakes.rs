@@ -64,7 +64,7 @@ impl Incidents {
             .iter()
             // Evidence that may not lead to a new block may not pass the brakes for one either.
             .filter(|(_, accepted)| accepted.active && accepted.is_young(context.policy.max_age, context.now))
-            .filter(|(_, accepted)| incident.excuse_of(app, &accepted.record, context).is_none())
+            .filter(|(_, accepted)| incident.cover_of(app, &accepted.record, context).is_none())
             .filter_map(|((_, node), accepted)| {
                 let regex = &accepted.record.regex;
                 if matched.contains(&(node, regex)) {

@@ -42,7 +42,7 @@ impl Incident {
 
     /// Whether an exemption or a release covers an accusation of `app`, or may cover it once a doubt about its date is over.
     fn may_be_covered(&self, app: &App, record: &Record, context: &EvaluationContext<'_>) -> bool {
-        self.excuse_while(false, app, record, context).is_some()
+        self.cover_while(false, app, record, context).is_some()
     }
 
     /// Drops the long command lines of accepted evidence that the ledger no longer knows.
@@ -73,17 +73,17 @@ impl Incident {
         beyond
     }
 
-    /// What covers all accusations of `app`, whose incident this is; `None` if one may be left. `excuses` is what
-    /// [`Incident::excuses`] returned.
-    pub(in crate::policy) fn covered(
+    /// What covers all accusations of `app`, whose incident this is; `None` if one may be left. `covers` is what
+    /// [`Incident::covers`] returned.
+    pub(in crate::policy) fn cover_of_all(
         &self,
         app: &App,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         context: &EvaluationContext<'_>,
     ) -> Option<String> {
-        let is_covered = excuses.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, context);
+        let is_covered = covers.iter().all(Option::is_some) && !self.may_be_accused_of_more(app, context);
         // The first cover stands for all.
-        if is_covered { excuses.first().cloned().flatten() } else { None }
+        if is_covered { covers.first().cloned().flatten() } else { None }
     }
 
     /// Whether some accusations were not persisted, and their nodes may still list them again. What covers the known

@@ -25,9 +25,9 @@ impl Incident {
             return Action::Nothing;
         }
         let wanted_since = self.read_wanted_since.take().map(|since| *since);
-        let excuses = self.excuses(app, context);
-        self.review_grace(app, &excuses, context);
-        if let Some(action) = self.judge_covered(app, &excuses, context) {
+        let covers = self.covers(app, context);
+        self.review_grace(app, &covers, context);
+        if let Some(action) = self.judge_covered(app, &covers, context) {
             return action;
         }
         if self.persisted.rare().exempted.is_some() {
@@ -47,7 +47,7 @@ impl Incident {
         if self.phase() == Phase::Held || context.policy.mode == Mode::Paused {
             return Action::Nothing;
         }
-        self.judge_accused(app, &excuses, wanted_since, context)
+        self.judge_accused(app, &covers, wanted_since, context)
     }
 
     /// Ends or pauses the incident if no accusation counts: its namespace may not be blocked, everything is covered, or
@@ -55,13 +55,13 @@ impl Incident {
     fn judge_covered(
         &mut self,
         app: &App,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         context: &mut EvaluationContext<'_>,
     ) -> Option<Action> {
         let is_blocked = matches!(self.phase(), Phase::Blocked { .. });
         let stays_closed = context.refused_stay_closed && is_blocked;
         let refused = context.refusals.of(&app.namespace).filter(|_| !stays_closed);
-        let covered = refused.map(str::to_owned).or_else(|| self.covered(app, excuses, context));
+        let covered = refused.map(str::to_owned).or_else(|| self.cover_of_all(app, covers, context));
         let is_ending = covered.is_none() && self.is_ending(app, context);
         if is_ending && is_blocked {
             let may = context.policy.mode != Mode::Paused;
@@ -74,7 +74,7 @@ impl Incident {
         } else if self.persisted.rare().exempted.is_none() {
             context.record_decision(app, DecisionKind::Exempted, why.clone());
         }
-        self.excuse(why, context.now);
+        self.note_covered(why, context.now);
         Some(Action::Nothing)
     }
 
@@ -137,14 +137,14 @@ impl Incident {
     fn judge_accused(
         &mut self,
         app: &App,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         wanted_since: Option<Moment>,
         context: &mut EvaluationContext<'_>,
     ) -> Action {
-        let is_reason = |(accepted, excuse): (&AcceptedEvidence, &Option<String>)| {
-            self.justifies_block(accepted, excuse.as_deref(), context)
+        let is_reason = |(accepted, cover): (&AcceptedEvidence, &Option<String>)| {
+            self.justifies_block(accepted, cover.as_deref(), context)
         };
-        if !self.accepted.values().zip(excuses).any(is_reason) {
+        if !self.accepted.values().zip(covers).any(is_reason) {
             // Evidence that was renewed since is not judged yet. It waits for the direct read that was requested
             // before.
             self.read_wanted_since = wanted_since.filter(|_| self.has_unjudged(context)).map(Box::new);
@@ -156,10 +156,10 @@ impl Incident {
             // one.
             return Action::Nothing;
         }
-        if !self.is_due(app, excuses, context) {
+        if !self.is_due(app, covers, context) {
             return Action::Nothing;
         }
-        if self.is_proven(excuses, wanted_since, context) {
+        if self.is_proven(covers, wanted_since, context) {
             return Action::Block;
         }
         self.read_wanted_since = Some(Box::new(wanted_since.unwrap_or(context.now)));

@@ -73,12 +73,12 @@ impl Incident {
     }
 
     /// Whether `app`, whose incident this is, may be blocked now because its grace is over, or there is none. Begins
-    /// the grace if it has not begun, or lets the tenant have what is left of it. `excuses` are those of the accepted
-    /// evidence.
+    /// the grace if it has not begun, or lets the tenant have what is left of it. `covers` has the cover of each piece of
+    /// accepted evidence.
     pub(in crate::policy) fn is_due(
         &mut self,
         app: &App,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         context: &mut EvaluationContext<'_>,
     ) -> bool {
         let grace = context.policy.grace;
@@ -95,7 +95,7 @@ impl Incident {
         }
         let given = self.given_until(context.policy);
         let left = given.map_or(grace, |until| until.saturating_sub(now.uptime()));
-        let record = match (given.and(self.persisted.grace.as_ref()), self.reason_record(excuses, context)) {
+        let record = match (given.and(self.persisted.grace.as_ref()), self.reason_record(covers, context)) {
             (Some(given), _) => given.record.clone(),
             (None, Some(record)) => record,
             (None, None) => return false,
@@ -125,12 +125,12 @@ impl Incident {
     /// An accusation that justifies a block now.
     fn reason_record(
         &self,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         context: &EvaluationContext<'_>,
     ) -> Option<Arc<Record>> {
-        let mut accepted = self.accepted.values().zip(excuses);
+        let mut accepted = self.accepted.values().zip(covers);
         let reason =
-            accepted.find(|(accepted, excuse)| self.justifies_block(accepted, excuse.as_deref(), context));
+            accepted.find(|(accepted, cover)| self.justifies_block(accepted, cover.as_deref(), context));
         reason.map(|(accepted, _)| accepted.record.clone())
     }
 
@@ -140,16 +140,16 @@ impl Incident {
     pub(in crate::policy) fn review_grace(
         &mut self,
         app: &App,
-        excuses: &[Option<String>],
+        covers: &[Option<String>],
         context: &EvaluationContext<'_>,
     ) {
         let Some(grace) = self.persisted.grace.as_deref() else { return };
         let is_over = |since: Moment| context.now.since(since) > context.policy.same_incident;
         let is_covered = context.refusals.of(&app.namespace).is_some()
-            || self.excuse_of(app, &grace.record, context).is_some();
+            || self.cover_of(app, &grace.record, context).is_some();
         if is_covered {
             let other = matches!(self.phase(), Phase::Grace { .. })
-                .then(|| self.reason_record(excuses, context))
+                .then(|| self.reason_record(covers, context))
                 .flatten();
             match other {
                 // The warning was for this accusation, too.
@@ -165,7 +165,7 @@ impl Incident {
             self.revoke_grace();
             return;
         }
-        let is_idle = !excuses.is_empty() && excuses.iter().all(Option::is_some);
+        let is_idle = !covers.is_empty() && covers.iter().all(Option::is_some);
         if is_idle && grace.idle_since.is_none() {
             let grace = Grace { idle_since: Some(context.now), ..grace.clone() };
             self.persisted_mut().grace = Some(Box::new(grace));

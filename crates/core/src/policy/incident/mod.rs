@@ -278,7 +278,7 @@ impl Incident {
     }
 
     /// Ends or pauses the incident, because all accusations are covered.
-    pub(in crate::policy) fn excuse(&mut self, why: String, now: Moment) {
+    pub(in crate::policy) fn note_covered(&mut self, why: String, now: Moment) {
         let is_watched = self.phase() == Phase::Watched && !self.accepted.is_empty();
         let is_covered_as_before = is_watched && self.persisted.rare().exempted.as_deref() == Some(&*why);
         if is_covered_as_before && !self.persisted.hold.is_approved() {

@@ -153,7 +153,7 @@ fn reason(incident: &Incident) -> Text {
     let own = || Some(incident.persisted.reason.clone()).filter(|reason| !reason.is_empty());
     let found = match incident.phase() {
         Phase::Watched => Some(match &incident.persisted.rare().exempted {
-            Some(excuse) => Text::from(&**excuse),
+            Some(cover) => Text::from(&**cover),
             None => undecided(&incident.persisted).into(),
         }),
         Phase::Grace { .. } => last(&|kind| kind == DecisionKind::Warned).or_else(own),

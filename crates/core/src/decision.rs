@@ -15,7 +15,7 @@ pub enum Mode {
     /// Decisions take effect.
     #[default]
     Enforce,
-    /// Decisions are made and logged; nothing outside is touched.
+    /// Decisions are made and logged; no decision is persisted, and no object of the plan is written.
     DryRun,
     /// Existing blocks stay; only operators block or release anything new.
     Paused,

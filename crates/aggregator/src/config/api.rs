@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Checks;
 
-/// Which accounts may use the HTTP API, and how much memory its answers take.
+/// Which accounts may change things by the HTTP API, and how much memory its answers take.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Api {
@@ -16,7 +16,7 @@ pub struct Api {
     /// `GET /api/violations` with 503.
     #[serde(with = "SizeText")]
     pub max_in_flight: usize,
-    /// The authority that names the account of a request, and says whether the account may change anything. Without it:
+    /// The authority that authenticates and authorizes requests that change something. Without it:
     /// `kubernetes` if the configuration needs a cluster, else `tokens` if there is a `token_file`, else `none`.
     pub auth: Option<Auth>,
     /// With `auth: tokens`: a file with one line `NAME TOKEN` for each person. The aggregator reads it again when it

@@ -18,7 +18,8 @@ pub struct DaemonSet {
     pub namespace: String,
     /// The name of the agents' headless Service. The agent's own manifests have `block-procscan`.
     pub service_name: String,
-    /// The port on which the agents listen. It wins over `api_port_name`; the default counts only without that.
+    /// The port on which the agents listen. If it is set, it is used instead of
+    /// `api_port_name`. The default is used only if neither is set.
     #[serde(deserialize_with = "values::optional_port", serialize_with = "port_or_default")]
     pub api_port: Option<u16>,
     /// With `discovery.mode: kubernetes`: the name of the port in the Service.

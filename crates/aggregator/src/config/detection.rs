@@ -13,8 +13,8 @@ use super::{Aggregator, Checks, Collector};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Detection {
-    /// Evidence is fresh up to this age, by its agent's own clock, and at least for three scans of its node. Only fresh
-    /// evidence leads to a new block.
+    /// Evidence is fresh up to this age, by its agent's own clock, and at least for three scans of its node. Only evidence up to this age leads
+    /// to a new block.
     #[serde(with = "DurationText")]
     pub max_age: Duration,
     /// A violation clears after its node has answered for this time, and at least for six of its scans, without fresh

@@ -19,8 +19,8 @@ pub struct Discovery {
     /// The source of the agents' addresses.
     pub mode: DiscoveryMode,
     /// The time between two looks at the source. With `dns` the aggregator resolves the name, with `file` it reads the
-    /// file. With `kubernetes` it asks the DaemonSet for its number of agents, because changes of the endpoints come by
-    /// themselves.
+    /// file. With `kubernetes` it reads how many agents the DaemonSet should have; a watch reports changes of
+    /// the endpoints.
     #[serde(with = "DurationText")]
     pub refresh: Duration,
     /// With `dns`: the cluster's domain.

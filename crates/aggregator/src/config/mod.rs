@@ -100,7 +100,7 @@ pub struct Config {
     pub state: State,
     /// How the cluster is reached, where it is needed.
     pub kubernetes: Kubernetes,
-    /// Which accounts may use the HTTP API, and how much memory its answers take.
+    /// Which accounts may change things by the HTTP API, and how much memory its answers take.
     pub api: Api,
     /// Values that are valid but probably mistakes, each with its place.
     #[serde(skip)]

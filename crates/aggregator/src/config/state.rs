@@ -31,7 +31,7 @@ pub struct State {
 pub enum StateMode {
     /// Objects in the cluster.
     Cluster,
-    /// A file in `directory`, which one process has for itself.
+    /// A file in `directory`, which one process at a time uses.
     File,
 }
 

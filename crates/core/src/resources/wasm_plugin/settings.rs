@@ -28,8 +28,8 @@ pub struct Gateway {
     pub message: String,
     /// The cluster's domain, which ends the host names of Services.
     pub cluster_domain: String,
-    /// The most Services that all objects together list without their Ingresses, because the gateway compares every
-    /// request with each of them. Beyond it the rules name the Ingresses too. With 0, an App without an Ingress stays
+    /// The most Services that all WasmPlugins together list without Ingresses: the gateway compares every request with
+    /// each of them. With more Services, the rules name the Ingresses too. With 0, an App without an Ingress stays
     /// open.
     pub max_service_entries: usize,
     /// The size of one object, in bytes of JSON, above which the aggregator writes another object. Without it: 512KiB

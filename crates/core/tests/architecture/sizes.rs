@@ -37,14 +37,6 @@ const LONGER: &[(&str, usize)] = &[
     ("crates/core/src/policy/simulate.rs::simulate", 84),
     ("crates/core/src/report/json.rs::byte", 74),
     ("crates/core/src/resources/wasm_plugin/mod.rs::object", 75),
-    ("crates/core/tests/domain/bad_rule.rs::a_bad_rule", 97),
-    ("crates/core/tests/domain/policy_laws.rs", 511),
-    ("crates/core/tests/domain/policy_laws.rs::take", 78),
-    (
-        "crates/core/tests/domain/resources.rs::the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others",
-        77,
-    ),
-    ("crates/core/tests/domain/soak/events.rs::take", 86),
     (
         "e2e/tests/scenarios/control_plane.rs::every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing",
         76,

@@ -37,24 +37,6 @@ const LONGER: &[(&str, usize)] = &[
     ("crates/core/src/policy/simulate.rs::simulate", 84),
     ("crates/core/src/report/json.rs::byte", 74),
     ("crates/core/src/resources/wasm_plugin/mod.rs::object", 75),
-    (
-        "e2e/tests/scenarios/control_plane.rs::every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing",
-        76,
-    ),
-    (
-        "e2e/tests/scenarios/control_plane.rs::the_manifests_are_accepted_and_their_configuration_works_inside_a_pod",
-        82,
-    ),
-    (
-        "e2e/tests/scenarios/many_namespaces.rs::many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_request_a_second",
-        96,
-    ),
-    ("e2e/tests/scenarios/operators.rs::a_bad_rule_blocks_ten_and_each_further_one_only_by_approval", 90),
-    (
-        "e2e/tests/scenarios/scale.rs::twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_sentinels",
-        84,
-    ),
-    ("e2e/tests/scenarios/state.rs::what_can_not_be_kept_is_not_done_and_is_done_as_soon_as_it_can", 89),
 ];
 
 /// The functions of a file, with their lines.

@@ -1,5 +1,5 @@
-//! The main job, with one command: a real forbidden process becomes a violation, a block and a notification, and is released
-//! by the rules when it ends.
+//! The demo: a real forbidden process becomes a violation, a block and a Notification, and the rules release its App when
+//! the process ends.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -23,31 +23,23 @@ fn sleep_binary() -> PathBuf {
     std::env::split_paths(&path).map(|dir| dir.join("sleep")).find(|file| file.is_file()).unwrap()
 }
 
-#[test]
-fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
-    let temp = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let address = ([127, 0, 0, 1], port).into();
-    let directory = temp.path().join("objects");
-    // A rule of its own, so that other tests' processes on this machine are not what is found.
-    std::fs::write(
-        temp.path().join("rules.yaml"),
-        "detectionRules: {blacklist: {processes: ['^procscan-demo-xmrig$']}}\n",
-    )
-    .unwrap();
-    let demo = Process::start(
-        PROGRAM,
-        &["demo", "--port", &port.to_string(), "--dir", "objects", "--rules", "rules.yaml"],
-        temp.path(),
-    );
-    wait_for("the first round", Duration::from_secs(20), || {
-        try_get(address, "/readyz").filter(|answer| answer.status == 200)
-    });
-    assert_eq!(get_json(address, "/api/violations")["total_count"], 0);
+/// Starts a demo with a rule of its own, so that it does not find the processes of other tests on this machine.
+fn demo_with_one_rule(directory: &Path, port: u16) -> Process {
+    let rules = "detectionRules: {blacklist: {processes: ['^procscan-demo-xmrig$']}}\n";
+    std::fs::write(directory.join("rules.yaml"), rules).unwrap();
+    let args = ["demo", "--port", &port.to_string(), "--dir", "objects", "--rules", "rules.yaml"];
+    Process::start(PROGRAM, &args, directory)
+}
 
-    let binary = temp.path().join("procscan-demo-xmrig");
+/// Starts a process that the rule forbids. Returns its path too.
+fn offend(directory: &Path) -> (Process, PathBuf) {
+    let binary = directory.join("procscan-demo-xmrig");
     std::fs::copy(sleep_binary(), &binary).unwrap();
-    let offender = Process::start(&binary, &["300"], temp.path());
+    (Process::start(&binary, &["300"], directory), binary)
+}
+
+/// Waits until the process is listed with all nine fields. Returns its Pod.
+fn pod_of_the_listed_process(address: SocketAddr, binary: &Path) -> String {
     let violation = wait_for("the violation", Duration::from_secs(10), || {
         let list = get_json(address, "/api/violations");
         (list["total_count"] == 1).then(|| list["violations"][0].clone())
@@ -59,15 +51,16 @@ fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
     assert_eq!(violation["cmdline"], format!("{} 300", binary.display()));
     assert_eq!(violation["regex"], "^procscan-demo-xmrig$");
     assert_eq!((&violation["status"], &violation["type"]), (&"active".into(), &"app".into()));
-    let pod = violation["pod"].as_str().unwrap().to_owned();
+    violation["pod"].as_str().unwrap().to_owned()
+}
 
-    wait_for("the block", Duration::from_secs(10), || {
-        (blocked_services(&directory).len() == 2).then_some(())
-    });
-    assert_eq!(blocked_services(&directory)[1], format!("{pod}.ns-demo.svc.cluster.local"));
-    // The gateway is closed first, and then the tenant is told.
-    wait_for("the messages", Duration::from_secs(10), || (objects(&directory).len() == 3).then_some(()));
-    let all = objects(&directory);
+/// Waits until the gateway closes the Pod's Service, and until the tenant and the administrators are notified.
+fn until_blocked_and_notified(directory: &Path, pod: &str) {
+    wait_for("the block", Duration::from_secs(10), || (blocked_services(directory).len() == 2).then_some(()));
+    assert_eq!(blocked_services(directory)[1], format!("{pod}.ns-demo.svc.cluster.local"));
+    // The gateway is closed first, and then the tenant is notified.
+    wait_for("the messages", Duration::from_secs(10), || (objects(directory).len() == 3).then_some(()));
+    let all = objects(directory);
     let of = |kind: &str, namespace: &str| -> &Value {
         let mut found = all.iter().filter(|o| o["kind"] == kind && o["metadata"]["namespace"] == namespace);
         let object = found.next().unwrap_or_else(|| panic!("no {kind} in {namespace}"));
@@ -83,19 +76,41 @@ fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
             assert_eq!(common::crd::problems(&crds, object), Vec::<String>::new(), "{object:#}");
         }
     }
+}
 
-    let running = get_json(address, "/api/v1/plan");
-    assert_eq!(running["blocks"][0]["app"]["name"], pod);
-    let ended = Instant::now();
-    drop(offender);
+/// Waits until the App is released after its process ended, and not before the clearing time.
+fn until_released(directory: &Path, ended: Instant) {
     wait_for("the release", Duration::from_secs(90), || {
-        (blocked_services(&directory).len() == 1).then_some(())
+        (blocked_services(directory).len() == 1).then_some(())
     });
-    // Not before the clearing time: the last evidence is at most one scan (1 s) and one round (2 s) old when it ends.
+    // The last evidence is at most one scan (1 s) and one round (2 s) old when the process ends.
     let after = ended.elapsed();
     assert!(after >= Duration::from_secs(27), "released after {after:?}");
     eprintln!("released {after:?} after the process ended");
-    wait_for("the objects", Duration::from_secs(10), || (objects(&directory).len() == 1).then_some(()));
+    wait_for("the objects", Duration::from_secs(10), || (objects(directory).len() == 1).then_some(()));
+}
+
+#[test]
+fn a_real_forbidden_process_is_listed_and_blocked_and_released_by_the_rules() {
+    let temp = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let address = ([127, 0, 0, 1], port).into();
+    let directory = temp.path().join("objects");
+    let demo = demo_with_one_rule(temp.path(), port);
+    wait_for("the first round", Duration::from_secs(20), || {
+        try_get(address, "/readyz").filter(|answer| answer.status == 200)
+    });
+    assert_eq!(get_json(address, "/api/violations")["total_count"], 0);
+
+    let (offender, binary) = offend(temp.path());
+    let pod = pod_of_the_listed_process(address, &binary);
+    until_blocked_and_notified(&directory, &pod);
+    let running = get_json(address, "/api/v1/plan");
+    assert_eq!(running["blocks"][0]["app"]["name"], pod);
+
+    let ended = Instant::now();
+    drop(offender);
+    until_released(&directory, ended);
     assert_eq!(get_json(address, "/api/violations")["violations"], Value::Array(vec![]));
     assert_eq!(get(address, "/health").body, r#"{"status":"ok"}"#);
 
@@ -103,7 +118,7 @@ fn a_real_forbidden_process_is_listed_blocked_told_and_released_by_the_rules() {
     assert_eq!(listing(&directory).len(), 1);
 }
 
-/// A demo in a directory, with its address once it answers. It finds nothing on this machine itself, whatever other tests run.
+/// A demo in a directory, with its address once it answers. Its rule matches no process on this machine.
 fn demo(directory: &Path, args: &[&str]) -> (Process, SocketAddr) {
     let rules = "detectionRules: {blacklist: {processes: ['^procscan-demo-nothing$']}}\n";
     std::fs::write(directory.join("rules.yaml"), rules).unwrap();
@@ -116,7 +131,7 @@ fn demo(directory: &Path, args: &[&str]) -> (Process, SocketAddr) {
     (demo, address)
 }
 
-/// What a demo that ends by itself says.
+/// The last line of a demo that refuses to start.
 fn refused(directory: &Path) -> String {
     refused_with(directory, &[])
 }
@@ -153,11 +168,11 @@ fn blocks_after(address: SocketAddr, rounds: u64) -> usize {
 }
 
 #[test]
-fn a_demo_begins_without_what_the_one_before_has_left_and_goes_on_from_it_if_it_is_told_to() {
+fn a_demo_removes_the_state_of_the_one_before_and_goes_on_from_it_with_keep() {
     let temp = tempfile::tempdir().unwrap();
     let directory = temp.path();
     play(directory);
-    // Not the demo's own.
+    // No demo has written these files.
     let others =
         ["objects/mine.yaml", "objects/empty.yaml", "objects-state/notes"].map(|it| directory.join(it));
     std::fs::write(&others[0], "kind: Mine\n").unwrap();
@@ -181,7 +196,7 @@ fn a_demo_begins_without_what_the_one_before_has_left_and_goes_on_from_it_if_it_
 }
 
 #[test]
-fn what_no_demo_has_made_is_not_removed() {
+fn a_demo_does_not_remove_files_that_no_demo_has_made() {
     let temp = tempfile::tempdir().unwrap();
     let (objects, state) = (temp.path().join("objects"), temp.path().join("objects-state"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -206,9 +221,9 @@ fn what_no_demo_has_made_is_not_removed() {
     assert!(!state.exists());
 }
 
-/// A service that goes on in the directories of a demo, or puts its objects there and keeps its state elsewhere.
+/// The service uses both directories of a demo, or only the directory of the objects.
 #[test]
-fn what_a_service_has_used_since_is_not_removed() {
+fn a_demo_does_not_remove_directories_that_a_service_has_used_since() {
     for state in ["objects-state", "elsewhere"] {
         let temp = tempfile::tempdir().unwrap();
         let directory = temp.path();
@@ -233,7 +248,7 @@ fn what_a_service_has_used_since_is_not_removed() {
 }
 
 #[test]
-fn the_directory_of_a_lease_is_not_a_demos() {
+fn a_demo_refuses_a_directory_that_belongs_to_a_lease() {
     let temp = tempfile::tempdir().unwrap();
     play(temp.path());
     let marker = temp.path().join("objects/.procscan.lease");
@@ -247,7 +262,7 @@ fn the_directory_of_a_lease_is_not_a_demos() {
 }
 
 #[test]
-fn what_a_running_demo_uses_is_not_removed() {
+fn a_demo_does_not_remove_files_that_another_running_demo_uses() {
     let temp = tempfile::tempdir().unwrap();
     let objects = temp.path().join("objects");
     let (running, address) = demo(temp.path(), &["--nodes", "10"]);

@@ -1,4 +1,5 @@
-//! kill -9 at any moment, and a state that can't be written: nothing is lost, and nothing follows from what is not kept.
+//! `kill -9` at any moment, and a state that can't be written: the service loses no decision, and no decision takes effect
+//! before it is persisted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -15,18 +16,18 @@ use procscan_core::decision::DecisionKind;
 use procscan_core::state::{Incident, IncidentState};
 use serde_json::Value;
 
-/// So many of them are clean in the end.
+/// How many nodes are clean in the end.
 const CLEAN: usize = 5;
 const KILLS: u64 = 50;
 const SUMMARY: &str = "notification_default_procscan-notification.yaml";
 
-/// What is kept, while nobody runs.
-fn kept(directory: &Path) -> Vec<Incident> {
+/// The persisted Incidents, while no service runs.
+fn persisted(directory: &Path) -> Vec<Incident> {
     let load = async { FileStore::open(&directory.join("state")).await.unwrap().load().await.unwrap() };
     runtime().block_on(load).incidents
 }
 
-/// The objects without what tells when something happened.
+/// The objects without their timestamps.
 fn timeless(directory: &Path) -> Vec<Value> {
     let mut all = objects(&directory.join("objects"));
     for object in &mut all {
@@ -45,15 +46,81 @@ fn finish(fleet: &Fleet, directory: &Path) {
     }
     wait_for("the last blocks and releases", LIMIT, || {
         (CLEAN..NODES).for_each(|node| fleet.scan_now(node));
-        // The administrators are told last; after that goes what is over.
+        // The summary for the administrators is written last. After that, Notifications that are over are deleted.
         let objects = directory.join("objects");
         let summary = std::fs::read_to_string(objects.join(SUMMARY)).unwrap_or_default();
-        let is_told = summary.contains(&format!("检测到 {} 个", NODES - CLEAN));
+        let is_summed_up = summary.contains(&format!("检测到 {} 个", NODES - CLEAN));
         let names = std::fs::read_dir(&objects).unwrap().map(|entry| entry.unwrap().file_name());
         let notifications = names.filter(|name| name.to_string_lossy().starts_with("notification_")).count();
         let is_whole = notifications == NODES - CLEAN + 1;
-        (closed(directory).len() == NODES - CLEAN && is_told && is_whole).then_some(())
+        (closed(directory).len() == NODES - CLEAN && is_summed_up && is_whole).then_some(())
     });
+}
+
+/// A random number below `below`, by a linear congruential generator.
+fn random(state: &mut u64, below: u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) % below
+}
+
+/// The closed Services, each of which must have a persisted Incident with the decision.
+fn closed_with_decisions(directory: &Path) -> BTreeSet<String> {
+    let persisted = persisted(directory);
+    let now = closed(directory);
+    for service in &now {
+        let incident = persisted.iter().find(|incident| {
+            service.starts_with(&format!("{}.{}.svc", incident.spec.app.name, incident.spec.app.namespace))
+        });
+        let incident =
+            incident.unwrap_or_else(|| panic!("{service} is closed, and no incident is persisted"));
+        let kinds: Vec<DecisionKind> =
+            incident.status.decisions.iter().filter_map(|decision| decision.decision.known()).collect();
+        assert!(kinds.contains(&DecisionKind::Blocked), "{service}: {kinds:?}");
+    }
+    now
+}
+
+/// Starts the service fifty times and kills it at random moments, while more and more nodes offend.
+fn kill_at_random_moments(fleet: &Fleet, directory: &Path) {
+    let mut state: u64 = std::process::id().into();
+    println!("seed {state}");
+    let mut before: BTreeSet<String> = BTreeSet::new();
+    let mut written = 0;
+    for kill in 0..KILLS {
+        // With every second kill a new node offends, and the others are scanned again.
+        for node in 0..NODES.min(usize::try_from(kill / 2).unwrap() + 1) {
+            fleet.scan_now(node);
+        }
+        let running = start(directory);
+        std::thread::sleep(Duration::from_millis(random(&mut state, 1500)));
+        // SIGKILL.
+        drop(running);
+        let now = closed_with_decisions(directory);
+        written += usize::from(!now.is_subset(&before));
+        // No App is released while every node offends.
+        assert!(before.is_subset(&now), "kill {kill}: {:?}", before.difference(&now).collect::<Vec<_>>());
+        before = now;
+    }
+    assert!(written > 3, "blocks were written between the kills: {written}");
+}
+
+/// One run without a kill: all nodes offend, and then the first ones are clean.
+fn run_to_the_end(fleet: &Fleet, directory: &Path) {
+    (0..NODES).for_each(|node| fleet.scan_now(node));
+    let running = start(directory);
+    wait_for("all blocks", LIMIT, || (closed(directory).len() == NODES).then_some(()));
+    finish(fleet, directory);
+    drop(running);
+}
+
+/// Each App with the state of its Incident.
+fn states(directory: &Path) -> Vec<(String, IncidentState)> {
+    let mut states: Vec<_> = persisted(directory)
+        .into_iter()
+        .map(|incident| (incident.spec.app.name.to_string(), incident.status.state))
+        .collect();
+    states.sort();
+    states
 }
 
 #[test]
@@ -63,49 +130,10 @@ fn killed_at_fifty_moments_it_ends_where_an_unbroken_run_ends_and_every_block_ha
     let unbroken = tempfile::tempdir().unwrap();
     let broken = tempfile::tempdir().unwrap();
     let (fleet, _) = scene(broken.path());
-    let seed = std::process::id().into();
-    println!("seed {seed}");
-    let mut random: u64 = seed;
-    let mut next = move |below: u64| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % below
-    };
-    let mut told: BTreeSet<String> = BTreeSet::new();
-    let mut written = 0;
-    for kill in 0..KILLS {
-        // A new offender every now and then, and the old ones scanned again.
-        for node in 0..NODES.min(usize::try_from(kill / 2).unwrap() + 1) {
-            fleet.scan_now(node);
-        }
-        let running = start(broken.path());
-        std::thread::sleep(Duration::from_millis(next(1500)));
-        // SIGKILL.
-        drop(running);
-        let kept = kept(broken.path());
-        let now = closed(broken.path());
-        written += usize::from(!now.is_subset(&told));
-        for service in &now {
-            let incident = kept.iter().find(|incident| {
-                service
-                    .starts_with(&format!("{}.{}.svc", incident.spec.app.name, incident.spec.app.namespace))
-            });
-            let incident = incident.unwrap_or_else(|| panic!("{service} is closed, and no incident is kept"));
-            let kinds: Vec<DecisionKind> =
-                incident.status.decisions.iter().filter_map(|decision| decision.decision.known()).collect();
-            assert!(kinds.contains(&DecisionKind::Blocked), "{service}: {kinds:?}");
-        }
-        // Nobody is released while everybody offends.
-        assert!(told.is_subset(&now), "kill {kill}: {:?}", told.difference(&now).collect::<Vec<_>>());
-        told = now;
-    }
-    assert!(written > 3, "blocks were written between the kills: {written}");
-    (0..NODES).for_each(|node| fleet.scan_now(node));
-    let running = start(broken.path());
-    wait_for("all blocks", LIMIT, || (closed(broken.path()).len() == NODES).then_some(()));
-    finish(&fleet, broken.path());
-    drop(running);
-    let incidents = kept(broken.path());
-    // One incident each, with one block each: no restart has decided anything twice.
+    kill_at_random_moments(&fleet, broken.path());
+    run_to_the_end(&fleet, broken.path());
+    let incidents = persisted(broken.path());
+    // One Incident each, with one block each, because no restart has decided anything twice.
     assert_eq!(incidents.len(), NODES);
     for incident in &incidents {
         let blocks = incident.status.decisions.iter().filter(|d| d.decision == DecisionKind::Blocked).count();
@@ -113,19 +141,7 @@ fn killed_at_fifty_moments_it_ends_where_an_unbroken_run_ends_and_every_block_ha
     }
 
     let (fleet, _) = scene(unbroken.path());
-    (0..NODES).for_each(|node| fleet.scan_now(node));
-    let running = start(unbroken.path());
-    wait_for("all blocks", LIMIT, || (closed(unbroken.path()).len() == NODES).then_some(()));
-    finish(&fleet, unbroken.path());
-    drop(running);
-    let states = |directory: &Path| -> Vec<(String, IncidentState)> {
-        let mut states: Vec<_> = kept(directory)
-            .into_iter()
-            .map(|incident| (incident.spec.app.name.to_string(), incident.status.state))
-            .collect();
-        states.sort();
-        states
-    };
+    run_to_the_end(&fleet, unbroken.path());
     assert_eq!(states(broken.path()), states(unbroken.path()));
     assert_eq!(timeless(broken.path()), timeless(unbroken.path()));
 }
@@ -136,7 +152,7 @@ fn without_its_state_nothing_new_is_blocked_or_released_and_everything_else_goes
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();
     let outage = Outage::after_a_block(&[], temp.path());
-    // Deleted, and nothing can be made in its place.
+    // The state is deleted, and a file in its place prevents a new one.
     let state = temp.path().join("state");
     std::fs::remove_dir_all(&state).unwrap();
     std::fs::write(&state, "in the way").unwrap();

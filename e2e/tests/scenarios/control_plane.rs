@@ -32,10 +32,53 @@ async fn crds_that_come_later_are_picked_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One document of the shipped roles without one verb, and how its absence has to be named.
+/// The shipped roles without one verb, and how its absence has to be named.
 struct Without {
     documents: Vec<Value>,
-    named: [String; 3],
+    verb: String,
+    resource: String,
+    namespace: String,
+}
+
+impl Without {
+    /// The API server's words for the refusal.
+    fn refusal(&self) -> String {
+        format!("cannot {} resource", self.verb)
+    }
+
+    /// Whether the service needs the right only to carry out the commands of operators.
+    fn is_for_operators(&self) -> bool {
+        match (&*self.resource, &*self.verb) {
+            ("tokenreviews" | "subjectaccessreviews", _) => true,
+            ("incidents", verb) => ["get", "patch"].contains(&verb),
+            ("exemptions" | "enforcements", verb) => ["create", "patch", "delete"].contains(&verb),
+            _ => false,
+        }
+    }
+
+    /// Waits until the answers to an operator name the right.
+    async fn until_an_answer_names_it(&self, world: &World) -> anyhow::Result<()> {
+        let Self { verb, resource, .. } = self;
+        // In the API server's words, or in ours.
+        let (refusal, right) = (self.refusal(), format!("`{verb} {resource}."));
+        let is_named = |answers: &str| {
+            answers.contains(&refusal) && answers.contains(&**resource) || answers.contains(&right)
+        };
+        until("the answer to an operator", LIMIT, async || {
+            let answers = operate(world).await?;
+            ensure!(is_named(&answers), "{answers}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until the log names the right.
+    async fn until_the_log_names_it(&self, world: &World) -> anyhow::Result<()> {
+        let Self { resource, namespace, .. } = self;
+        // The log names only the first message that can't be written, and that may be the administrators' summary.
+        let place = if resource == "notifications" { resource } else { namespace };
+        world.until_logged(&[&self.refusal(), resource, place]).await.map(drop)
+    }
 }
 
 /// The Gateway API's routes, as far as the API server has to know them.
@@ -56,13 +99,13 @@ spec:
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 "#;
 
-/// The Gateway API's routes, as far as the API server has to know them.
+/// For each verb of the shipped roles: the roles without it.
 fn without_each_verb() -> anyhow::Result<Vec<Without>> {
     let documents: Vec<Value> =
         RBAC.split("\n---\n").map(|text| Ok(serde_saphyr::from_str(text)?)).collect::<anyhow::Result<_>>()?;
     let mut all = Vec::new();
     for (number, document) in documents.iter().enumerate() {
-        // What people may do is no concern of the program.
+        // The service does not need the rights of operators.
         if document["metadata"]["name"] == "procscan-operator" {
             continue;
         }
@@ -82,109 +125,99 @@ fn without_each_verb() -> anyhow::Result<Vec<Without>> {
                     !(rule["verbs"] == json!([])
                         || resource == "endpoints" && rule["resources"] == json!(["endpointslices"]))
                 });
-                all.push(Without { documents, named: [verb, resource.clone(), namespace.to_owned()] });
+                let (resource, namespace) = (resource.clone(), namespace.to_owned());
+                all.push(Without { documents, verb, resource, namespace });
             }
         }
     }
     Ok(all)
 }
 
-/// Scenario 6, second half: as little as possible is shipped, and what is missing is named.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing() -> anyhow::Result<()> {
-    // Every route is looked up as soon as anything is blocked.
-    let routes = json!({"gateway": {"max_service_entries": 1}});
-    let mut world = World::begin(Beginning { config: routes.clone(), ..Beginning::default() }).await?;
+/// A world with accusations for which the service needs each of its rights.
+async fn accused(config: &Value) -> anyhow::Result<World> {
+    let world = World::begin(Beginning { config: config.clone(), ..Beginning::default() }).await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.cluster.apply(HTTP_ROUTES).await?;
-    // One Pod that is there, one that has to be looked up directly, and so many namespaces that the cluster is watched.
+    // One Pod that exists, one that has to be looked up directly, and so many namespaces that the cluster is watched.
     let others: Vec<String> = (0..11).map(|number| format!("ns-other-{number}")).collect();
     let made_up = others.iter().map(|namespace| (namespace.as_str(), "no-such-pod"));
     let accused: Vec<(&str, &str)> =
         [("ns-a", pod.as_str()), ("ns-a", "no-such-pod")].into_iter().chain(made_up).collect();
     world.accuse(0, &accused);
+    Ok(world)
+}
+
+/// Deletes the objects that the aggregator would write with `verb`, and everything that is persisted.
+async fn forget_everything(world: &World, verb: &str) -> anyhow::Result<()> {
+    for plugin in world.plugins().await? {
+        delete(&world.wasm_plugins(), plugin.metadata.name.as_deref().unwrap_or_default()).await?;
+    }
+    // A Notification that exists is patched, so it stays unless the verb is `create`.
+    if verb == "create" {
+        for notice in world.notifications("ns-a").list(&ListParams::default()).await? {
+            delete(&world.notifications("ns-a"), notice.metadata.name.as_deref().unwrap_or_default()).await?;
+        }
+    }
+    // A decision that is persisted is not made again.
+    let persisted = "incidents,exemptions,enforcements";
+    world.kubectl(&["delete", persisted, "--all", "-n", OWN]).await?;
+    leave_history(world).await
+}
+
+/// Scenario 6, second half: the shipped roles have no verb too many, and the service names each one that is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing() -> anyhow::Result<()> {
+    // Every route is looked up as soon as anything is blocked.
+    let routes = json!({"gateway": {"max_service_entries": 1}});
+    let mut world = accused(&routes).await?;
     let cases = without_each_verb()?;
     ensure!(cases.len() == 45, "{} verbs", cases.len());
     world.allow("alice").await?;
-    for Without { documents, named } in cases {
+    for without in cases {
         world.aggregator.kill()?;
-        let [verb, resource, namespace] = &named;
-        if named[..2] == ["patch", "notifications"] {
-            // In the case before none could be made.
+        if (&*without.verb, &*without.resource) == ("patch", "notifications") {
+            // In the case before, no Notification could be created.
             world.cluster.apply(RBAC).await?;
             world.restart(&routes)?;
             world.until_told("ns-a", "there", |_| true).await?;
             world.aggregator.kill()?;
         }
-        for plugin in world.plugins().await? {
-            delete(&world.wasm_plugins(), plugin.metadata.name.as_deref().unwrap_or_default()).await?;
-        }
-        // What is there is told anew by a patch.
-        let is_made = verb == "create";
-        for told in
-            world.notifications("ns-a").list(&ListParams::default()).await?.into_iter().filter(|_| is_made)
-        {
-            delete(&world.notifications("ns-a"), told.metadata.name.as_deref().unwrap_or_default()).await?;
-        }
-        // Each time from the beginning: what is kept has been done.
-        let kept = "incidents,exemptions,enforcements";
-        world.kubectl(&["delete", kept, "--all", "-n", OWN]).await?;
-        leave_history(&world).await?;
-        let texts: Vec<String> = documents.iter().map(ToString::to_string).collect();
+        forget_everything(&world, &without.verb).await?;
+        let texts: Vec<String> = without.documents.iter().map(ToString::to_string).collect();
         world.cluster.apply(&texts.join("\n---\n")).await?;
         world.restart(&routes)?;
-        let refusal = format!("cannot {verb} resource");
-        let is_for_operators = match (&**resource, &**verb) {
-            ("tokenreviews" | "subjectaccessreviews", _) => true,
-            ("incidents", verb) => ["get", "patch"].contains(&verb),
-            ("exemptions" | "enforcements", verb) => ["create", "patch", "delete"].contains(&verb),
-            _ => false,
-        };
-        if is_for_operators {
-            // In the API server's words, or in ours.
-            let right = format!("`{verb} {resource}.");
-            let is_named = |answers: &str| {
-                answers.contains(&refusal) && answers.contains(&**resource) || answers.contains(&right)
-            };
-            until("the answer to an operator", LIMIT, async || {
-                let answers = operate(&world).await?;
-                ensure!(is_named(&answers), "{answers}");
-                Ok(())
-            })
-            .await
-            .with_context(|| format!("without {named:?}"))?;
+        let named = if without.is_for_operators() {
+            without.until_an_answer_names_it(&world).await
         } else {
-            // Only the first message that can't be written is named, and that may be the administrators' summary.
-            let place = if resource == "notifications" { resource } else { namespace };
-            let logged = world.until_logged(&[&refusal, resource, place]).await;
-            logged.with_context(|| format!("without {named:?}"))?;
-        }
+            without.until_the_log_names_it(&world).await
+        };
+        let Without { verb, resource, namespace, .. } = &without;
+        named.with_context(|| format!("without {verb} {resource} {namespace}"))?;
         let list = world.aggregator.wait_for("the list", LIMIT, "/api/violations", |_| true).await?;
         ensure!(list["total_count"].is_u64(), "the API goes on: {list}");
     }
+    // The program of the last case needs no restart once it has the right.
     world.cluster.apply(RBAC).await?;
-    world.until_closed(&["web-x7k2.ns-a"]).await?;
-    // With the last case's program: nothing has to be restarted once the right is given.
-    Ok(())
+    world.until_closed(&["web-x7k2.ns-a"]).await
 }
 
-/// An incident that was over long ago: what is to be forgotten.
+/// Creates an Incident that ended long ago, which the service has to delete.
 async fn leave_history(world: &World) -> anyhow::Result<()> {
     let now = k8s_openapi::jiff::Timestamp::now().to_string();
-    // By the later one the clock of the leaders is known, which has to say so too.
+    // The later one shows the leader's clock, which must also say that the first one ended long ago.
     for (name, at) in [("old", "2020-01-01T00:00:00Z"), ("later", now.as_str())] {
         let spec = json!({"app": {"namespace": format!("ns-{name}"), "type": "app", "name": name}});
-        let kept = json!({
+        let incident = json!({
             "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Incident", "metadata": {"name": name}, "spec": spec,
         });
-        world.incidents().create(&PostParams::default(), &serde_json::from_value(kept)?).await?;
+        world.incidents().create(&PostParams::default(), &serde_json::from_value(incident)?).await?;
         let status = json!({"status": {"state": "Ended", "opened": at, "since": at, "clock": at}});
         world.incidents().patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await?;
     }
     Ok(())
 }
 
-/// Does everything that an operator can do by the API. What it answers.
+/// Does everything that an operator can do by the API, and returns the answers.
 async fn operate(world: &World) -> anyhow::Result<String> {
     let bearer = format!("Bearer {}", world.cluster.token_of_alice());
     let headers = [("Authorization", bearer.as_str())];
@@ -220,7 +253,7 @@ async fn while_the_api_server_is_away_rounds_go_on_and_nothing_is_decided_withou
     world.accuse(1, &[("ns-b", &b)]);
     let ready = world
         .aggregator
-        .wait_for("five rounds, and what is away to be named", LIMIT, "/readyz", |ready| {
+        .wait_for("five rounds, and both parts to report the API server", LIMIT, "/readyz", |ready| {
             rounds(ready) >= before + 5 && ready["evidence"]["ok"] == false && ready["output"]["ok"] == false
         })
         .await?;
@@ -231,7 +264,7 @@ async fn while_the_api_server_is_away_rounds_go_on_and_nothing_is_decided_withou
         blocks.iter().map(|block| block["app"]["namespace"].as_str().unwrap_or_default().to_owned()).collect()
     };
     ensure!(blocked(&plan) == ["ns-a".to_owned()].into(), "{plan}");
-    // Who can't reach the API server can't lead either: after a while nobody decides at all.
+    // A replica that can't reach the API server loses the Lease after a while, and then no replica decides.
     let (_, ready) = world.aggregator.get("/readyz").await?;
     let leads = ready["leader"]["leading"] == true;
     ensure!(!leads || plan["unverified"].as_u64() >= Some(1), "{ready} {plan}");
@@ -247,62 +280,49 @@ async fn while_the_api_server_is_away_rounds_go_on_and_nothing_is_decided_withou
     Ok(())
 }
 
-/// The seed's three lines and its checks, and the configuration that is in them.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_manifests_are_accepted_and_their_configuration_works_inside_a_pod() -> anyhow::Result<()> {
-    let world = World::start().await?;
-    world.aggregator.kill()?;
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests");
-    let kubectl = async |args: &[&str]| -> anyhow::Result<String> {
-        let output = world.cluster.kubectl(args).await?;
-        ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?)
-    };
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/manifests");
+
+/// Applies the manifests one by one, as the seed's README does, and then all of them with kustomize.
+async fn apply_manifests(world: &World) -> anyhow::Result<()> {
+    let apply = ["apply", "--force-conflicts", "--server-side", "--validate=strict"];
     for file in ["rbac.yaml", "configmap.yaml", "deployment.yaml"] {
-        kubectl(&[
-            "apply",
-            "--force-conflicts",
-            "--server-side",
-            "--validate=strict",
-            "-f",
-            &format!("{folder}/{file}"),
-        ])
-        .await?;
+        world.kubectl(&[&apply[..], &["-f", &format!("{MANIFESTS}/{file}")]].concat()).await?;
     }
-    kubectl(&["apply", "--force-conflicts", "--server-side", "--validate=strict", "-k", folder]).await?;
-    until("the Pod", LIMIT, async || {
-        let pods =
-            kubectl(&["get", "pods", "-n", "kube-system", "-l", "app=procscan-aggregator", "-o", "name"])
-                .await?;
+    world.kubectl(&[&apply[..], &["-k", MANIFESTS]].concat()).await?;
+    until("the Pods", LIMIT, async || {
+        let selector = "app=procscan-aggregator";
+        let pods = world.kubectl(&["get", "pods", "-n", "kube-system", "-l", selector, "-o", "name"]).await?;
         ensure!(pods.lines().count() == 2, "{pods}");
         Ok(())
     })
-    .await?;
-    // What the hardened Pod may do is judged by the cluster itself.
+    .await
+}
+
+/// The API server admits the Pod of the Deployment to a namespace with the strictest Pod Security Standard.
+async fn the_pod_fits_a_restricted_namespace(world: &World) -> anyhow::Result<()> {
     let strict = json!({"metadata": {"name": "strict", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
     world.stage.make_global::<Namespace>(strict).await?;
-    let deployment =
-        kubectl(&["get", "deployment", "-n", "kube-system", "procscan-aggregator", "-o", "json"]).await?;
-    let deployment: Value = serde_json::from_str(&deployment)?;
+    let deployment = ["get", "deployment", "-n", "kube-system", "procscan-aggregator", "-o", "json"];
+    let deployment: Value = serde_json::from_str(&world.kubectl(&deployment).await?)?;
     let pod = json!({"metadata": {"name": "it", "namespace": "strict"}, "spec": deployment["spec"]["template"]["spec"]});
-    world.stage.make::<Pod>(pod).await?;
+    world.stage.make::<Pod>(pod).await
+}
 
-    // As in the Pod: its configuration, its ServiceAccount's files, and nothing else.
-    let map = kubectl(&[
-        "get",
-        "configmap",
-        "-n",
-        "kube-system",
-        "procscan-aggregator",
-        "-o",
-        "jsonpath={.data.config\\.yaml}",
-    ])
-    .await?;
+/// The configuration in the `ConfigMap`. `check-config` accepts it.
+async fn shipped_config(world: &World) -> anyhow::Result<String> {
+    let data = "jsonpath={.data.config\\.yaml}";
+    let map =
+        world.kubectl(&["get", "configmap", "-n", "kube-system", "procscan-aggregator", "-o", data]).await?;
     let file = world.cluster.dir().join("in-pod.yaml");
     std::fs::write(&file, &map)?;
     let file = file.to_string_lossy().into_owned();
     let checked = run_command(&["check-config", "--config", &file], &aggregator::Options::default()).await?;
     ensure!(checked.code == Some(0), "{checked:?}");
+    Ok(map)
+}
+
+/// Mounts the files of the ServiceAccount where a Pod has them.
+fn mount_service_account(world: &World) -> anyhow::Result<()> {
     let secrets = "/var/run/secrets/kubernetes.io/serviceaccount";
     let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "tmpfs", "/run"]).output()?;
     ensure!(mounted.status.success(), "{mounted:?}");
@@ -310,19 +330,33 @@ async fn the_manifests_are_accepted_and_their_configuration_works_inside_a_pod()
     std::fs::write(format!("{secrets}/token"), "aggregator")?;
     std::fs::write(format!("{secrets}/namespace"), "kube-system")?;
     std::fs::copy(world.cluster.dir().join("certificates/apiserver.crt"), format!("{secrets}/ca.crt"))?;
+    Ok(())
+}
+
+/// The environment of a Pod.
+fn in_pod(world: &World) -> anyhow::Result<aggregator::Options> {
     let port = world.cluster.url().rsplit(':').next().context("a port")?.to_owned();
-    let options = aggregator::Options {
-        env: vec![
-            ("KUBERNETES_SERVICE_HOST".into(), "127.0.0.1".into()),
-            ("KUBERNETES_SERVICE_PORT".into(), port),
-            ("POD_NAMESPACE".into(), "kube-system".into()),
-            ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL".into(), "1s".into()),
-            // What a Service of our own name sets in every Pod of the namespace.
-            ("PROCSCAN_AGGREGATOR_PORT".into(), "tcp://10.200.0.9:8090".into()),
-        ],
-        ..aggregator::Options::default()
-    };
-    let inside = Aggregator::spawn(&map, &options)?;
+    let env = vec![
+        ("KUBERNETES_SERVICE_HOST".into(), "127.0.0.1".into()),
+        ("KUBERNETES_SERVICE_PORT".into(), port),
+        ("POD_NAMESPACE".into(), "kube-system".into()),
+        ("PROCSCAN_AGGREGATOR__SCAN_INTERVAL".into(), "1s".into()),
+        // Kubernetes sets this in every Pod of the namespace, because of our own Service.
+        ("PROCSCAN_AGGREGATOR_PORT".into(), "tcp://10.200.0.9:8090".into()),
+    ];
+    Ok(aggregator::Options { env, ..aggregator::Options::default() })
+}
+
+/// The program has the Pod's configuration, environment and ServiceAccount, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manifests_are_accepted_and_their_configuration_works_inside_a_pod() -> anyhow::Result<()> {
+    let world = World::start().await?;
+    world.aggregator.kill()?;
+    apply_manifests(&world).await?;
+    the_pod_fits_a_restricted_namespace(&world).await?;
+    let map = shipped_config(&world).await?;
+    mount_service_account(&world)?;
+    let inside = Aggregator::spawn(&map, &in_pod(&world)?)?;
     let ready =
         inside.wait_for("the first round", LIMIT, "/readyz", |ready| ready["targets"]["fresh"] == 3).await?;
     ensure!(ready["discovery"]["ok"] == true && ready["output"]["ok"] == true, "{ready}");

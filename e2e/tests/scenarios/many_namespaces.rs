@@ -59,35 +59,49 @@ fn asked(world: &World, since: Timestamp) -> anyhow::Result<BTreeMap<String, usi
     Ok(all)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_request_a_second()
--> anyhow::Result<()> {
-    let is_full = std::env::var_os("PROCSCAN_E2E_FULL").is_some();
-    let (tenants, round, quiet) = if is_full { (2000, 60, 60) } else { (300, 30, 30) };
-    let round = Duration::from_secs(round);
+/// How many tenants there are, and how long a round and the quiet last.
+struct Size {
+    tenants: usize,
+    round: Duration,
+    quiet: u64,
+    is_full: bool,
+}
+
+impl Size {
+    fn from_env() -> Self {
+        let is_full = std::env::var_os("PROCSCAN_E2E_FULL").is_some();
+        let (tenants, round, quiet) = if is_full { (2000, 60, 60) } else { (300, 30, 30) };
+        Self { tenants, round: Duration::from_secs(round), quiet, is_full }
+    }
+}
+
+/// A world with all tenants, in which no agent lists anything yet.
+async fn with_tenants(size: &Size) -> anyhow::Result<World> {
     let mut beginning = Beginning { nodes: NODES, ..Beginning::default() };
     beginning.has_kubelets = false;
     beginning.cluster.controllers = false;
     // Each round finds all evidence renewed.
-    beginning.scan_interval = round / 8;
+    beginning.scan_interval = size.round / 8;
     let scene = scene(beginning).await?;
-    let numbers = stream::iter(0..tenants).map(Ok::<_, anyhow::Error>);
+    let numbers = stream::iter(0..size.tenants).map(Ok::<_, anyhow::Error>);
     numbers.try_for_each_concurrent(32, |number| make(&scene.1, number)).await?;
     // Everything else has its default.
-    let config = json!({"aggregator": {"scan_interval": format!("{}s", round.as_secs())}});
+    let config = json!({"aggregator": {"scan_interval": format!("{}s", size.round.as_secs())}});
     let kubeconfig = aggregator::Options::kubeconfig(scene.0.kubeconfig_aggregator());
     let world = World::of(Aggregator::spawn(&config.to_string(), &kubeconfig)?, scene);
     world.until_installed().await?;
-    for node in 0..NODES {
-        world.fleet.set_offenders(node, listed(node, tenants));
-    }
+    Ok(world)
+}
+
+/// Waits until all tenants are blocked or held, for two rounds at most. Returns how long that took.
+async fn until_all_are_judged(world: &World, size: &Size) -> anyhow::Result<Duration> {
     let begun = tokio::time::Instant::now();
-    until_every(SECOND, "all to be judged", 2 * round, async || {
+    until_every(SECOND, "all to be judged", 2 * size.round, async || {
         let plan = world.aggregator.get_all("/api/v1/plan").await?;
         let count = |part: &str| plan[part].as_array().map_or(0, Vec::len);
         let (blocked, held) = (count("blocks"), count("held"));
         ensure!(
-            blocked + held == tenants,
+            blocked + held == size.tenants,
             "{blocked} blocked, {held} held, {} not judged",
             plan["unverified"]
         );
@@ -95,20 +109,26 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     })
     .await
     .with_context(|| world.last_words())?;
-    let judged = begun.elapsed();
+    Ok(begun.elapsed())
+}
 
-    // The start is over when nothing waits any more.
+/// The start is over when no request waits any more.
+async fn until_the_start_is_over(world: &World) -> anyhow::Result<()> {
     until_every(SECOND, "rest", LONG, async || {
         let (_, ready) = world.aggregator.get("/readyz").await?;
-        let last = asked(&world, Timestamp::now() - SignedDuration::from_secs(10))?;
+        let last = asked(world, Timestamp::now() - SignedDuration::from_secs(10))?;
         let is_quiet = last.values().sum::<usize>() <= 20;
         ensure!(is_quiet && ready["evidence"]["watched"] == true, "{last:?} {}", ready["evidence"]);
         Ok(())
     })
-    .await?;
+    .await
+}
+
+async fn few_requests_are_sent(world: &World, size: &Size, judged: Duration) -> anyhow::Result<()> {
+    let Size { tenants, quiet, is_full, .. } = *size;
     let since = Timestamp::now();
     tokio::time::sleep(Duration::from_secs(quiet)).await;
-    let all = asked(&world, since)?;
+    let all = asked(world, since)?;
     let sum: usize = all.values().sum();
     eprintln!(
         "{tenants} namespaces judged after {judged:.1?}; {sum} requests in {quiet} s of quiet: {all:?}"
@@ -126,33 +146,51 @@ async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_
     ensure!(of_tenants <= 3 * kinds.len(), "{all:?}");
     let (_, ready) = world.aggregator.get("/readyz").await?;
     ensure!(ready["evidence"]["late"] == 0, "{}", ready["evidence"]);
+    Ok(())
+}
 
-    // One more tenant: its agent is asked once a round, and its accusation is judged at once.
+/// One tenant more: its agent is asked once a round, and its accusation is judged at once.
+async fn a_new_accusation_is_judged_at_once(world: &World, size: &Size) -> anyhow::Result<()> {
+    let tenants = size.tenants;
     make(&world.stage, tenants).await?;
     let node = tenants % NODES;
     let before = world.fleet.requests(node);
     world.fleet.set_offenders(node, listed(node, tenants + 1));
-    until("the next answer", round + LIMIT, async || {
+    until("the next answer", size.round + LIMIT, async || {
         ensure!(world.fleet.requests(node) > before, "not yet");
         Ok(())
     })
     .await?;
-    let told = tokio::time::Instant::now();
+    let answered = tokio::time::Instant::now();
     let name = namespace(tenants);
     // A decision needs nothing more after the Services of the namespace have been read.
-    until("the look at its namespace", LIMIT, async || {
+    until("the read of its Services", LIMIT, async || {
         let events = world.cluster.audit_of_aggregator()?;
-        let is_look = |event: &Value| {
+        let is_read = |event: &Value| {
             let of = &event["objectRef"];
             of["resource"] == "services" && of["namespace"] == name.as_str()
         };
-        ensure!(events.iter().any(is_look), "not yet");
+        ensure!(events.iter().any(is_read), "not yet");
         Ok(())
     })
     .await?;
-    eprintln!("a new accusation is looked up after {:.1?}", told.elapsed());
-    ensure!(told.elapsed() < Duration::from_secs(3), "{:?}", told.elapsed());
+    eprintln!("a new accusation is looked up after {:.1?}", answered.elapsed());
+    ensure!(answered.elapsed() < Duration::from_secs(3), "{:?}", answered.elapsed());
     world.until_logged(&["\"decision\"", &name]).await?;
-    eprintln!("and decided on after {:.1?}", told.elapsed());
+    eprintln!("and decided on after {:.1?}", answered.elapsed());
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_namespaces_are_judged_within_two_rounds_and_then_cost_less_than_a_request_a_second()
+-> anyhow::Result<()> {
+    let size = Size::from_env();
+    let world = with_tenants(&size).await?;
+    for node in 0..NODES {
+        world.fleet.set_offenders(node, listed(node, size.tenants));
+    }
+    let judged = until_all_are_judged(&world, &size).await?;
+    until_the_start_is_over(&world).await?;
+    few_requests_are_sent(&world, &size, judged).await?;
+    a_new_accusation_is_judged_at_once(&world, &size).await
 }

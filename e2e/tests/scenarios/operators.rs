@@ -1,5 +1,7 @@
 //! What operators do, by kubectl and by the HTTP API: approve, release, exempt, pause.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::world::{Beginning, LIMIT, OWN, ROUNDS, World, decisions, delete, offender};
 
-/// A rule that somebody has saved too early.
+/// A rule that matches every process.
 const BAD_RULE: &str = ".*";
 
 /// How many tenants one rule may hit, as the brake is by default.
@@ -55,11 +57,11 @@ async fn post(world: &World, method: &str, path: &str, body: &Value) -> anyhow::
     Ok((answer.status, answer.json()))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow::Result<()> {
-    const NODES: usize = 40;
-    let mut world = World::begin(Beginning { nodes: NODES, ..Beginning::default() }).await?;
-    world.allow("alice").await?;
+/// So many nodes, each with a tenant that the bad rule accuses.
+const NODES: usize = 40;
+
+/// Creates a tenant for each node. Returns their namespaces.
+async fn tenants_of_nodes(world: &World) -> anyhow::Result<Vec<String>> {
     let tenants = (0..NODES).map(async |n| {
         let (namespace, node) = (format!("ns-{n:02}"), format!("sim-{n:04}"));
         world.stage.namespace(&namespace).await?;
@@ -68,11 +70,12 @@ async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow
         world.stage.running(&namespace, "app=web", 1, LIMIT).await?;
         anyhow::Ok(namespace)
     });
-    let tenants = try_join_all(tenants).await?;
-    for (node, namespace) in tenants.iter().enumerate() {
-        world.fleet.set_offenders(node, vec![by_bad_rule(namespace, "web-0")]);
-    }
-    until_blocked_and_held(&world, BRAKE, NODES - BRAKE).await?;
+    try_join_all(tenants).await
+}
+
+/// The brake holds all Apps but the first ten, and one alert says so.
+async fn the_brake_holds(world: &World) -> anyhow::Result<()> {
+    until_blocked_and_held(world, BRAKE, NODES - BRAKE).await?;
     throughout("no more are blocked", ROUNDS, async || {
         ensure!(world.closed().await?.len() == BRAKE);
         anyhow::Ok(())
@@ -84,40 +87,47 @@ async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow
     ensure!(alerts[0].to_string().contains("the rule `.*` hits more than 10 tenants"), "{alerts:#?}");
     println!("{}", world.kubectl(&["get", "incidents", "-n", OWN]).await?);
     println!("{}", world.kubectl(&["get", "incidents", "-n", OWN, "-o", "wide"]).await?);
+    Ok(())
+}
 
-    // By kubectl, with a name and without one, and through the API.
-    let held = in_state(&world, "Held").await?;
-    let [(first, of_first), (second, of_second), (third, of_third), ..] = &held[..] else {
-        anyhow::bail!("{held:?}")
-    };
+/// What an operator sends to approve an Incident by the API, and the answer.
+async fn approve(world: &World, incident: &str) -> anyhow::Result<(u16, Value)> {
+    post(world, "POST", &format!("/api/v1/incidents/{incident}/approve"), &json!({"reason": "this too"}))
+        .await
+}
+
+/// An operator approves three Apps: by kubectl, with a name and without one, and through the API. Returns the hosts that
+/// are closed then.
+async fn three_are_approved(world: &World, held: [&(String, String); 3]) -> anyhow::Result<BTreeSet<String>> {
+    let [(first, of_first), (second, of_second), (third, of_third)] = held;
     let approval = json!({"spec": {"approve": {"by": "alice", "reason": "a miner indeed"}}});
-    patch(&world, "incident", first, &approval).await?;
-    until_blocked_and_held(&world, BRAKE + 1, NODES - BRAKE - 1).await?;
-    patch(&world, "incident", second, &json!({"spec": {"approve": {}}})).await?;
-    until_blocked_and_held(&world, BRAKE + 2, NODES - BRAKE - 2).await?;
-    let body = json!({"reason": "this too"});
-    let (status, answer) = post(&world, "POST", &format!("/api/v1/incidents/{third}/approve"), &body).await?;
+    patch(world, "incident", first, &approval).await?;
+    until_blocked_and_held(world, BRAKE + 1, NODES - BRAKE - 1).await?;
+    patch(world, "incident", second, &json!({"spec": {"approve": {}}})).await?;
+    until_blocked_and_held(world, BRAKE + 2, NODES - BRAKE - 2).await?;
+    let (status, answer) = approve(world, third).await?;
     ensure!(status == 200, "{status} {answer}");
-    until_blocked_and_held(&world, BRAKE + 3, NODES - BRAKE - 3).await?;
+    until_blocked_and_held(world, BRAKE + 3, NODES - BRAKE - 3).await?;
     let closed = world.closed().await?;
     for (namespace, actor) in
         [(of_first, "alice"), (of_second, "unknown (kubectl-patch)"), (of_third, "alice")]
     {
         ensure!(closed.contains(&format!("web.{namespace}.svc.cluster.local")), "{namespace}: {closed:?}");
         let done = world
-            .until_incident(namespace, "without its order", |incident| incident["spec"]["approve"].is_null())
+            .until_incident(namespace, "without its command", |incident| {
+                incident["spec"]["approve"].is_null()
+            })
             .await?;
-        let told = decisions(&done);
-        ensure!(told.contains(&("approved".to_owned(), actor.to_owned())), "{told:?}");
+        let decisions = decisions(&done);
+        ensure!(decisions.contains(&("approved".to_owned(), actor.to_owned())), "{decisions:?}");
         world.until_told(namespace, "there", |told| told.labels()["isRead"] == "false").await?;
     }
+    Ok(closed)
+}
 
-    // Whoever is blocked can't be approved again.
-    let (status, answer) = post(&world, "POST", &format!("/api/v1/incidents/{third}/approve"), &body).await?;
-    ensure!((400..500).contains(&status) || status == 200, "{status} {answer}");
-    println!("approved once more: {status} {answer}");
-
-    let described = world.kubectl(&["describe", "incident", first, "-n", OWN]).await?;
+/// The Events of the Incident that was approved first, and of all that are held.
+async fn events_say_what_was_decided(world: &World, approved: &str) -> anyhow::Result<()> {
+    let described = world.kubectl(&["describe", "incident", approved, "-n", OWN]).await?;
     let events = described.rsplit("Events:").next().context("no Events")?;
     println!("Events:{events}");
     for words in ["Warning  Held", "Normal   Approved", "alice: ", "a miner indeed"] {
@@ -126,25 +136,49 @@ async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow
     let events = world.stage.api::<Event>(OWN).list(&ListParams::default()).await?.items;
     let held = events.iter().filter(|event| event.reason.as_deref() == Some("Held")).count();
     ensure!(held == NODES - BRAKE, "{held} Events tell of what is held");
+    Ok(())
+}
 
-    // A restart approves nothing, and lets nobody go.
+/// A restart neither approves nor releases an App, and decides nothing again.
+async fn a_restart_changes_nothing(world: &mut World, closed: &BTreeSet<String>) -> anyhow::Result<()> {
     world.restart(&json!({}))?;
     world
         .aggregator
         .wait_for("the first round", LIMIT, "/readyz", |ready| ready["leader"]["leading"] == true)
         .await?;
     throughout("held as before", ROUNDS, async || {
-        let now = in_state(&world, "Held").await?.len();
+        let now = in_state(world, "Held").await?.len();
         ensure!(now == NODES - BRAKE - 3, "{now} held");
-        ensure!(world.closed().await? == closed, "another set is closed");
+        ensure!(world.closed().await? == *closed, "another set is closed");
         anyhow::Ok(())
     })
     .await?;
-    // The storm goes on: somebody who is accused by the same rule now is held by the same brake.
     let logs = world.aggregator.logs();
-    let told = logs.iter().find(|entry| entry.get("decision").is_some_and(|kind| kind != "disputed"));
-    ensure!(told.is_none(), "nothing is decided again: {told:?}");
+    let decided = logs.iter().find(|entry| entry.get("decision").is_some_and(|kind| kind != "disputed"));
+    ensure!(decided.is_none(), "nothing is decided again: {decided:?}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_rule_blocks_ten_and_each_further_one_only_by_approval() -> anyhow::Result<()> {
+    let mut world = World::begin(Beginning { nodes: NODES, ..Beginning::default() }).await?;
+    world.allow("alice").await?;
+    let tenants = tenants_of_nodes(&world).await?;
+    for (node, namespace) in tenants.iter().enumerate() {
+        world.fleet.set_offenders(node, vec![by_bad_rule(namespace, "web-0")]);
+    }
+    the_brake_holds(&world).await?;
+    let held = in_state(&world, "Held").await?;
+    let [first, second, third, ..] = &held[..] else { anyhow::bail!("{held:?}") };
+    let closed = three_are_approved(&world, [first, second, third]).await?;
+
+    // An approval of an App that is blocked already is refused, or changes nothing.
+    let (status, answer) = approve(&world, &third.0).await?;
+    ensure!((400..500).contains(&status) || status == 200, "{status} {answer}");
+    println!("approved once more: {status} {answer}");
+
+    events_say_what_was_decided(&world, &first.0).await?;
+    a_restart_changes_nothing(&mut world, &closed).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,26 +211,26 @@ async fn an_exemption_releases_at_once_and_counts_as_long_as_it_is_there() -> an
     delete(&world.of_state("Exemption"), "course").await?;
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
 
-    // Through the API, and back.
+    // An operator adds an exemption through the API, and removes it.
     let body = json!({"id": "by-api", "namespace": {"exact": "ns-b"}, "reason": "asked for by its owner"});
     let (status, answer) = post(&world, "POST", "/api/v1/exemptions", &body).await?;
     ensure!(status == 201, "{status} {answer}");
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    let kept = world.of_state("Exemption").get("by-api").await?;
-    ensure!(kept.data["spec"]["by"] == "alice", "{:?}", kept.data);
+    let persisted = world.of_state("Exemption").get("by-api").await?;
+    ensure!(persisted.data["spec"]["by"] == "alice", "{:?}", persisted.data);
     let bearer = format!("Bearer {}", world.cluster.token_of_alice());
     let headers = [("authorization", bearer.as_str())];
     let gone = world.aggregator.send("DELETE", "/api/v1/exemptions/by-api", &headers, None).await?;
     ensure!(gone.status == 204, "{gone:?}");
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
 
-    // One that has run out covers nothing.
+    // An exemption that is over covers nothing.
     let spec = json!({"namespace": {"exact": "ns-a"}, "reason": "it was", "until": "2020-01-01T00:00:00Z"});
     world.cluster.apply(&exemption("over", &spec)).await?;
     world.stays_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"], ROUNDS).await
 }
 
-/// What the API server can judge it refuses; the rest is named by the aggregator.
+/// The API server refuses what it can judge. The aggregator names the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exemption_that_makes_no_sense_is_refused_or_named_and_covers_nothing() -> anyhow::Result<()> {
     let world = World::start().await?;
@@ -240,7 +274,7 @@ async fn an_exemption_that_makes_no_sense_is_refused_or_named_and_covers_nothing
         .aggregator
         .wait_for("no more of it", LIMIT, "/readyz", |ready| ready["state"]["ok"] == true)
         .await?;
-    // There is one Enforcement, and it has its modes.
+    // There is one Enforcement, with one of three modes.
     for (name, spec) in [("other", json!({"mode": "paused"})), ("procscan", json!({"mode": "off"}))] {
         let enforcement = json!({
             "apiVersion": "procscan.sealos.io/v1alpha1", "kind": "Enforcement",
@@ -273,7 +307,7 @@ async fn while_paused_only_what_operators_do_takes_effect() -> anyhow::Result<()
     let mode = |mode: &'static str| move |body: &Value| body["mode"] == mode;
     world.aggregator.wait_for("paused", LIMIT, "/api/v1/enforcement", mode("paused")).await?;
     println!("{}", world.kubectl(&["get", "enforcements", "-n", OWN]).await?);
-    // Neither somebody new, nor somebody whose App is gone.
+    // No new App is blocked, and no App is released although its Pod is gone.
     world.accuse(2, &[("ns-c", &c)]);
     world.accuse(1, &[]);
     delete(&world.stage.api::<Pod>("ns-b"), "web-0").await?;
@@ -284,7 +318,7 @@ async fn while_paused_only_what_operators_do_takes_effect() -> anyhow::Result<()
         .await?;
     world.until_closed(&["web-x7k2.ns-b"]).await?;
     let done = world
-        .until_incident("ns-a", "without its order", |incident| incident["spec"]["release"].is_null())
+        .until_incident("ns-a", "without its command", |incident| incident["spec"]["release"].is_null())
         .await?;
     ensure!(
         decisions(&done).contains(&("released".to_owned(), "alice".to_owned())),
@@ -292,13 +326,13 @@ async fn while_paused_only_what_operators_do_takes_effect() -> anyhow::Result<()
         decisions(&done)
     );
 
-    // By the API, back to what the configuration says.
+    // By the API, an operator goes back to the mode of the configuration.
     let body = json!({"mode": null, "reason": "done"});
     let (status, answer) = post(&world, "PUT", "/api/v1/enforcement", &body).await?;
     ensure!(status == 200, "{status} {answer}");
     world.aggregator.wait_for("enforcing", LIMIT, "/api/v1/enforcement", mode("enforce")).await?;
     world.until_closed(&["web-x7k2.ns-c"]).await?;
-    // What the agents go on saying does not count for those who were released by hand.
+    // The agents go on listing the process, which does not count against the App that the operator released.
     world.stays_closed(&["web-x7k2.ns-c"], ROUNDS).await?;
     let of_a = world.incident("ns-a").await?;
     ensure!(of_a.data["status"]["state"] == "Watched", "{:?}", of_a.data);

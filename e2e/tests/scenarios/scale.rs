@@ -1,4 +1,4 @@
-//! More than anybody hopes to block: twenty thousand Apps at once, with the longest names there are.
+//! Twenty thousand Apps are blocked at once, with the longest names that Kubernetes allows.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, DynamicObject, ListParams};
+use procscan_agent::record::Record;
 use procscan_e2e::Stage;
 use procscan_e2e::wait::until_every;
 use serde_json::json;
@@ -16,7 +17,7 @@ use crate::world::{Beginning, World, offender, scene};
 
 const TENANTS: usize = 20;
 const APPS: usize = 1000;
-/// Everything that is made here takes a while on a small machine, and so does looking at all of it.
+/// On a small machine it takes minutes to create all objects, and to read them.
 const LONG: Duration = Duration::from_mins(8);
 /// All WasmPlugins together are some megabytes.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -42,7 +43,7 @@ async fn make(stage: &Stage, tenant: usize) -> anyhow::Result<()> {
                 stage.pod(&namespace, &name, &node, &[("app", &name)]).await?;
                 let service = json!({
                     "metadata": {"name": name, "namespace": namespace},
-                    // Without an address of its own it is made faster.
+                    // The API server creates a Service without an address faster.
                     "spec": {"clusterIP": "None", "selector": {"app": name}, "ports": [{"port": 80}]},
                 });
                 stage.make::<Service>(service).await
@@ -70,10 +71,8 @@ async fn until_so_many(world: &World, apps: usize) -> anyhow::Result<Vec<Dynamic
     plugins.await.with_context(|| world.last_words())
 }
 
-/// Scenario 10.
-#[tokio::test(flavor = "multi_thread")]
-async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_sentinels()
--> anyhow::Result<()> {
+/// All Apps of the tenants, in a world without limits that hold them.
+async fn with_all_apps() -> anyhow::Result<World> {
     let lifted = 1_000_000;
     let config = json!({
         "aggregator": {"scan_interval": "2s"},
@@ -87,7 +86,7 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
         "notification": {"max_per_round": 5},
     });
     let mut beginning = Beginning { nodes: TENANTS, config, ..Beginning::default() };
-    // What these would do for as many Pods proves nothing more.
+    // Kubelets and controllers for as many Pods would prove nothing more.
     beginning.has_kubelets = false;
     beginning.cluster.controllers = false;
     // Otherwise the API server deletes the Pods of a tenant one after the other, which takes minutes.
@@ -99,24 +98,30 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
     for tenant in 0..TENANTS {
         make(&scene.1, tenant).await?;
     }
-    let world = World::around(scene, &more).await?;
-    let all = |tenant: usize, apps: usize| {
-        (0..apps).map(|number| offender(&namespace(tenant), &app(tenant, number))).collect()
-    };
-    for tenant in 0..TENANTS {
-        world.fleet.set_offenders(tenant, all(tenant, APPS));
-    }
-    let plugins = until_so_many(&world, TENANTS * APPS).await?;
+    World::around(scene, &more).await
+}
+
+/// The tenant's first Apps, as its node's agent lists them.
+fn offenders(tenant: usize, apps: usize) -> Vec<Record> {
+    (0..apps).map(|number| offender(&namespace(tenant), &app(tenant, number))).collect()
+}
+
+fn each_is_within_its_limit(plugins: &[DynamicObject]) -> anyhow::Result<()> {
     ensure!(plugins.len() > 3, "{}", plugins.len());
-    for plugin in &plugins {
+    for plugin in plugins {
         let size = serde_json::to_vec(
             &json!({"metadata": {"name": plugin.name_any()}, "spec": plugin.data["spec"]}),
         )?
         .len();
         ensure!(size <= 512 << 10, "{} has {size} bytes", plugin.name_any());
     }
-    // It becomes the long form once every route is known: Ingresses are looked up by hash, and nothing stays plain.
-    let plugins = until_every(PAUSE, "the long form everywhere", LONG, async || {
+    Ok(())
+}
+
+/// Once every route is known, all lists have the long form: the gateway looks up Ingresses by hash, and no Service stays
+/// in the plain list.
+async fn until_all_have_the_long_form(world: &World) -> anyhow::Result<Vec<DynamicObject>> {
+    until_every(PAUSE, "the long form everywhere", LONG, async || {
         let plugins = world.plugins().await?;
         for plugin in &plugins {
             let rules = &plugin.data["spec"]["matchRules"];
@@ -129,19 +134,23 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
         }
         Ok(plugins)
     })
-    .await?;
+    .await
+}
 
-    // One App less. Its Pod is gone, and its node says nothing more of it.
-    world.fleet.set_offenders(0, all(0, APPS - 1));
-    let now = DeleteParams::default().grace_period(0);
-    world.stage.api::<Pod>(&namespace(0)).delete(&app(0, APPS - 1), &now).await?;
-    let fewer = until_so_many(&world, TENANTS * APPS - 1).await?;
+/// One App less: its Pod is gone, and its agent does not list it any more.
+async fn one_app_less_changes_one_shard(world: &World, plugins: &[DynamicObject]) -> anyhow::Result<()> {
+    world.fleet.set_offenders(0, offenders(0, APPS - 1));
+    world.stage.api::<Pod>(&namespace(0)).delete(&app(0, APPS - 1), &at_once()).await?;
+    let fewer = until_so_many(world, TENANTS * APPS - 1).await?;
     let version = |plugins: &[DynamicObject]| -> Vec<String> {
         plugins.iter().map(|plugin| plugin.resource_version().unwrap_or_default()).collect()
     };
-    let rewritten = version(&plugins).iter().zip(version(&fewer)).filter(|(a, b)| **a != *b).count();
+    let rewritten = version(plugins).iter().zip(version(&fewer)).filter(|(a, b)| **a != *b).count();
     ensure!(fewer.len() == plugins.len() && rewritten == 1, "{rewritten} of {} were rewritten", fewer.len());
+    Ok(())
+}
 
+async fn no_app_leaves_every_shard(world: &World, plugins: &[DynamicObject]) -> anyhow::Result<()> {
     for tenant in 0..TENANTS {
         world.fleet.set_offenders(tenant, Vec::new());
     }
@@ -149,10 +158,29 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
     tenants
         .try_for_each_concurrent(4, async |tenant| {
             let pods = world.stage.api::<Pod>(&namespace(tenant));
-            pods.delete_collection(&now, &ListParams::default()).await.map(drop)
+            pods.delete_collection(&at_once(), &ListParams::default()).await.map(drop)
         })
         .await?;
-    let none = until_so_many(&world, 0).await?;
+    let none = until_so_many(world, 0).await?;
     ensure!(none.len() == plugins.len(), "shards are never deleted");
     Ok(())
+}
+
+fn at_once() -> DeleteParams {
+    DeleteParams::default().grace_period(0)
+}
+
+/// Scenario 10.
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_sentinels()
+-> anyhow::Result<()> {
+    let world = with_all_apps().await?;
+    for tenant in 0..TENANTS {
+        world.fleet.set_offenders(tenant, offenders(tenant, APPS));
+    }
+    let plugins = until_so_many(&world, TENANTS * APPS).await?;
+    each_is_within_its_limit(&plugins)?;
+    let plugins = until_all_have_the_long_form(&world).await?;
+    one_app_less_changes_one_shard(&world, &plugins).await?;
+    no_app_leaves_every_shard(&world, &plugins).await
 }

@@ -1,5 +1,5 @@
-//! The whole service with the state in a file, a fleet that scans only when it is told to, and what may not happen while the
-//! state can't be written.
+//! The whole service with its state in a file, a fleet that scans only on command, and the rules while the state can't be
+//! written.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,12 +15,12 @@ use super::{PROGRAM, Process, free_port, get_json, try_get, wait_for};
 pub const NODES: usize = 20;
 pub const LIMIT: Duration = Duration::from_mins(1);
 
-/// What the fleet runs on.
+/// The runtime of the fleet.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// A fleet whose nodes scan only when they are told to, and the files by which an aggregator finds it.
+/// A fleet whose nodes scan only on command, and the files by which an aggregator finds it.
 pub fn scene(directory: &Path) -> (Fleet, SocketAddr) {
     let options = FleetOptions {
         nodes: NODES,
@@ -54,15 +54,15 @@ pub fn start(directory: &Path) -> Process {
     start_by(&[], directory)
 }
 
-/// Starts it by another program that becomes it, with what that one is called with before.
+/// Starts the service by another program, which gets the arguments `way` and then becomes the service.
 pub fn start_by(way: &[&str], directory: &Path) -> Process {
     let whole = [way, &[PROGRAM, "run", "--config", "config.yaml"]].concat();
     Process::start(whole[0], &whole[1..], directory)
 }
 
-/// The Services that are closed, without the sentinel; none if nothing has been written yet.
+/// The closed Services, without the sentinel. There are none before the service has written its object.
 pub fn closed(directory: &Path) -> BTreeSet<String> {
-    // Replaced as a whole while somebody runs, so it is there and whole, or not there yet.
+    // The service replaces the file as a whole, so a reader never sees a part of it.
     let file = directory.join("objects/wasmplugin_higress-system_procscan-violations.yaml");
     let Ok(text) = std::fs::read_to_string(file) else { return BTreeSet::new() };
     let object: Value = serde_saphyr::from_str(&text).unwrap();
@@ -75,8 +75,8 @@ pub fn closed(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// A story of a state that can't be written: one App is blocked before; while it lasts, that one becomes clean and another
-/// offends; afterwards the other one is blocked instead.
+/// A time in which the state can't be written. Before it, one App is blocked. During it, that App becomes clean and another
+/// one offends. After it, the other App is blocked instead.
 pub struct Outage {
     fleet: Fleet,
     address: SocketAddr,
@@ -105,7 +105,7 @@ impl Outage {
         self.running = None;
     }
 
-    /// Starts the service again, where it can't know what is kept.
+    /// Starts the service again, which can't read the persisted state.
     pub fn start(&mut self, way: &[&str]) {
         self.running = Some(start_by(way, &self.directory));
     }
@@ -116,17 +116,17 @@ impl Outage {
         (0..2).for_each(|node| self.fleet.scan_now(node));
     }
 
-    /// What the service says of itself, once it has asked every node.
+    /// The answer of `/readyz`, once the service has asked every node.
     fn ready(&self) -> Option<Value> {
         let ready: Value = serde_json::from_str(&try_get(self.address, "/readyz")?.body).ok()?;
         (ready["status"] == "ready").then_some(ready)
     }
 
-    /// The trouble is told, in the words of `says`; nothing new is blocked or released; everything else goes on.
+    /// The service reports the error `says`. It blocks and releases no further App, and everything else goes on.
     pub fn lasts(&self, says: &str) {
-        let is_told =
+        let is_reported =
             |ready: &Value| ready["state"]["error"].as_str().is_some_and(|error| error.contains(says));
-        let ready = wait_for("the trouble to be told", LIMIT, || self.ready().filter(is_told));
+        let ready = wait_for("the error of the state", LIMIT, || self.ready().filter(is_reported));
         assert_eq!(ready["state"]["ok"], false, "{ready}");
         wait_for("the new violation", LIMIT, || {
             let list = get_json(self.address, "/api/v1/violations");
@@ -143,13 +143,13 @@ impl Outage {
             assert_eq!(closed(&self.directory), self.before);
             (rounds(&ready) >= begun + 10).then_some(())
         });
-        let told = self.alerts();
-        assert!(told.iter().any(|text| text.contains(says)), "{says}: {told:#?}");
-        // Not with each round.
-        assert!(told.len() <= 3, "{told:#?}");
+        let alerts = self.alerts();
+        assert!(alerts.iter().any(|text| text.contains(says)), "{says}: {alerts:#?}");
+        // Not every round raises the alert.
+        assert!(alerts.len() <= 3, "{alerts:#?}");
     }
 
-    /// What the log says of the state, loudly.
+    /// The alerts about the state in the log.
     fn alerts(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.directory.join("stderr")).unwrap();
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -162,7 +162,7 @@ impl Outage {
             .collect()
     }
 
-    /// It recovers by itself, what has waited is done, and everything is kept.
+    /// The service recovers by itself. The decisions that waited take effect, and all are persisted.
     pub fn is_over(&self) {
         wait_for("the block of the new one and the release of the old one", LIMIT, || {
             self.fleet.scan_now(1);

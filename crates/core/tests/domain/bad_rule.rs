@@ -11,7 +11,7 @@ use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Alert, Brake, ClusterFacts, Evaluation, IncidentCommand};
 use procscan_core::report::Record;
 
-/// How long everything has to stay as it is.
+/// How many hours nothing may change.
 const HOURS: u64 = 6;
 
 /// A Pod as its node runs it.
@@ -109,6 +109,12 @@ impl Story {
         self.restart();
     }
 
+    /// An operator approves the block or the release of the App, which a brake holds.
+    fn approve(&mut self, app: App) {
+        let command = IncidentCommand::Approve { app };
+        self.world.incidents.execute(&command, "ops", &self.world.policy, self.world.now).unwrap();
+    }
+
     /// Restarts twice before any node has answered, and receives all reports bit by bit. Nothing is decided at any of
     /// these moments.
     fn restarts_and_stays(&mut self, effects: &Effects, parts: &[&dyn Fn(&mut World)]) {
@@ -170,13 +176,13 @@ impl Fleet {
         Story::new(&self.nodes, all.map(|(node, pod)| (self.nodes[node].as_str(), pod)))
     }
 
-    /// Those nodes answer with what the real rule finds and, with the bad rule, every process that they run.
+    /// Those nodes list the processes that the real rule finds and, with the bad rule, every process that they run.
     fn answer(&self, world: &mut World, nodes: std::ops::Range<usize>, is_bad: bool) {
         let now = world.clock();
         for node in nodes {
             let pods = self.pods[node].iter().filter(|_| is_bad);
             let mut records: Vec<Record> = pods.map(|pod| pod.accused("nginx", ".*", now)).collect();
-            // Two of its processes, so that its node is known to list everything.
+            // The node lists two processes, so the policy knows that it does not list one at a time.
             if node == self.miner.0 {
                 records.extend(["xmrig", "xmrigd"].map(|name| self.miner.1.accused(name, "^xmrig", now)));
             }
@@ -185,109 +191,161 @@ impl Fleet {
     }
 }
 
+/// A bad rule on the whole fleet, beside a real miner.
+struct BadRule<'a> {
+    fleet: &'a Fleet,
+    story: Story,
+    brake: &'a Brake,
+    /// How many Apps the rule may block before the brake holds further ones.
+    blocked: usize,
+    /// How many of them may be released at once when the rule is gone.
+    released: usize,
+}
+
+impl<'a> BadRule<'a> {
+    fn new(fleet: &'a Fleet, brake: &'a Brake, blocked: usize, released: usize) -> Self {
+        let mut story = fleet.story();
+        if *brake == Brake::NewTenants {
+            story.world.policy.brake.max_tenants_per_rule = 1000;
+            story.world.policy.brake.max_releases = 19;
+        }
+        Self { fleet, story, brake, blocked, released }
+    }
+
+    fn miner(&self) -> BTreeSet<App> {
+        BTreeSet::from([self.fleet.miner.1.app()])
+    }
+
+    fn rounds(&mut self, rounds: u64, is_bad: bool) {
+        let fleet = self.fleet;
+        self.story.world.rounds(rounds, |w| fleet.answer(w, 0..NODES, is_bad));
+    }
+
+    fn only_the_miner_is_blocked(&mut self) -> Effects {
+        let fleet = self.fleet;
+        self.story.world.rounds(20, |w| {
+            fleet.answer(w, 0..NODES, false);
+            w.evaluate();
+        });
+        let before = self.story.evaluate();
+        assert_eq!((&before.blocked, before.held.len()), (&self.miner(), 0));
+        before
+    }
+
+    /// Not all nodes answer at once, and the leader is killed before all decisions are persisted. First none is
+    /// persisted, then some of the blocks, then the blocks alone.
+    fn spreads_while_the_leader_is_killed(&mut self) -> Effects {
+        let Self { fleet, story, blocked, .. } = self;
+        let blocked = *blocked;
+        story.world.wait(MINUTE);
+        for written in [0, blocked / 2, blocked] {
+            fleet.answer(&mut story.world, 0..NODES / 2, true);
+            let already = story.world.persisted.len() - 1;
+            story.is_killed_after_persisting(written - already);
+            let effects = story.evaluate();
+            assert_eq!((effects.blocked.len(), effects.held.len()), (1 + written, 0));
+            story.world.facts = story.facts.clone();
+        }
+        for quarter in 0..4 {
+            let size = NODES / 4;
+            fleet.answer(&mut story.world, quarter * size..(quarter + 1) * size, true);
+            assert_eq!(story.evaluate().blocked.len(), 1 + blocked, "at most the brake's number");
+        }
+        let flooded = story.evaluate();
+        assert_eq!(flooded.held.len(), APPS - blocked);
+        assert!(
+            flooded.blocked.is_disjoint(&flooded.held) && flooded.notified == flooded.blocked,
+            "{flooded:?}"
+        );
+        assert!(flooded.blocked.is_superset(&self.miner()));
+        flooded
+    }
+
+    fn changes_nothing_for_hours(&mut self, flooded: &Effects) {
+        let Self { fleet, story, brake, blocked, .. } = self;
+        let (fleet, blocked) = (*fleet, *blocked);
+        for _ in 0..HOURS {
+            let restarted = story.world.clock();
+            let half =
+                |range: std::ops::Range<usize>| move |w: &mut World| fleet.answer(w, range.clone(), true);
+            story.restarts_and_stays(flooded, &[&half(0..NODES / 2), &half(NODES / 2..NODES)]);
+            while story.world.clock() - restarted < i64::try_from(HOUR).unwrap() {
+                story.world.rounds(1, |w| fleet.answer(w, 0..NODES, true));
+                assert_eq!(story.evaluate(), *flooded);
+            }
+        }
+        assert!(story.alerts.len() == 1 && is_of(&story.alerts[0], brake), "{:?}", story.alerts);
+        assert_eq!(story.counts(DecisionKind::Held), (APPS - blocked, APPS - blocked));
+        assert_eq!(logged(&story.world, DecisionKind::Held), [(1, APPS - blocked)].into());
+        assert_eq!(logged(&story.world, DecisionKind::Blocked), [(1, 1 + blocked)].into());
+    }
+
+    fn an_approval_is_for_one_app(&mut self, flooded: Effects) -> Effects {
+        let approved = flooded.held.iter().nth(flooded.held.len() / 2).unwrap().clone();
+        self.story.approve(approved.clone());
+        let mut after = flooded;
+        after.held.remove(&approved);
+        after.blocked.insert(approved.clone());
+        after.notified.insert(approved);
+        assert_eq!(self.story.evaluate(), after);
+        let fleet = self.fleet;
+        self.story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, true)]);
+        self.rounds(15, true);
+        assert_eq!(self.story.evaluate(), after);
+        after
+    }
+
+    /// The rule is gone. Nothing changes before its clearing time is over. The clearing time begins anew with a restart.
+    fn is_gone(&mut self, after: &Effects) -> Effects {
+        let fleet = self.fleet;
+        self.rounds(20, false);
+        self.story.restarts_and_stays(after, &[&|w| fleet.answer(w, 0..NODES, false)]);
+        self.rounds(25, false);
+        assert_eq!(self.story.evaluate(), *after);
+        self.rounds(15, false);
+        let calm = self.story.evaluate();
+        let (miner, released) = (self.miner(), self.released);
+        let left = after.blocked.len() - miner.len() - released;
+        assert_eq!((calm.blocked.len(), calm.held.len()), (1 + left, left));
+        assert!(calm.blocked.is_subset(&after.blocked) && calm.blocked.is_superset(&miner));
+        assert_eq!(self.story.counts(DecisionKind::Closed), (after.held.len(), after.held.len()));
+        assert_eq!(self.story.counts(DecisionKind::Released), (released, released));
+        assert_eq!(self.story.counts(DecisionKind::ReleaseHeld), (left, left));
+        for _ in 0..2 {
+            self.story.restarts_and_stays(&calm, &[&|w| fleet.answer(w, 0..NODES, false)]);
+            self.rounds(60, false);
+            assert_eq!(self.story.evaluate(), calm);
+        }
+        let alerts = &self.story.alerts;
+        let about_releases = alerts.iter().filter(|alert| is_of(alert, &Brake::Releases)).count();
+        assert_eq!((alerts.len(), about_releases), (1 + left.min(1), left.min(1)), "{alerts:?}");
+        calm
+    }
+}
+
+fn is_of(alert: &Alert, wanted: &Brake) -> bool {
+    matches!(alert, Alert::Brake { brake, .. } if brake == wanted)
+}
+
 /// How many Apps a bad rule may block before the brake holds, and how many its end may release at once.
 fn a_bad_rule(apps_per_namespace: usize, brake: &Brake, blocked: usize, released: usize) {
     let fleet = Fleet::new(apps_per_namespace);
-    let mut story = fleet.story();
-    if *brake == Brake::NewTenants {
-        story.world.policy.brake.max_tenants_per_rule = 1000;
-        story.world.policy.brake.max_releases = 19;
-    }
-    let miner = BTreeSet::from([fleet.miner.1.app()]);
-    story.world.rounds(20, |w| {
-        fleet.answer(w, 0..NODES, false);
-        w.evaluate();
-    });
-    let before = story.evaluate();
-    assert_eq!((&before.blocked, before.held.len()), (&miner, 0));
-
-    // Not all nodes answer at once, and the leader is killed before all decisions are persisted. First none is
-    // persisted, then some of the blocks, then the blocks alone.
-    story.world.wait(MINUTE);
-    for written in [0, blocked / 2, blocked] {
-        fleet.answer(&mut story.world, 0..NODES / 2, true);
-        let already = story.world.persisted.len() - 1;
-        story.is_killed_after_persisting(written - already);
-        let effects = story.evaluate();
-        assert_eq!((effects.blocked.len(), effects.held.len()), (1 + written, 0));
-        story.world.facts = story.facts.clone();
-    }
-    for quarter in 0..4 {
-        let size = NODES / 4;
-        fleet.answer(&mut story.world, quarter * size..(quarter + 1) * size, true);
-        assert_eq!(story.evaluate().blocked.len(), 1 + blocked, "at most the brake's number");
-    }
-    let flooded = story.evaluate();
-    assert_eq!(flooded.held.len(), APPS - blocked);
-    assert!(flooded.blocked.is_disjoint(&flooded.held) && flooded.notified == flooded.blocked, "{flooded:?}");
-    assert!(flooded.blocked.is_superset(&miner));
-
-    for _ in 0..HOURS {
-        let restarted = story.world.clock();
-        let half = |range: std::ops::Range<usize>| {
-            let fleet = &fleet;
-            move |w: &mut World| fleet.answer(w, range.clone(), true)
-        };
-        story.restarts_and_stays(&flooded, &[&half(0..NODES / 2), &half(NODES / 2..NODES)]);
-        while story.world.clock() - restarted < i64::try_from(HOUR).unwrap() {
-            story.world.rounds(1, |w| fleet.answer(w, 0..NODES, true));
-            assert_eq!(story.evaluate(), flooded);
-        }
-    }
-    let is_of =
-        |alert: &Alert, wanted: &Brake| matches!(alert, Alert::Brake { brake, .. } if brake == wanted);
-    assert!(story.alerts.len() == 1 && is_of(&story.alerts[0], brake), "{:?}", story.alerts);
-    assert_eq!(story.counts(DecisionKind::Held), (APPS - blocked, APPS - blocked));
-    assert_eq!(logged(&story.world, DecisionKind::Held), [(1, APPS - blocked)].into());
-    assert_eq!(logged(&story.world, DecisionKind::Blocked), [(1, 1 + blocked)].into());
-
-    // One approval by an operator is for one App.
-    let approved = flooded.held.iter().nth(flooded.held.len() / 2).unwrap().clone();
-    let command = IncidentCommand::Approve { app: approved.clone() };
-    story.world.incidents.execute(&command, "ops", &story.world.policy, story.world.now).unwrap();
-    let mut after = Effects { ..flooded };
-    after.held.remove(&approved);
-    after.blocked.insert(approved.clone());
-    after.notified.insert(approved);
-    assert_eq!(story.evaluate(), after);
-    story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, true)]);
-    story.world.rounds(15, |w| fleet.answer(w, 0..NODES, true));
-    assert_eq!(story.evaluate(), after);
-
-    // The rule is gone. Until its clearing time is over, which begins anew with a restart, everything stays.
-    story.world.rounds(20, |w| fleet.answer(w, 0..NODES, false));
-    story.restarts_and_stays(&after, &[&|w| fleet.answer(w, 0..NODES, false)]);
-    story.world.rounds(25, |w| fleet.answer(w, 0..NODES, false));
-    assert_eq!(story.evaluate(), after);
-    story.world.rounds(15, |w| fleet.answer(w, 0..NODES, false));
-    let calm = story.evaluate();
-    let left = after.blocked.len() - miner.len() - released;
-    assert_eq!((calm.blocked.len(), calm.held.len()), (1 + left, left));
-    assert!(calm.blocked.is_subset(&after.blocked) && calm.blocked.is_superset(&miner));
-    assert_eq!(story.counts(DecisionKind::Closed), (after.held.len(), after.held.len()));
-    assert_eq!(story.counts(DecisionKind::Released), (released, released));
-    assert_eq!(story.counts(DecisionKind::ReleaseHeld), (left, left));
-    for _ in 0..2 {
-        story.restarts_and_stays(&calm, &[&|w| fleet.answer(w, 0..NODES, false)]);
-        story.world.rounds(60, |w| fleet.answer(w, 0..NODES, false));
-        assert_eq!(story.evaluate(), calm);
-    }
-    let about_releases = story.alerts.iter().filter(|alert| is_of(alert, &Brake::Releases)).count();
-    assert_eq!((story.alerts.len(), about_releases), (1 + left.min(1), left.min(1)), "{:?}", story.alerts);
+    let mut rule = BadRule::new(&fleet, brake, blocked, released);
+    let before = rule.only_the_miner_is_blocked();
+    let flooded = rule.spreads_while_the_leader_is_killed();
+    rule.changes_nothing_for_hours(&flooded);
+    let after = rule.an_approval_is_for_one_app(flooded);
+    let calm = rule.is_gone(&after);
     for app in calm.held {
-        story
-            .world
-            .incidents
-            .execute(&IncidentCommand::Approve { app }, "ops", &story.world.policy, story.world.now)
-            .unwrap();
+        rule.story.approve(app);
     }
-    assert_eq!(story.evaluate(), before, "as it was before the rule");
+    assert_eq!(rule.story.evaluate(), before, "as it was before the rule");
 }
 
 #[test]
 fn a_bad_rule_on_500_nodes_blocks_no_more_tenants_than_the_window_takes_for_hours_and_over_restarts() {
     // The miner has one of the twenty places, because a new leader does not know how long ago it was blocked. The
-    // others have four Apps each; at the end one tenant exceeds the limit.
+    // others have four Apps each. At the end one tenant exceeds the limit.
     a_bad_rule(4, &Brake::NewTenants, 76, 76);
 }
 
@@ -332,7 +390,7 @@ impl Liar {
     /// nothing.
     fn lies(&self, world: &mut World, lies: impl IntoIterator<Item = usize>) {
         let now = world.clock();
-        // The accusation is another one each hour, because another offence does not free a held App.
+        // The accusation changes each hour, because another offence does not free a held App.
         let process = format!("miner{}", now / i64::try_from(HOUR).unwrap() % 2);
         let accused = lies.into_iter().flat_map(|i| [&self.pods[0][i], &self.pods[1][i]]);
         let records = accused.map(|pod| pod.accused(&process, &format!("^{process}$"), now)).collect();

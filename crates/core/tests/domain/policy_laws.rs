@@ -1,5 +1,7 @@
 //! The policy's laws, over random sequences.
 
+mod steps;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,88 +11,18 @@ use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::clearing::Cleared;
 use procscan_core::decision::{DecisionKind, Mode};
-use procscan_core::exemption::{Exemption, Pattern};
-use procscan_core::names::{App, Key, PodRef};
+use procscan_core::names::{App, Key};
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::{Evaluation, IncidentCommand, Incidents, Phase, PodState};
-use procscan_core::report::FailureReason;
 use procscan_core::snapshot::{EvidenceView, State, Violation};
 use procscan_core::state::Incident;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use self::steps::{Step, app, step};
+
 const NODES: [&str; 3] = ["n0", "n1", "n2"];
 const TENANTS: usize = 8;
-
-#[derive(Clone, Debug)]
-enum Step {
-    Wait(u64),
-    Accuse {
-        node: usize,
-        tenants: Vec<usize>,
-    },
-    Empty(usize),
-    Fail(usize),
-    PodOn {
-        tenant: usize,
-        node: usize,
-    },
-    PodGone(usize),
-    PodUnreadable(usize),
-    PodForgotten(usize),
-    Exempt(usize),
-    EndExemptions,
-    Protect(usize),
-    Terminate(usize),
-    Approve(usize),
-    Release(usize),
-    Mode(Mode),
-    Grace(u64),
-    RoundDone,
-    Restart,
-    FailOver,
-    Lag(bool),
-    /// From now on decisions about those tenants can't be persisted.
-    Unwritable(Vec<usize>),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let tenant = 0..TENANTS;
-    let node = 0..NODES.len();
-    prop_oneof![
-        6 => prop_oneof![1..120_u64, 1..7200_u64].prop_map(Step::Wait),
-        10 => (node.clone(), vec(tenant.clone(), 0..TENANTS))
-            .prop_map(|(node, tenants)| Step::Accuse { node, tenants }),
-        2 => node.clone().prop_map(Step::Empty),
-        1 => node.clone().prop_map(Step::Fail),
-        6 => (tenant.clone(), node).prop_map(|(tenant, node)| Step::PodOn { tenant, node }),
-        1 => tenant.clone().prop_map(Step::PodGone),
-        1 => tenant.clone().prop_map(Step::PodUnreadable),
-        1 => tenant.clone().prop_map(Step::PodForgotten),
-        1 => tenant.clone().prop_map(Step::Exempt),
-        1 => Just(Step::EndExemptions),
-        1 => tenant.clone().prop_map(Step::Protect),
-        1 => tenant.clone().prop_map(Step::Terminate),
-        1 => tenant.clone().prop_map(Step::Approve),
-        1 => tenant.prop_map(Step::Release),
-        1 => prop_oneof![2 => Just(Mode::Enforce), 1 => Just(Mode::DryRun), 1 => Just(Mode::Paused)]
-            .prop_map(Step::Mode),
-        1 => prop_oneof![Just(0), 1..600_u64].prop_map(Step::Grace),
-        1 => Just(Step::RoundDone),
-        2 => prop_oneof![Just(Step::Restart), Just(Step::FailOver)],
-        1 => any::<bool>().prop_map(Step::Lag),
-        1 => vec(0..TENANTS, 0..TENANTS).prop_map(Step::Unwritable),
-        1 => Just(Step::Unwritable(Vec::new())),
-    ]
-}
-
-fn namespace(tenant: usize) -> String {
-    format!("ns-t{tenant}")
-}
-
-fn app(tenant: usize) -> App {
-    App::new(namespace(tenant), "app", "web")
-}
 
 fn world() -> World {
     let mut world = World::new(&NODES);
@@ -119,87 +51,6 @@ fn world_of(world: &World) -> World {
     }
 }
 
-impl Step {
-    fn take(&self, world: &mut World) {
-        match self {
-            Step::Wait(seconds) => drop(world.wait(*seconds)),
-            Step::Accuse { node, tenants } => {
-                let now = world.clock();
-                let records =
-                    tenants.iter().map(|t| record_of(&namespace(*t), "web", "xmrig", now)).collect();
-                world.answer(NODES[*node], records);
-            }
-            Step::Empty(node) => drop(world.answer(NODES[*node], vec![])),
-            Step::Fail(node) => {
-                drop(world.report(NODES[*node], crate::common::failed(FailureReason::Timeout)));
-            }
-            Step::PodOn { tenant, node } => world.pod_on(&namespace(*tenant), "web", NODES[*node], "web"),
-            Step::PodGone(tenant) => {
-                world.pod_is(&namespace(*tenant), "web", PodState::Gone);
-                let pod = PodRef { namespace: namespace(*tenant).into(), pod: "web".into() };
-                world.ledger.pod_gone(&pod, world.now);
-            }
-            Step::PodUnreadable(tenant) => {
-                world.pod_is(&namespace(*tenant), "web", PodState::Unreadable("503".into()));
-            }
-            Step::PodForgotten(tenant) => {
-                world.facts.pods.retain(|pod, _| *pod.namespace != *namespace(*tenant));
-            }
-            Step::Exempt(tenant) => world.policy.exemptions.push(Exemption {
-                place: "Exemption a".into(),
-                confirm: None,
-                namespace: Some(Pattern::Exact(namespace(*tenant))),
-                app: None,
-                process: None,
-                rule: None,
-                reason: "a test".into(),
-                until: None,
-            }),
-            Step::EndExemptions => world.policy.exemptions.clear(),
-            Step::Protect(tenant) => world.policy.protected = vec![namespace(*tenant)],
-            Step::Terminate(tenant) => world.facts.terminating = BTreeSet::from([namespace(*tenant).into()]),
-            Step::Approve(tenant) => {
-                let _ = world.incidents.execute(
-                    &IncidentCommand::Approve { app: app(*tenant) },
-                    "ops",
-                    &world.policy,
-                    world.now,
-                );
-            }
-            Step::Release(tenant) => {
-                let until = world.now.wall() + jiff::SignedDuration::from_hours(1);
-                let _ = world.incidents.execute(
-                    &IncidentCommand::Release { app: app(*tenant), until },
-                    "ops",
-                    &world.policy,
-                    world.now,
-                );
-            }
-            Step::Mode(mode) => {
-                let before = std::mem::replace(&mut world.policy.mode, *mode);
-                // Dry-run decides on a copy. Its decisions had no effect, and are dropped.
-                if before == Mode::DryRun && *mode != Mode::DryRun {
-                    let persisted: Vec<_> = world.persisted.values().cloned().collect();
-                    let snapshot = world.snapshot();
-                    world.incidents = Incidents::restore(&persisted, &snapshot, world.now);
-                }
-            }
-            Step::Grace(seconds) => world.policy.grace = Duration::from_secs(*seconds),
-            Step::RoundDone => world.ledger.round_done(),
-            Step::Restart => world.restart(),
-            Step::FailOver => world.fail_over(),
-            Step::Unwritable(tenants) => {
-                world.unwritable = tenants.iter().map(|tenant| namespace(*tenant)).collect();
-            }
-            Step::Lag(receives) => {
-                if let Some((_, listening)) = &mut world.follower {
-                    *listening = *receives;
-                }
-            }
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(crate::common::cases(400))]
 
@@ -208,9 +59,9 @@ proptest! {
     #[test]
     fn never_a_wrong_block(steps in vec(step(), 1..120)) {
         let mut world = world();
-        // Apps that a brake holds and no operator has approved; Apps that were ever truly accused: fresh, by their
-        // Pod's node.
+        // Apps that a brake holds and no operator has approved.
         let mut held: BTreeSet<App> = BTreeSet::new();
+        // Apps that their Pod's own node has ever accused with fresh evidence.
         let mut accused: BTreeSet<App> = BTreeSet::new();
         let mut before: BTreeSet<App> = BTreeSet::new();
         let mut mode = world.policy.mode;
@@ -243,13 +94,13 @@ proptest! {
                 prop_assert!(accused.contains(app), "{app} was only ever disputed or unverified");
                 prop_assert!(!held.contains(app), "{app} is held, and no operator has approved it");
                 if world.unwritable.contains(&app.namespace.to_string()) {
-                    // A release that can't be persisted is none, whatever its reason.
+                    // A release that can't be persisted has no effect, whatever its reason.
                     continue;
                 }
                 // An existing block may be held by the brake on releases. An App that dry-run released is blocked as
                 // before, once dry-run's copy is dropped.
                 let goes_on = mode == world.policy.mode && !(mode == Mode::DryRun && is_restart);
-                // While paused nothing is opened, whatever is protected meanwhile.
+                // While paused no App is opened, even if its namespace has become protected.
                 let stays = world.policy.mode == Mode::Paused && (!goes_on || before.contains(app));
                 prop_assert!(stays || world.policy.refuses(&app.namespace).is_none(), "{app} is protected");
                 let is_new = goes_on && !before.contains(app) || notified.contains(app);
@@ -299,7 +150,7 @@ proptest! {
             }
             mode = world.policy.mode;
             before = now;
-            // After the incident is forgotten, a new accusation is a new matter.
+            // After the incident is deleted, the next accusation opens a new one.
             held.retain(|app| world.incidents.incidents().any(|(known, _)| known == app));
 
             let again = world.evaluate();
@@ -352,7 +203,7 @@ proptest! {
             let (known, again) = (of_persisted(&world.incidents), of_persisted(&restored));
             prop_assert!(
                 known.len() == again.len() && known.iter().zip(&again).all(is_same),
-                "known:\n{known:#?}\nkept:\n{again:#?}"
+                "known:\n{known:#?}\npersisted:\n{again:#?}"
             );
 
             let mut other = World { follower: world.follower.take(), ..world_of(&world) };
@@ -406,13 +257,13 @@ proptest! {
         }
     }
 
-    /// An operator's release of an accusation holds until its date, whatever happens.
+    /// An operator's release of an accusation holds until its date, whatever steps follow.
     #[test]
     fn no_release_by_hand_is_ever_lost(
         before in vec(step(), 1..40), pick in 0..TENANTS, after in vec(step(), 1..60)
     ) {
         let mut world = world();
-        // A command that can't be persisted is not done.
+        // A command that can't be persisted is not carried out.
         for step in before.iter().filter(|step| !matches!(step, Step::Mode(Mode::DryRun) | Step::Unwritable(_))) {
             step.take(&mut world);
             world.evaluate();

@@ -1,4 +1,4 @@
-//! The objects: what Higress and Sealos need of them.
+//! The objects as Higress and Sealos need them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -149,7 +149,7 @@ fn many_apps_make_several_plugins_and_each_app_stays_in_its_shard() {
     }
     assert_eq!(place.len(), 20_000);
 
-    // One App more changes one shard; shrinking to none keeps every shard, with the sentinel only.
+    // One App more changes one shard. Without any App every shard stays, with the sentinel only.
     let more = shards(&plan_of(20_001), many.len());
     assert_eq!(more.len(), many.len());
     assert_eq!(more.iter().zip(&many).filter(|(a, b)| a != b).count(), 1);
@@ -158,7 +158,7 @@ fn many_apps_make_several_plugins_and_each_app_stays_in_its_shard() {
     assert!(none.iter().all(|object| services(object) == [SENTINEL]));
 }
 
-/// Every App has two Services; one is on an Ingress, the other one is reached otherwise.
+/// Every App has two Services: one is on an Ingress, and the other one is reached otherwise.
 fn routed(apps: usize) -> Plan {
     let mut plan = plan_of(apps);
     for block in &mut plan.blocks {
@@ -190,7 +190,7 @@ fn a_long_list_names_the_ingresses_too_and_goes_back_only_well_below_its_limit()
     assert_eq!((rules, services(&short).len()), (1, 501));
     let (rules, long) = form(251, false);
     assert_eq!(rules, 2);
-    // Services that are reached otherwise stay plain; the rest is looked up by its Ingress first.
+    // Services that are reached otherwise stay plain. The gateway looks up the others by their Ingress first.
     let plain = list(&long, "/matchRules/0/service").unwrap();
     assert_eq!((plain.len(), &*plain[0]), (252, SENTINEL));
     assert!(plain[1..].iter().all(|service| service.starts_with("b.")));
@@ -227,7 +227,7 @@ fn blocks_are_read_back_with_every_closed_service() {
     let of_list = all.iter().find(|inherited| &*inherited.app.namespace == "ns-a").unwrap();
     assert_eq!(of_list.accused.len(), 1);
     assert!(all.iter().all(|inherited| inherited.app.namespace.starts_with("ns-")));
-    // If the list for people has been dropped, each Service stands for itself, and none is forgotten.
+    // If the list for people was dropped, each Service is inherited as a block of its own, and none is forgotten.
     for max_bytes in [usize::MAX, 60_000] {
         settings.max_bytes = max_bytes;
         let inherited = read_back(&plan, &settings);
@@ -262,7 +262,7 @@ fn one_app_with_thousands_of_services_goes_into_several_plugins_and_forces_none_
     Arc::make_mut(&mut plan.blocks[500]).exposure = Arc::new(Exposure::plain(hosts));
     for existing in [0, 3] {
         let made = shards(&plan, existing);
-        // 31,000 names of about 100 bytes need 6 objects of 512 KiB; at most double that, and a few more.
+        // 31,000 names of about 100 bytes need 6 objects of 512 KiB. At most double that is allowed, and a few more.
         assert!(made.len() <= 16, "{}", made.len());
         let mut closed = BTreeSet::new();
         for object in &made {
@@ -304,17 +304,19 @@ fn listed(objects: &[Object]) -> (Vec<String>, BTreeMap<String, BTreeSet<String>
     (plain, on_ingresses)
 }
 
-#[test]
-fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
+const LARGE: usize = 50;
+const MANY: usize = 60;
+
+/// A hundred tenants. The App at `LARGE` has 10,000 Services, and the tenant at `MANY` has 2,000 Apps with a Service each.
+fn with_two_large_tenants() -> Plan {
     let mut plan = routed(100);
-    // Thousands of Services of one App, and one each of as many Apps of one tenant.
     let reach = |namespace: &str, count: usize| {
         let hosts: Vec<_> = (0..count).map(|n| format!("service-{n:05}.{namespace}.svc").into()).collect();
         Arc::new(Exposure { ingresses: vec![format!("{namespace}/in").into()], ..Exposure::plain(hosts) })
     };
-    let namespace = plan.blocks[50].app.namespace.clone();
-    Arc::make_mut(&mut plan.blocks[50]).exposure = reach(&namespace, 10_000);
-    let model = plan.blocks[60].clone();
+    let namespace = plan.blocks[LARGE].app.namespace.clone();
+    Arc::make_mut(&mut plan.blocks[LARGE]).exposure = reach(&namespace, 10_000);
+    let model = plan.blocks[MANY].clone();
     let of_one_tenant = (0..2000).map(|n| {
         let mut block = (*model).clone();
         block.app = App::new(model.app.namespace.clone(), "app", format!("many-{n:04}"));
@@ -322,8 +324,13 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
             Arc::new(Exposure::plain([format!("many-{n:04}.{}.svc", model.app.namespace).into()]));
         Arc::new(block)
     });
-    plan.blocks.splice(60..61, of_one_tenant);
+    plan.blocks.splice(MANY..=MANY, of_one_tenant);
+    plan
+}
 
+#[test]
+fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
+    let plan = with_two_large_tenants();
     let settings = settings();
     let objects = render(&plan, &settings, Existing::default());
     let (on_every_route, on_ingresses) = listed(&objects);
@@ -332,11 +339,12 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
         on_every_route.iter().filter(|host| host.contains(&format!(".{namespace}."))).count()
     };
     // The 98 others get the one place that they need, and those two tenants share the rest.
-    let (one, many) = (of(&namespace), of(&model.app.namespace));
+    let [namespace, of_many] = [LARGE, MANY].map(|place| plan.blocks[place].app.namespace.clone());
+    let (one, many) = (of(&namespace), of(&of_many));
     assert_eq!((one, many), (201, 201));
     assert!(plan.blocks.iter().all(|block| of(&block.app.namespace) > 0));
     // A Service without room is closed on its Ingresses.
-    for service in &plan.blocks[50].exposure.services {
+    for service in &plan.blocks[LARGE].exposure.services {
         let host = format!("{service}.cluster.local");
         assert!(on_ingresses[&host].contains(&format!("{namespace}/in")), "{host}");
     }
@@ -350,10 +358,12 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
             left.services.iter().all(|service| !on_every_route.contains(&format!("{service}.cluster.local")))
         );
     }
+}
 
-    // A Service of several Apps takes one place: each of them inherits all Services, and there is room for each Service
-    // once.
-    let mut settings = settings.clone();
+/// Each of the Apps inherits all Services, and there is room for each Service once.
+#[test]
+fn a_service_of_several_apps_takes_one_place() {
+    let mut settings = settings();
     let mut found = routed(100);
     let model = found.blocks[50].clone();
     let same = (0..500).map(|n| {
@@ -367,8 +377,12 @@ fn the_plain_list_has_a_bound_and_one_tenant_takes_nothing_from_the_others() {
     settings.gateway.max_service_entries = 200;
     let short = render(&found, &settings, Existing::default());
     assert_eq!(short[0].spec["matchRules"].as_array().unwrap().len(), 1, "there are 200 Services");
+}
 
-    // If there is not room for all, the Apps that were blocked first keep theirs.
+#[test]
+fn without_room_for_all_the_apps_that_were_blocked_first_keep_their_places() {
+    let mut plan = with_two_large_tenants();
+    let mut settings = settings();
     settings.gateway.max_service_entries = 10;
     let last = plan.blocks.last_mut().unwrap();
     Arc::make_mut(last).since -= jiff::SignedDuration::from_secs(1);

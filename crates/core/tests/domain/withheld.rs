@@ -1,4 +1,5 @@
-//! Exemptions that would open too many tenants: the next leader decides about them as the one before did.
+//! Exemptions that would open too many tenants: an operator confirms them, and each leader decides about them in the
+//! same way.
 
 use procscan_core::decision::Mode;
 use procscan_core::exemption::{Exemption, Pattern};
@@ -6,7 +7,7 @@ use procscan_core::policy::{Alert, IncidentCommand};
 use procscan_core::state;
 use serde_json::json;
 
-use crate::common::{MINUTE, World, app, exemption, many_blocked, namespaces, record};
+use crate::common::{MINUTE, World, app, exemption, many_blocked, namespaces, record, record_of};
 
 pub(crate) fn of(namespaces: &str, confirm: Option<usize>) -> Exemption {
     let any = Pattern::Regex(regex::Regex::new(namespaces).unwrap());
@@ -19,7 +20,7 @@ fn gone(world: &mut World, namespaces: &[String]) {
     }
 }
 
-/// Another leader begins; the one before may have been another replica.
+/// Another leader begins. With `fails_over` it is another replica.
 fn change_leader(world: &mut World, fails_over: bool) {
     if fails_over {
         world.follower_ahead = 3600;
@@ -211,5 +212,93 @@ fn paused_opens_nothing_in_a_namespace_that_may_not_be_blocked_any_more() {
     let evaluation = world.evaluate();
     assert_eq!((evaluation.plan.blocks.len(), evaluation.plan.notices.len()), (1, 1));
     world.policy.mode = Mode::Enforce;
+    assert!(world.blocked().is_empty());
+}
+
+#[test]
+fn an_exemption_that_would_open_many_tenants_has_no_effect_until_it_is_confirmed_with_their_number() {
+    let mut world = many_blocked();
+    assert_eq!(of(".*", None).opens(&world.evaluate().plan), 25);
+    world.policy.exemptions = vec![of(".*", None)];
+    let evaluation = world.evaluate();
+    assert_eq!(evaluation.plan.blocks.len(), 25);
+    let [Alert::Exemption { message }] = &evaluation.alerts[..] else { panic!("{:?}", evaluation.alerts) };
+    assert!(message.contains("Exemption a would open the gateway to 25 tenants"), "{message}");
+    assert!(message.contains("`confirm: 25`"), "{message}");
+    let withheld = world.incidents.withheld();
+    assert_eq!(withheld.len(), 1);
+    assert_eq!((&*withheld[0].place, &withheld[0].reason), ("Exemption a", message));
+    // The alert is raised once. Neither a smaller number nor a falling number of tenants confirms the exemption.
+    world.policy.exemptions = vec![of(".*", Some(24))];
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 0));
+    gone(&mut world, &namespaces(20));
+    assert_eq!(world.blocked().len(), 5);
+    world.wait(MINUTE);
+    let now = world.clock();
+    world.answer("n1", vec![record("ns-new", now)]);
+    for _ in 0..3 {
+        assert_eq!(world.blocked().len(), 6, "the exemption opens no App at all");
+    }
+    assert_eq!(world.incidents.withheld().len(), 1, "it is listed as long as it is withheld");
+    world.policy.exemptions = vec![of(".*", Some(6))];
+    assert!(world.blocked().is_empty());
+    assert!(world.incidents.withheld().is_empty());
+
+    // With the number the exemption takes effect at once. An exemption for few tenants needs no number.
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![of(".*", Some(25))];
+    assert!(world.blocked().is_empty());
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![of("^ns-00|^ns-01", None)];
+    assert_eq!(world.blocked().len(), 5);
+}
+
+#[test]
+fn blocks_that_two_exemptions_open_only_together_count_for_the_second() {
+    let mut world = many_blocked();
+    world.wait(MINUTE);
+    let both = namespaces(25)
+        .into_iter()
+        .flat_map(|name| [record_of(&name, "web", "xmrig", 60), record_of(&name, "web", "zmap", 60)]);
+    world.answer("n1", both.collect());
+    let of_process = |process: &str| exemption(|e| e.process = Some(Pattern::Exact(process.into())), None);
+    world.policy.exemptions = vec![of_process("xmrig")];
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 0));
+    world.policy.exemptions.push(of_process("zmap"));
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (25, 1));
+    // The first one stays in effect.
+    world.answer("n1", vec![record_of("ns-other", "web", "xmrig", 60)]);
+    assert_eq!(world.blocked().len(), 25);
+}
+
+#[test]
+fn blocks_that_another_exemption_opens_do_not_count_for_the_next() {
+    let mut world = many_blocked();
+    world.policy.exemptions = vec![of("^ns-01", None), of("^ns-0[12]", None)];
+    let evaluation = world.evaluate();
+    assert_eq!((evaluation.plan.blocks.len(), evaluation.alerts.len()), (10, 0));
+    let mut world = many_blocked();
+    world.policy.brake.max_releases = 10;
+    world.policy.exemptions = vec![of("^ns-01", None), of("^ns-0[12]", None)];
+    let evaluation = world.evaluate();
+    assert_eq!(
+        (evaluation.plan.blocks.len(), evaluation.alerts.len()),
+        (10, 0),
+        "the first exemption opens ten, and the second opens five"
+    );
+}
+
+#[test]
+fn one_tenant_may_be_opened_whatever_the_brake_on_releases_says() {
+    let mut world = World::new(&["n1"]);
+    world.policy.brake.max_releases = 0;
+    world.answer("n1", vec![record("ns-a", 0)]);
+    assert_eq!(world.blocked(), ["ns-a"]);
+    world.policy.exemptions = vec![of(".*", None)];
     assert!(world.blocked().is_empty());
 }

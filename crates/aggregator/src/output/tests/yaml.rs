@@ -5,7 +5,7 @@ use regex::Regex;
 
 use super::*;
 
-/// What YAML readers take for something else than a text when it has no quotes.
+/// Texts that YAML readers take for something else when they have no quotes.
 ///
 /// YAML 1.1: the regular expressions of the language-independent types of the YAML 1.1 type repository,
 /// <https://yaml.org/type/>, which resolve plain scalars: `null`, `bool`, `int`, `float`, `timestamp`, `merge` and `value`.
@@ -35,7 +35,7 @@ const IMPLICIT: [(&str, &str); 16] = [
     ("1.2: infinity and NaN", r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"),
 ];
 
-/// What a reader takes a plain text for, if not for a text.
+/// The type as which a reader takes a plain text, unless it takes it for a text.
 fn implicit(text: &str) -> Option<&'static str> {
     let is = |pattern: &str| Regex::new(&format!("^(?:{pattern})$")).unwrap().is_match(text);
     IMPLICIT.iter().find(|(_, pattern)| is(pattern)).map(|(name, _)| *name)
@@ -81,7 +81,7 @@ fn is_read_as_itself(text: &str) -> Result<(), String> {
         if is_plain && scalar != text {
             return Err(format!("{text:?} is written as {scalar}"));
         }
-        // What begins with an indicator, or has one in it, is no plain text in YAML 1.1 (productions 22 and 152 to 156).
+        // A text that begins with an indicator, or has one in it, is no plain text in YAML 1.1 (productions 22 and 152 to 156).
         let begins =
             ["- ", "? ", ": ", ",", "[", "]", "{", "}", "#", "&", "*", "!", "|", ">", "'", "%", "@", "`"];
         let has_indicator = begins.iter().any(|start| scalar.starts_with(start))
@@ -95,8 +95,67 @@ fn is_read_as_itself(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Texts that readers take for something else, or can't read, without quotes.
+const NEEDING_QUOTES: [&str; 55] = [
+    "",
+    "~",
+    "null",
+    "Null",
+    "yes",
+    "Y",
+    "n",
+    "no",
+    "On",
+    "off",
+    "TRUE",
+    "0",
+    "-1",
+    "+1_000",
+    "0x1F",
+    "0b10",
+    "017",
+    "0o17",
+    "190:20:30",
+    "190:20:30.15",
+    "1e3",
+    "1.5",
+    ".5",
+    "1.",
+    "1.2.3",
+    "-.inf",
+    ".NaN",
+    "2001-12-14",
+    "2001-12-14t21:59:43.10-05:00",
+    "2001-12-14 21:59:43.10 -5",
+    "<<",
+    "=",
+    "---",
+    "- a",
+    "? a",
+    "a: b",
+    "a #b",
+    "#a",
+    "&a",
+    "*a",
+    "!a",
+    "|",
+    ">",
+    "'a",
+    "\"a",
+    "%a",
+    "@a",
+    "`a",
+    "[a]",
+    "{a}",
+    " a",
+    "a ",
+    "a\nb",
+    "\u{7}",
+    "a:",
+];
+
 #[test]
-fn only_what_needs_quotes_has_them() {
+fn texts_have_quotes_only_where_they_need_them() {
     for text in [
         "WasmPlugin",
         "extensions.higress.io/v1alpha1",
@@ -108,64 +167,7 @@ fn only_what_needs_quotes_has_them() {
     ] {
         assert_eq!(scalars(&written(text).0), [text; 3]);
     }
-    let needing = [
-        "",
-        "~",
-        "null",
-        "Null",
-        "yes",
-        "Y",
-        "n",
-        "no",
-        "On",
-        "off",
-        "TRUE",
-        "0",
-        "-1",
-        "+1_000",
-        "0x1F",
-        "0b10",
-        "017",
-        "0o17",
-        "190:20:30",
-        "190:20:30.15",
-        "1e3",
-        "1.5",
-        ".5",
-        "1.",
-        "1.2.3",
-        "-.inf",
-        ".NaN",
-        "2001-12-14",
-        "2001-12-14t21:59:43.10-05:00",
-        "2001-12-14 21:59:43.10 -5",
-        "<<",
-        "=",
-        "---",
-        "- a",
-        "? a",
-        "a: b",
-        "a #b",
-        "#a",
-        "&a",
-        "*a",
-        "!a",
-        "|",
-        ">",
-        "'a",
-        "\"a",
-        "%a",
-        "@a",
-        "`a",
-        "[a]",
-        "{a}",
-        " a",
-        "a ",
-        "a\nb",
-        "\u{7}",
-        "a:",
-    ];
-    for text in needing {
+    for text in NEEDING_QUOTES {
         assert!(scalars(&written(text).0).iter().all(|scalar| is_quoted(scalar)), "{text:?}");
         assert_eq!(is_read_as_itself(text), Ok(()));
     }

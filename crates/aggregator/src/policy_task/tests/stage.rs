@@ -1,5 +1,5 @@
 //! One replica's policy task over objects that a test holds. The test plays the output, the agents and the watch.
-#![allow(dead_code, reason = "what one test does not need, another does")]
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,28 +138,17 @@ impl Replica {
         (policy, has_round, has_agent): (Policy, bool, bool),
     ) -> Self {
         let clock = Clock::start();
-        let mut ledger = Ledger::new(Detection::default(), clock.now());
-        if has_agent {
-            ledger.expect([agent()], 0);
-        }
-        if has_round {
-            ledger.round_done();
-        }
+        let mut ledger = ledger(clock, has_round, has_agent);
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(clock.now()), clock);
         let (observations, observations_rx) = mpsc::channel(8);
         let (reminders_tx, reminders) = mpsc::channel(1);
         let (_, targets) = watch::channel(Arc::new(TargetSet::default()));
         let (_, gone) = mpsc::channel(1);
         let inbox = ledger_task::Inbox { observations: observations_rx, targets, gone, reminders };
-        let mut tasks = vec![tokio::spawn(ledger_task::run(ledger, clock, inbox, publisher))];
-        let (take_over, mut take_overs) = mpsc::channel::<TakeOver>(1);
+        let ledger_task = tokio::spawn(ledger_task::run(ledger, clock, inbox, publisher));
+        let (take_over, take_overs) = mpsc::channel(1);
         let (took_over_tx, took_over) = watch::channel(None);
-        tasks.push(tokio::spawn(async move {
-            while let Some(request) = take_overs.recv().await {
-                took_over_tx.send_replace(Some((request.may_touch, request.persisted.is_some())));
-                let _ = request.blocked.send(blocked.clone());
-            }
-        }));
+        let output_task = tokio::spawn(answer(take_overs, blocked, took_over_tx));
         let permit = WritePermit::of_term(term, &format!("replica-{term}"));
         let (leadership_tx, leadership) = watch::channel(Leadership::Leading(permit));
         let (decided_tx, decided) =
@@ -191,7 +180,7 @@ impl Replica {
             journal: Journal::default(),
             channels,
         };
-        tasks.push(tokio::spawn(task.run()));
+        let tasks = vec![ledger_task, output_task, tokio::spawn(task.run())];
         Self {
             persisted: persisted_tx,
             leadership: leadership_tx,
@@ -267,6 +256,29 @@ impl Drop for Replica {
     fn drop(&mut self) {
         self.cancel.cancel();
         self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn ledger(clock: Clock, has_round: bool, has_agent: bool) -> Ledger {
+    let mut ledger = Ledger::new(Detection::default(), clock.now());
+    if has_agent {
+        ledger.expect([agent()], 0);
+    }
+    if has_round {
+        ledger.round_done();
+    }
+    ledger
+}
+
+/// Plays the output: answers each leader that takes over with the blocks of the gateway's objects.
+async fn answer(
+    mut take_overs: mpsc::Receiver<TakeOver>,
+    blocked: Vec<InheritedBlock>,
+    took_over: watch::Sender<Option<(bool, bool)>>,
+) {
+    while let Some(request) = take_overs.recv().await {
+        took_over.send_replace(Some((request.may_touch, request.persisted.is_some())));
+        let _ = request.blocked.send(blocked.clone());
     }
 }
 

@@ -17,14 +17,14 @@ pub(super) enum Event {
         tenant: usize,
         name: String,
         app: String,
-        /// What makes the Pod, if that has another name than its App.
+        /// The name of the Pod's owner, if that is not the name of its App.
         origin: Option<String>,
         node: usize,
     },
     Relabel(usize, usize, String),
     /// The selector of a Service is changed, or removed.
     Select(usize, String, BTreeSet<String>),
-    /// The Service that all Apps share is made, or deleted.
+    /// The Service that all Apps share is created, or deleted.
     Share(usize, bool),
     /// The namespace and everything in it is deleted, and later it is gone.
     Terminate(usize),
@@ -34,7 +34,7 @@ pub(super) enum Event {
 }
 
 impl Soak {
-    /// Makes the tenant's namespace with everything in it.
+    /// Creates the tenant's namespace with everything in it.
     pub(super) fn settle(&mut self, tenant: usize) {
         self.tenants[tenant].is_terminating = false;
         self.tenants[tenant].services.insert(BY_HAND.to_owned(), BTreeSet::new());
@@ -174,61 +174,16 @@ impl Soak {
                 it.pods[pod].removed.get_or_insert(at);
             }
             Event::Create { tenant, name, app, origin, node } => {
-                let it = &mut self.tenants[tenant];
-                if it.is_terminating || it.living().any(|pod| pod.name == name) {
-                    return;
-                }
-                self.pods += 1;
-                // Some Pods that never offend wait for a node or an image.
-                let is_slow = app == INNOCENT && self.random.once_in(2);
-                let starts = at + if is_slow { self.random.seconds(0, HOUR) } else { 0 };
-                it.alive.push(it.pods.len());
-                it.pods.push(Pod {
-                    name,
-                    uid: format!("uid-{}", self.pods),
-                    node,
-                    created: at,
-                    starts,
-                    removed: None,
-                    apps: BTreeSet::from([app.clone()]),
-                    origin: origin.unwrap_or_else(|| app.clone()),
-                    app,
-                    running: None,
-                    last_found: None,
-                    reported: [None; 2],
-                    persisted: None,
-                    reported_all: BTreeSet::new(),
-                    accused_at: None,
-                    is_dateless: false,
-                    is_unjudged: false,
-                    disturbed: 0,
-                });
-                it.note_exposed();
+                let origin = origin.unwrap_or_else(|| app.clone());
+                self.create(tenant, name, app, origin, node, at);
             }
-            Event::Relabel(tenant, pod, app) => {
-                let it = &mut self.tenants[tenant];
-                if it.pods[pod].is_alive() && it.pods[pod].app != app {
-                    it.pods[pod].apps.insert(app.clone());
-                    it.pods[pod].app = app;
-                    it.note_exposed();
-                    self.counts.relabelled += 1;
-                }
-            }
+            Event::Relabel(tenant, pod, app) => self.relabel(tenant, pod, app),
             Event::Select(tenant, service, selected) => {
                 let it = &mut self.tenants[tenant];
                 it.services.entry(service).and_modify(|before| *before = selected);
                 it.note_exposed();
             }
-            Event::Share(tenant, exists) => {
-                let it = &mut self.tenants[tenant];
-                if exists && !it.is_terminating {
-                    it.services.insert(SHARED.to_owned(), selected_by(SHARED));
-                    self.counts.shared += 1;
-                } else {
-                    it.services.remove(SHARED);
-                }
-                it.note_exposed();
-            }
+            Event::Share(tenant, exists) => self.share(tenant, exists),
             Event::Terminate(tenant) => {
                 self.tenants[tenant].is_terminating = true;
                 self.counts.deleted += 1;
@@ -242,5 +197,59 @@ impl Soak {
             }
             Event::Settle(tenant) => self.settle(tenant),
         }
+    }
+
+    fn create(&mut self, tenant: usize, name: String, app: String, origin: String, node: usize, at: u64) {
+        let it = &mut self.tenants[tenant];
+        if it.is_terminating || it.living().any(|pod| pod.name == name) {
+            return;
+        }
+        self.pods += 1;
+        // Some Pods that never offend wait for a node or an image.
+        let is_slow = app == INNOCENT && self.random.once_in(2);
+        let starts = at + if is_slow { self.random.seconds(0, HOUR) } else { 0 };
+        it.alive.push(it.pods.len());
+        it.pods.push(Pod {
+            name,
+            uid: format!("uid-{}", self.pods),
+            node,
+            created: at,
+            starts,
+            removed: None,
+            apps: BTreeSet::from([app.clone()]),
+            origin,
+            app,
+            running: None,
+            last_found: None,
+            reported: [None; 2],
+            persisted: None,
+            reported_all: BTreeSet::new(),
+            accused_at: None,
+            is_dateless: false,
+            is_unjudged: false,
+            disturbed: 0,
+        });
+        it.note_exposed();
+    }
+
+    fn relabel(&mut self, tenant: usize, pod: usize, app: String) {
+        let it = &mut self.tenants[tenant];
+        if it.pods[pod].is_alive() && it.pods[pod].app != app {
+            it.pods[pod].apps.insert(app.clone());
+            it.pods[pod].app = app;
+            it.note_exposed();
+            self.counts.relabelled += 1;
+        }
+    }
+
+    fn share(&mut self, tenant: usize, exists: bool) {
+        let it = &mut self.tenants[tenant];
+        if exists && !it.is_terminating {
+            it.services.insert(SHARED.to_owned(), selected_by(SHARED));
+            self.counts.shared += 1;
+        } else {
+            it.services.remove(SHARED);
+        }
+        it.note_exposed();
     }
 }

@@ -11,17 +11,6 @@ const MAX_FILE_LINES: usize = 500;
 /// The most lines of a function, its signature included.
 const MAX_FUNCTION_LINES: usize = 70;
 
-/// Files and functions that are longer, with the lines that each may have. This list only gets shorter.
-const LONGER: &[(&str, usize)] = &[
-    ("crates/aggregator/src/kubernetes.rs", 533),
-    ("crates/aggregator/src/run.rs", 552),
-    ("crates/aggregator/src/run.rs::start", 89),
-    ("crates/core/src/ledger/absorbing.rs::take_in", 78),
-    ("crates/core/src/policy/simulate.rs::simulate", 84),
-    ("crates/core/src/report/json.rs::byte", 74),
-    ("crates/core/src/resources/wasm_plugin/mod.rs::object", 75),
-];
-
 /// The functions of a file, with their lines.
 #[derive(Default)]
 struct Functions(Vec<(String, usize)>);
@@ -67,10 +56,9 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(&root).unwrap_or(path).display().to_string()
 }
 
-/// What is longer than `limit`, as `name` with its lines, unless the list of exceptions allows that many.
+/// What is wrong with `name`, which has so many lines; nothing if they are not more than `limit`.
 fn too_long(name: &str, lines: usize, limit: usize) -> Option<String> {
-    let allowed = LONGER.iter().find(|(longer, _)| *longer == name).map_or(limit, |(_, lines)| *lines);
-    (lines > allowed).then(|| format!("{name}: {lines} lines, {allowed} are allowed"))
+    (lines > limit).then(|| format!("{name}: {lines} lines, {limit} are allowed"))
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! How long files and functions may be.
+//! Limits the length of files and functions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,8 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(&root).unwrap_or(path).display().to_string()
 }
 
-/// What is longer than `limit`, as `name` with its lines, unless the list of exceptions allows that many.
+/// The files or functions that are longer than `limit`, as `name` with its lines, unless the list of exceptions allows
+/// that many.
 fn too_long(name: &str, lines: usize, limit: usize) -> Option<String> {
     let allowed = LONGER.iter().find(|(longer, _)| *longer == name).map_or(limit, |(_, lines)| *lines);
     (lines > allowed).then(|| format!("{name}: {lines} lines, {allowed} are allowed"))

@@ -25,7 +25,7 @@ pub(crate) fn init(logger: Logger, clear: bool) {
         Level::Error => LevelFilter::ERROR,
     };
     let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(move || Lines { clear });
-    // Off, because the caller of a library logs a failure once, and knows what the request was for.
+    // Off, because the caller of a library logs a failure once, and knows the purpose of the request.
     let quiet = if level == LevelFilter::DEBUG { LevelFilter::DEBUG } else { LevelFilter::OFF };
     let targets = Targets::new()
         .with_default(level)

@@ -21,7 +21,7 @@ pub enum Presence {
     Cleared,
 }
 
-/// By which rule a violation counts as absent.
+/// The rule by which a violation counts as absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cleared {

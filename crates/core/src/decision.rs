@@ -24,21 +24,21 @@ pub enum Mode {
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
-    /// When, by our own wall clock.
+    /// The time of the decision, by our own wall clock.
     pub at: Timestamp,
     /// The App.
     pub app: App,
-    /// What was decided.
+    /// The kind of the decision.
     pub kind: DecisionKind,
     /// The actor: the rules or an operator.
     pub actor: Actor,
-    /// Why, for people. Tenants' texts in it are escaped.
+    /// The reason, as a text for people. Tenants' texts in it are escaped.
     pub reason: Text,
     /// Whether the decision was made in dry-run and had no effect.
     pub dry_run: bool,
 }
 
-/// What was decided.
+/// The kinds of decisions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DecisionKind {
@@ -62,7 +62,7 @@ pub enum DecisionKind {
     Disputed,
     /// The incident is over without a block.
     Closed,
-    /// An operator's command that had no effect, and why.
+    /// An operator's command had no effect. The reason says why.
     Refused,
 }
 

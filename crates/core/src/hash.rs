@@ -12,7 +12,7 @@ pub(crate) fn stable_hash(parts: &[&str]) -> u64 {
     })
 }
 
-/// Which of `shards` a hash belongs to, such that with one shard more only its share moves.
+/// The shard, of `shards`, that a hash belongs to. With one more shard, only the share of the new shard moves.
 ///
 /// Jump consistent hashing (Lamping and Veach, 2014).
 pub(crate) fn shard_of(mut hash: u64, shards: usize) -> usize {

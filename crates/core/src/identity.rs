@@ -73,8 +73,8 @@ fn guessed_workload(owner: Owner<'_>) -> &str {
     cut.map_or(owner.name, |(name, _)| name)
 }
 
-/// What made the Pod, as `Kind/name`. It is the same for the Pods that follow, whatever their labels. A Pod without a
-/// controller is its own origin.
+/// The controller that made the Pod, as `Kind/name`. Later Pods of this controller have the same origin, whatever their
+/// labels. A Pod without a controller is its own origin.
 pub fn origin_of(pod: &str, marks: Marks<'_>) -> Text {
     match (marks.owner, marks.workload()) {
         (Some(owner), Some(workload)) => format!("{}/{workload}", owner.kind).into(),
@@ -149,7 +149,7 @@ impl Service {
         !self.selector.is_empty() && self.selector.iter().all(|(name, value)| pod.get(name) == Some(value))
     }
 
-    /// Whether Sealos's label says that the Service was made for `app`.
+    /// Whether the Service was made for `app` by Sealos's label.
     fn is_made_for(&self, app: &App) -> bool {
         let manager = match &*app.kind {
             "devbox" => "cloud.sealos.io/devbox-manager",

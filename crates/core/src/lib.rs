@@ -6,8 +6,8 @@
 //! report ─► ledger ─► snapshot ─► policy ─► plan ─► resources
 //! ```
 //!
-//! * [`report`]: what one agent answered in one round, decoded tolerantly and within limits.
-//! * [`ledger`]: what is known of every violation over time; presence and absence both need evidence.
+//! * [`report`]: the answer of one agent in one round, decoded tolerantly and within limits.
+//! * [`ledger`]: the evidence of every violation over time; presence and absence both need evidence.
 //! * [`snapshot`]: the immutable read view of the ledger, with its coverage.
 //! * [`identity`]: which App a Pod belongs to, by the Pod's own labels and owners.
 //! * [`policy`]: decides which Apps are blocked and which tenants are notified, with a reason for each decision.

@@ -172,9 +172,9 @@ pub(crate) fn readable(text: &str) -> String {
     if readable.is_empty() { String::new() } else { format!("{readable}-") }
 }
 
-/// What [`is_dns_label`] allows, for people.
+/// The names that [`is_dns_label`] allows, as a text for people.
 pub const LABEL: &str = "a Kubernetes name: a-z, 0-9 and -, 63 characters at most";
-/// What [`is_dns_subdomain`] allows, for people.
+/// The names that [`is_dns_subdomain`] allows, as a text for people.
 pub const SUBDOMAIN: &str = "a Kubernetes name: a-z, 0-9, - and ., 253 characters at most";
 
 /// Whether `name` is a DNS label (RFC 1123): 1 to 63 of `a-z`, `0-9`, `-`, not at either end.

@@ -36,7 +36,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_finds_what_the_map_finds(map in btree_map(0..40_u8, any::<u8>(), 0..20), keys in btree_set(0..40_u8, 0..20)) {
+        fn it_finds_the_same_values_as_the_map(map in btree_map(0..40_u8, any::<u8>(), 0..20), keys in btree_set(0..40_u8, 0..20)) {
             let mut in_order = OrderedLookups::new(&map);
             for key in keys {
                 prop_assert_eq!(in_order.get(&key), map.get(&key));

@@ -15,13 +15,13 @@ use crate::names::{App, Key, NodeName, Text};
 /// The desired blocks and notifications. Equal plans make equal objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// In dry-run the plan only shows what would be done. Nothing may be written to the cluster.
+    /// In dry-run the plan only shows the decisions. Nothing may be written to the cluster.
     pub mode: Mode,
     /// The Apps to block, ordered. Unchanged ones are shared with the plan before.
     pub blocks: Vec<Arc<Block>>,
     /// The notices for tenants, ordered by App. Shared like the blocks.
     pub notices: Vec<Arc<Notice>>,
-    /// What administrators are notified of.
+    /// The notice for administrators.
     pub summary: Summary,
 }
 
@@ -37,7 +37,7 @@ impl Plan {
 pub struct Block {
     /// The App.
     pub app: App,
-    /// Since when.
+    /// Since when it is blocked.
     pub since: Timestamp,
     /// The accusations that still support the block. Not empty when the block is new.
     pub grounds: Box<[Accusation]>,
@@ -48,7 +48,7 @@ pub struct Block {
     /// How it is reached.
     #[serde(flatten)]
     pub exposure: Arc<Exposure>,
-    /// Why, for people, as of the decision.
+    /// The reason, as a text for people, as of the decision.
     pub reason: Text,
 }
 
@@ -88,8 +88,8 @@ pub struct Exposure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SharedServices {
-    /// The Service is closed, and the other Apps are named: otherwise a tenant could shield an App with a Service that
-    /// selects many.
+    /// The Service is closed, and the other Apps are named: otherwise a tenant could prevent a block by a Service that
+    /// selects many Apps.
     #[default]
     Block,
     /// The App is held until an operator approves the block. A Service that becomes shared after the block stays closed
@@ -110,7 +110,7 @@ pub struct OtherApps {
     pub more: usize,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(n: &usize) -> bool {
     *n == 0
 }
@@ -162,8 +162,8 @@ impl fmt::Display for OtherApps {
 }
 
 impl Exposure {
-    /// What is closed when the App is blocked: all Services but those in `shared` for which `stays_open` returns
-    /// true.
+    /// The Services and Ingresses that are closed when the App is blocked: all but the Services in `shared` for which
+    /// `stays_open` returns true.
     pub(crate) fn apart_from(&self, shared: &[SharedService], stays_open: impl Fn(&Text) -> bool) -> Self {
         let (open, closed): (Vec<_>, Vec<_>) = shared.iter().partition(|shared| stays_open(&shared.service));
         let is_closed = |service: &&Text| !open.iter().any(|open| open.service == **service);
@@ -192,7 +192,7 @@ impl Exposure {
         }
     }
 
-    /// Why the gateway closes nothing of the App; `None` if it closes something. `has_plain_list` says whether the
+    /// Why the gateway closes nothing of the App; `None` if it closes something. `has_plain_list` is whether the
     /// gateway also closes Services to which no Ingress leads.
     pub(crate) fn closes_nothing(&self, has_plain_list: bool) -> Option<&'static str> {
         if self.services.is_empty() {
@@ -299,7 +299,7 @@ pub struct Notice {
     pub sent_at: Timestamp,
     /// The notice was written before the start, so it may not be sent again.
     pub inherited: bool,
-    /// What is happening to the App.
+    /// The phase of the App.
     pub phase: NoticePhase,
     /// The offending processes' names, ordered, each once.
     pub processes: Box<[Text]>,
@@ -312,18 +312,18 @@ pub struct Notice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticePhase {
-    /// It will be blocked at that time unless the offence ends.
+    /// The App will be blocked at that time unless the offence ends.
     Grace {
         /// When.
         until: Timestamp,
     },
-    /// It is blocked.
+    /// The App is blocked.
     Blocked,
-    /// It is neither any more.
+    /// The App is neither warned nor blocked any more.
     Recovered,
 }
 
-/// What administrators are notified of: how many Apps are affected, and since when.
+/// The notice for administrators: how many Apps are affected, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 pub struct Summary {
     /// Blocked now.
@@ -352,7 +352,7 @@ impl Summary {
 pub struct HeldApp {
     /// The App.
     pub app: App,
-    /// Since when.
+    /// Since when it is held.
     pub since: Timestamp,
     /// Which brake, for people.
     pub reason: String,
@@ -368,7 +368,7 @@ pub struct Dispute {
     pub key: Key,
     /// The accusing node.
     pub node: NodeName,
-    /// Why it is not believed, for people.
+    /// The reason why it is not believed, as a text for people.
     pub reason: String,
 }
 
@@ -390,7 +390,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_people_write_them() {
+    fn durations_are_written_in_days_hours_minutes_and_seconds() {
         let shown = |seconds| human(Duration::from_secs(seconds));
         assert_eq!((shown(90), shown(1800), shown(86_400)), ("1m 30s".into(), "30m".into(), "1d".into()));
         assert_eq!(human(Duration::from_millis(250)), "250ms");

@@ -1,7 +1,8 @@
-//! What one agent answered in one round, or why there is no answer.
+//! The answer of one agent in one round, or the reason why there is none.
 //!
-//! Decoding is tolerant, because agents of other versions answer other shapes and tenants choose some of the bytes: a bad
-//! record costs itself only. It is bounded, because a node may be hostile: records per answer and bytes per field.
+//! Decoding is tolerant, because agents of other versions answer other shapes and tenants choose some of the bytes. A
+//! bad record does not affect the other records. Records per answer and bytes per field are limited, because a node may
+//! be hostile.
 //!
 //! The wire format is that of the upstream agent (labring/CompliK, `procscan/`): a JSON array of objects of nine strings.
 
@@ -32,27 +33,27 @@ use crate::names::{NodeName, Text};
 pub struct Target {
     /// `host:port`, an IPv6 host in brackets. Identifies the target.
     pub address: Text,
-    /// The node that the agent runs on and speaks for.
+    /// The node that the agent runs on and reports for.
     pub node: NodeName,
 }
 
-/// One target's answer in a round, or why there is none.
+/// One target's answer in a round, or the reason why there is none.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Who was asked.
+    /// The target that was asked.
     pub target: Target,
-    /// When the answer had arrived, or had failed to.
+    /// When the answer had arrived, or the request had failed.
     pub at: Moment,
-    /// What came of it.
+    /// The outcome of the request.
     pub outcome: Outcome,
 }
 
-/// What came of asking one target.
+/// The outcome of the request to one target.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The whole list, read to its end. Only this and `Unchanged` count as answered time for clearing.
     Complete(Answer),
-    /// A part of the list: what it holds is evidence of presence, what it lacks is evidence of nothing.
+    /// A part of the list. A listed record is evidence of presence, and a missing record is evidence of nothing.
     Partial(Answer, Failure),
     /// The same list as in the last complete answer (HTTP 304).
     Unchanged,
@@ -61,7 +62,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Why there is no complete answer; `None` if there is one.
+    /// The reason why there is no complete answer; `None` if there is one.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Complete(_) | Self::Unchanged => None,
@@ -73,7 +74,7 @@ impl Outcome {
 /// A decoded list.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// The good records, in the agent's order (which is random).
+    /// The valid records, in the agent's order (which is random).
     pub records: Records,
     /// How many records were refused, by reason.
     pub rejected: Rejections,
@@ -83,16 +84,16 @@ pub struct Answer {
     pub date: Option<Timestamp>,
 }
 
-/// Why there is no answer, or not a whole one.
+/// The reason why there is no answer, or not a whole one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The kind of failure, for counting.
     pub reason: FailureReason,
-    /// What happened, for people. Bounded by whoever makes it.
+    /// The failure as a text for people. The code that makes it limits its length.
     pub detail: String,
 }
 
-/// The kinds of failure of asking a target.
+/// The kinds of failure of a request to a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureReason {
@@ -120,8 +121,8 @@ pub enum FailureReason {
     Encoding,
     /// The body is larger than the limit. The larger of its length as received and its length decompressed counts.
     TooLarge,
-    /// At most a first part of the body was read: large bodies take turns, or there was no memory or no time left to decode it. The agent
-    /// did not fail.
+    /// At most a first part of the body was read. Large bodies take turns, or there was no memory or no time left to
+    /// decode it. The agent did not fail.
     Deferred,
     /// The body is not a list of records.
     Malformed,
@@ -148,8 +149,8 @@ impl FailureReason {
         }
     }
 
-    /// Whether nothing of an answer came. Any other failure shows that the node is there but did not give a whole answer that can be
-    /// used.
+    /// Whether no byte of an answer came. After any other failure the node is known to run, but its answer was not
+    /// whole or can't be used.
     pub fn is_silence(self) -> bool {
         match self {
             Self::Resolve
@@ -170,9 +171,9 @@ impl FailureReason {
     }
 }
 
-/// The namespaces in which records of an answer were left out because there were more than the limit: an answer says
-/// nothing about absence there. Bounded by [`LeftOut::MAX_NAMESPACES`]; beyond it every namespace counts as one of
-/// them.
+/// The namespaces in which records of an answer were left out because there were more than the limit. In these the
+/// answer proves no absence. At most [`LeftOut::MAX_NAMESPACES`] are remembered; beyond that every namespace counts as
+/// one of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
     namespaces: BTreeSet<Text>,
@@ -200,7 +201,7 @@ impl LeftOut {
         (self.namespaces, self.is_full) = (BTreeSet::new(), true);
     }
 
-    /// Adds what was left out elsewhere.
+    /// Adds the namespaces of `other`.
     pub fn add(&mut self, other: &LeftOut) {
         if other.is_full {
             self.note_all();
@@ -218,13 +219,13 @@ impl LeftOut {
         self.is_full || self.namespaces.contains(namespace)
     }
 
-    /// Whether nothing was left out.
+    /// Whether no record was left out.
     pub fn is_empty(&self) -> bool {
         !self.is_full && self.namespaces.is_empty()
     }
 }
 
-/// Why a record was refused.
+/// The reason why a record was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejection {
@@ -240,7 +241,7 @@ pub enum Rejection {
     InvalidPod,
     /// The timestamp is not RFC 3339, so it can't be evidence.
     InvalidTimestamp,
-    /// Beyond the record limit of one answer.
+    /// The record is beyond the record limit of one answer.
     OverLimit,
     /// The node already has as many violations in the ledger as one node may.
     NodeQuota,
@@ -251,13 +252,13 @@ pub enum Rejection {
 pub struct Rejections(
     #[expect(
         clippy::box_collection,
-        reason = "nearly no node has one, and each would have to have room for it"
+        reason = "few nodes have refused records, and the others should take no memory for them"
     )]
     Option<Box<BTreeMap<Rejection, u64>>>,
 );
 
 impl Rejections {
-    /// Counts one more.
+    /// Counts one more refused record.
     pub fn count(&mut self, reason: Rejection) {
         *self.counts().entry(reason).or_default() += 1;
     }
@@ -266,19 +267,19 @@ impl Rejections {
         self.0.get_or_insert_default()
     }
 
-    /// Adds another count to this one.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Rejections) {
         for (reason, n) in other.0.iter().flat_map(|counts| counts.iter()) {
             *self.counts().entry(*reason).or_default() += n;
         }
     }
 
-    /// All of them together.
+    /// The number of refused records, whatever the reason.
     pub fn total(&self) -> u64 {
         self.0.iter().flat_map(|counts| counts.values()).sum()
     }
 
-    /// How many for one reason.
+    /// The number of records that were refused for one reason.
     pub fn of(&self, reason: Rejection) -> u64 {
         self.0.as_ref().and_then(|counts| counts.get(&reason)).copied().unwrap_or(0)
     }

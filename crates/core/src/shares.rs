@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_want_little_get_all_of_it_and_the_others_equal_shares() {
+    fn small_wants_are_met_in_full_and_the_others_get_equal_shares() {
         assert_eq!(fair_share(&mut [], 5), (usize::MAX, 5));
         assert_eq!(fair_share(&mut [3, 2], 5), (usize::MAX, 0));
         assert_eq!(fair_share(&mut [1000, 1], 5), (4, 0));
@@ -50,7 +50,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_share_uses_all_there_is_and_no_more(mut wants in vec(0..50_usize, 0..20), total in 0..300_usize) {
+        fn the_shares_and_the_rest_add_up_to_the_total(mut wants in vec(0..50_usize, 0..20), total in 0..300_usize) {
             let (share, left) = fair_share(&mut wants, total);
             let given: usize = wants.iter().map(|want| (*want).min(share)).sum();
             let cut = wants.iter().filter(|want| **want > share).count();

@@ -8,10 +8,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-/// What is expected where a size is written.
+/// The expected form of a size, for error messages.
 pub const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
 
-/// The size in bytes that `text` says; `None` if it says none. A number without a unit is none.
+/// The size in bytes that `text` stands for; `None` if it is no size. A number without a unit is no size.
 pub fn parse(text: &str) -> Option<usize> {
     let has_unit = text.trim_end().ends_with(['B', 'b']);
     let size = text.parse::<ByteSize>().ok().filter(|_| has_unit)?;

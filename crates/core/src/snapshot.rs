@@ -1,6 +1,6 @@
 //! The immutable read view of the ledger, with its coverage.
 //!
-//! The API, the policy and the progress line each answer from one snapshot and say how complete it is.
+//! The API, the policy and the progress line each use one snapshot, and show how complete it is.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub struct Snapshot {
     pub nodes: Nodes,
     /// Every expected target, ordered by address.
     pub targets: Vec<TargetView>,
-    /// How much of the cluster this view rests on.
+    /// The coverage: how many targets this view is based on.
     pub coverage: Coverage,
     /// Records refused since the start, by reason.
     pub rejected: Rejections,
@@ -96,10 +96,10 @@ pub enum State {
     Cleared,
 }
 
-/// What is known of one violation.
+/// One violation with its evidence.
 #[derive(Clone, Debug)]
 pub struct Violation {
-    /// What identifies it.
+    /// The key of the violation.
     pub key: Key,
     /// Its state over all nodes.
     pub state: State,
@@ -191,7 +191,7 @@ impl Deref for EvidenceView {
     }
 }
 
-/// What one node has reported of a violation.
+/// The evidence of a violation that one node has reported.
 #[derive(Clone, Debug)]
 pub struct EvidenceDetails {
     /// The record as this node's agent last gave it.
@@ -217,7 +217,7 @@ pub struct EvidenceDetails {
     pub observations: u64,
 }
 
-/// What is known of each node.
+/// All nodes of a snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Nodes(
     /// Ordered by name. A slice is enough, because nodes are never added.
@@ -225,7 +225,7 @@ pub struct Nodes(
 );
 
 impl Nodes {
-    /// What is known of the node of that name.
+    /// The node of that name.
     pub fn get(&self, name: &NodeName) -> Option<&NodeView> {
         let place = self.0.binary_search_by(|(other, _)| other.cmp(name)).ok()?;
         self.0.get(place).map(|(_, view)| view)
@@ -250,7 +250,7 @@ impl FromIterator<(NodeName, NodeView)> for Nodes {
     }
 }
 
-/// What is known of a node.
+/// A node as the ledger knows it.
 #[derive(Clone, Debug)]
 pub struct NodeView {
     /// Its odometer of answered time.
@@ -281,7 +281,7 @@ pub enum TargetState {
     NeverSeen,
 }
 
-/// What is known of a target.
+/// A target as the ledger knows it.
 #[derive(Clone, Debug)]
 pub struct TargetView {
     /// `host:port`.
@@ -302,7 +302,7 @@ pub struct TargetView {
     pub unusable_since: Option<CompactTimestamp>,
 }
 
-/// How much of the cluster an answer rests on, in targets.
+/// How many of the targets a snapshot is based on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Coverage {
     /// Gave a whole answer recently.

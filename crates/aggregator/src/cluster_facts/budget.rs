@@ -1,4 +1,5 @@
-//! How many bytes sweeps read per minute. The API server has to encode all of them, also those that are dropped here.
+//! Limits the bytes that sweeps read per minute. The API server has to encode all of them, also those that are dropped
+//! here.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

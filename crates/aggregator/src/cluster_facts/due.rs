@@ -1,4 +1,4 @@
-//! Decides what is looked up next: single namespaces, or many together. Pure.
+//! Decides which namespaces are looked up next, and whether one by one or many together. Pure.
 
 use std::time::Duration;
 

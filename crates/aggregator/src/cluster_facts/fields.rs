@@ -1,9 +1,9 @@
 //! Which fields of each kind of object are read. All others are dropped while an answer arrives, and `lookup` can't use
 //! them.
 //!
-//! An event of a watch is compared with the one before by a fingerprint of the same fields, so that what `lookup` does
-//! not read is no change. Only names and versions of an event are held: a tenant can make the other fields as large as
-//! it likes.
+//! An event of a watch is compared with the one before by a fingerprint of the same fields. So a field that `lookup`
+//! does not read makes no change. Only names and versions of an event are held: a tenant can make the other fields as
+//! large as it likes.
 
 use crate::kubernetes::Keep;
 use crate::kubernetes::Keep::{All, Fields, Items, Print};

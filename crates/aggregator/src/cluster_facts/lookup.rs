@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn routes_tell_ingress_paths_from_every_other_way_in() {
+    fn ingress_paths_are_listed_apart_from_other_ways_to_a_service() {
         let mut routes = Routes::default();
         let ingress = |text: &str| -> Ingress { serde_saphyr::from_str(text).unwrap() };
         let path = |service: &str| {

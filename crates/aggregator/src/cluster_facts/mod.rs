@@ -2,14 +2,13 @@
 //!
 //! One task owns the facts of the accused namespaces (`State`). The policy sends its requests over a `watch` channel.
 //! The task looks the namespaces up, draws conclusions (`namespace_facts`), and returns the facts over another `watch`
-//! channel. All requests to the API server together keep to a pace, so that a bad rule or a lying node costs it no more
-//! than that. `due` decides which namespaces are looked up next, `turn` has the order, and `waiting` has the accusations
-//! that are not judged yet. The log and the details of `/readyz` report accusations that wait too long (`reporting`).
+//! channel. One pace limits all requests to the API server, so a bad rule or a lying node can't send more of them.
+//! `due` decides which namespaces are looked up next, `turn` has the order, and `waiting` has the accusations that are
+//! not judged yet. The log and the details of `/readyz` report accusations that wait too long (`reporting`).
 //!
-//! **Only direct reads are sources of facts.** A look-up (`lookup`, through `listing`, which limits the cost of one
-//! namespace) is a consistent read of one namespace. If many wait, a sweep (`sweep`; `sweeps` decides on it) is a
-//! consistent read of the whole cluster, but proves no absence. A fact judges only evidence that is older than its first
-//! request.
+//! **Only direct reads are sources of facts.** A look-up (`lookup`) is a consistent read of one namespace, and
+//! `listing` limits its cost. If many wait, a sweep (`sweep`; `sweeps` decides on it) is a consistent read of the whole
+//! cluster, but proves no absence. A fact judges only evidence that is older than its first request.
 //!
 //! **When a namespace is looked up.** Up to `MAX_POLLED_NAMESPACES` accused namespaces are looked up every round. With
 //! more, `watches` watch the cluster, one watch for each kind. They note in `changes` which accused namespaces have
@@ -23,9 +22,9 @@
 //!
 //! **Judgements without a look-up** (`waiting::NamespaceLookup::confirm`). The watches allow to judge renewed evidence
 //! that was accepted after a direct read, and evidence that is not believed anyway. As long as nothing has changed in a
-//! namespace, its facts are still true at the last moment up to which *all* watches have reported everything. A bookmark
-//! that has reached the version of a list shows that everything was reported up to when the list was sent. A fact's
-//! `asked` is moved to that moment and no further.
+//! namespace, its facts stay true. They are true at the last moment up to which *all* watches have reported everything.
+//! A bookmark that has reached the version of a list shows that everything was reported up to when the list was sent. A
+//! fact's `asked` is moved to that moment and no further.
 //!
 //! **Failures.** A watch that breaks off is resumed where it ended. A watch that has to start anew has missed something,
 //! so every accused namespace is looked up again, in turn. A watch that is silent for three minutes, or is refused,

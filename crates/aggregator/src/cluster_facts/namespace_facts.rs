@@ -1,4 +1,4 @@
-//! The facts of one namespace, and what follows from one more look-up. Pure: other modules ask the API server.
+//! The facts of one namespace, and the conclusions from one more look-up. Pure: other modules ask the API server.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! The facts of the accused namespaces, and what follows from each look-up. Pure: other modules ask the API server,
+//! The facts of the accused namespaces, and the conclusions from each look-up. Pure: other modules ask the API server,
 //! `due` decides which namespaces are looked up next, and `reporting` reports failures.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +58,7 @@ pub(super) struct State {
     pub(super) failing: BTreeMap<Text, Refusal>,
     /// The error that was last logged.
     pub(super) error: Option<Refusal>,
-    /// The log says that some accusations wait too long.
+    /// It is logged that some accusations wait too long.
     pub(super) is_late: bool,
 }
 

@@ -6,10 +6,10 @@
 //! directly.
 //!
 //! Its memory is bounded: one page, the relevant fields of each object (`fields`), [`MAX_HELD`] in all, and
-//! [`MAX_SHARE`] of one namespace. A namespace beyond its share, with an object larger than a page, or with so many large
-//! objects that they take more than [`MAX_SHARE_READ`], is *heavy*: it gets look-ups of its own with their own limits. Each
-//! object counts for its own namespace, so one tenant's objects make no other heavy. The bytes that are read per minute are bounded
-//! too (`budget`); pages beyond that wait.
+//! [`MAX_SHARE`] of one namespace. A namespace is *heavy* if it exceeds its share or has an object larger than a page.
+//! It is heavy, too, if its large objects take more than [`MAX_SHARE_READ`]. A heavy namespace gets look-ups of its own
+//! with their own limits. Each object counts for its own namespace, so one tenant's objects make no other heavy. The
+//! bytes that are read per minute are bounded too (`budget`); pages beyond that wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
@@ -342,7 +342,7 @@ impl Found {
         if self.held > MAX_HELD { Err(Stop::Full) } else { Ok(is_wanted) }
     }
 
-    /// The namespace is heavy: nothing of it is held. `read` bytes more have been read of it.
+    /// Marks the namespace as heavy, and drops its objects. `read` bytes more have been read of it.
     fn leave_out(&mut self, namespace: &Text, read: usize) {
         let share = self.shares.remove(namespace).unwrap_or_default();
         self.held -= share.kept;

@@ -46,7 +46,7 @@ pub(super) struct Sweeps {
     /// Namespaces that are too large for a sweep, since when that is known, and how many bytes were read of their large
     /// objects.
     heavy: BTreeMap<Text, (Moment, usize)>,
-    /// Whether the log says that more namespaces are heavy than can be left out.
+    /// Whether it is logged that more namespaces are heavy than can be left out.
     is_crowded: bool,
     /// How many bytes sweeps may read.
     pub(super) budget: Budget,

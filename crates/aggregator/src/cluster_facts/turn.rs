@@ -1,4 +1,5 @@
-//! The order in which accused namespaces are looked up. Pure: the caller passes what waits and since when.
+//! The order in which accused namespaces are looked up. Pure: the caller passes the waiting namespaces and since when
+//! they wait.
 //!
 //! Each accusing node has a queue of the namespaces that wait because of its accusations, and the queues are served in
 //! turn: the queue that was served longest ago comes first. So a node that accuses thousands of namespaces delays no
@@ -6,13 +7,13 @@
 //! accused.
 //!
 //! Within a queue a namespace that has never been looked up comes first, then the one that has waited longest: since
-//! its first accusation that is not judged, or since the last look-up of it if that was later. Renewed evidence changes no
-//! place, and each look-up moves its namespace to the end, so every namespace is looked up after at most as many look-ups as
-//! its queue is long. Equal ones are ordered by a hash that changes with each selection, so that no name is always
-//! last.
+//! its first accusation that is not judged, or since the last look-up of it if that was later. Renewed evidence changes
+//! no place, and each look-up moves its namespace to the end. So every namespace is looked up after at most as many
+//! look-ups as its queue is long. Equal ones are ordered by a hash that changes with each selection, so that no name is
+//! always last.
 //!
-//! A part of the places is kept for the namespaces in which no accusation waits, because their Services and deleted
-//! Pods have to be known too, however many nodes accuse.
+//! A part of the places is reserved for the namespaces in which no accusation waits, however many nodes accuse. Their
+//! Services and deleted Pods have to be known, too.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -48,7 +49,7 @@ pub(super) struct Turns {
     served: BTreeMap<NodeName, u64>,
     /// How many turns there have been.
     count: u64,
-    /// How many places were given since the last one that was kept for a namespace in which no accusation waits.
+    /// How many places were given since the last one that was reserved for a namespace in which no accusation waits.
     since_kept: usize,
 }
 
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_queue_what_was_never_looked_up_comes_first_and_then_what_waits_longest() {
+    fn within_a_queue_new_namespaces_come_first_and_then_the_ones_that_wait_longest() {
         let all: [(&str, &[&str], bool, u64); 4] = [
             ("ns-a", &["n1"], true, 3),
             ("ns-b", &["n1"], true, 1),
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_accusation_waits_a_part_of_each_selection_is_kept() {
+    fn a_part_of_each_selection_is_reserved_for_namespaces_without_waiting_accusations() {
         let names: Vec<String> = (0..20).map(|n| format!("ns-{n:02}")).collect();
         let mut all: Vec<(&str, &[&str], bool, u64)> =
             names.iter().map(|name| (&**name, &["n1"] as &[&str], false, 1)).collect();

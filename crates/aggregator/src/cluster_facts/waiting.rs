@@ -69,14 +69,13 @@ impl NamespaceLookup {
         self.unjudged.iter().filter(move |(pod, unjudged)| !is_settled(pod, unjudged))
     }
 
-    /// Whether an accusation can be judged by what was read before, once it is known that nothing has changed since: no
-    /// new block waits for it.
+    /// Whether an accusation can be judged by an earlier read, once it is known that nothing has changed since. No new
+    /// block waits for such an accusation.
     ///
-    /// Either the Pod with that UID was accepted after a direct read as one of an App with an open incident, and the
-    /// accusation only continues; or the accusation is not believed in any case, because the Pod does not exist or runs
-    /// on another node. A watch that lags behind may mistake a Pod for the one that it has replaced. Then an open
-    /// incident lasts longer by the lag, or an accusation is believed later: a late release or a late block, never a
-    /// wrong one.
+    /// Either the accusation only continues: a direct read has shown that the Pod with that UID belongs to an App with
+    /// an open incident. Or the accusation is not believed in any case, because the Pod does not exist or runs on
+    /// another node. A watch that lags behind may mistake a Pod for the one that it has replaced. Then an open incident
+    /// lasts longer by the lag, or an accusation is believed later: a late release or a late block, never a wrong one.
     fn is_settled(&self, facts: &NamespaceFacts, pod: &Text, unjudged: &Unjudged) -> bool {
         match facts.pods.get(pod).filter(|_| facts.is_seen(pod)).map(|fact| &fact.state) {
             _ if unjudged.direct.is_some() => false,

@@ -1,14 +1,14 @@
 //! Watches the objects of accused namespaces in the whole cluster, and notes changes.
 //!
 //! One watch per kind for the whole cluster, because there may be thousands of accused namespaces. While an event
-//! arrives a fingerprint is made of the fields that `lookup` reads, and only that is kept. So a watch is no copy of the
+//! arrives a fingerprint is made of the fields that `lookup` reads, and only that is held. So a watch is no copy of the
 //! cluster: it only shows whether a namespace has changed since it was looked up. And no object is too large for it.
 //!
 //! **Up to when everything was reported.** A bookmark shows only that the API server's cache has reported everything up
-//! to the bookmark's version, which may be old: a cache that gets no updates from etcd repeats its version, and one that
-//! lags behind sends old ones. So we read a list, which is consistent: it gives the version that the cluster had at a
-//! moment of our clock. When a bookmark has reached that version, everything up to that moment was reported. Then the
-//! next list is read.
+//! to the bookmark's version. That version may be old: a cache that gets no updates from etcd repeats its version, and
+//! one that lags behind sends old ones. So we read a list, which is consistent: it gives the version that the cluster
+//! had at a moment of our clock. When a bookmark has reached that version, everything up to that moment was reported.
+//! Then the next list is read.
 //!
 //! A watch begins with the version of a list of one object, and is resumed where it broke off. If that is no longer
 //! possible (410), it starts anew, and every accused namespace is looked up again. Refused watches (403) are tried
@@ -41,7 +41,7 @@ use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Trim};
 
 /// How many bytes of one event are held: its names and its version. No object has such long ones.
 const MAX_EVENT: usize = 64 << 10;
-/// The limit for the list that gives the version. Its one object may be large, but nothing of it is kept.
+/// The limit for the list that gives the version. Its one object may be large, but nothing of it is held.
 const MAX_LIST: Limit = Limit { read: 64 << 20, kept: 64 << 10 };
 /// Asks for the metadata of the listed object only.
 const METADATA: HeaderValue = HeaderValue::from_static(
@@ -130,7 +130,8 @@ struct Watch {
     states: WatchStates,
     /// Wakes the task that lists: bookmarks have reached the last version.
     reached: Notify,
-    /// The secret of the fingerprints: with known keys a tenant could make a change that keeps the fingerprint.
+    /// The secret of the fingerprints: with a known key a tenant could make a change that leaves the fingerprint as it
+    /// is.
     secret: RandomState,
 }
 

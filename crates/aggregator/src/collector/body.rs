@@ -67,8 +67,8 @@ impl Decoding {
 pub(super) struct Body {
     pub(super) answer: Answer,
     /// Why it is not whole.
-    pub(super) trouble: Option<Failure>,
-    /// Kept until the records are taken in.
+    pub(super) failure: Option<Failure>,
+    /// Held until the records are taken in.
     pub(super) share: Share,
 }
 
@@ -123,7 +123,7 @@ impl Reader {
             Ok(End::More) => None,
             _ => self.unpack_small(&received, encoding),
         };
-        let (answer, trouble) = if let Some((bytes, broken)) = small {
+        let (answer, failure) = if let Some((bytes, broken)) = small {
             if matches!(end, Ok(End::Reached)) {
                 read.end();
             }
@@ -134,7 +134,7 @@ impl Reader {
             // Boxed, because few answers are large, and the others would each take 1.2 KB more.
             Box::pin(large.read(incoming, received, end)).await
         };
-        Body { answer, trouble, share: lease.into() }
+        Body { answer, failure, share: lease.into() }
     }
 
     /// Decompresses a small body. Returns its bytes, unless it is not compressed, and why it does not decompress further. `None`
@@ -194,8 +194,8 @@ impl Deadline {
         }
     }
 
-    /// The failure to report for one that came while the answer was received. If the answer had to end early, that says nothing about
-    /// its agent, unless the waits for the agent were the reason.
+    /// The failure to report for one that came while the answer was received. If the answer had to end early, the
+    /// failure is not the agent's, unless the waits for the agent were the reason.
     fn blame(self, failure: Failure, read: &Read, lease: &Lease) -> Failure {
         if self.is_ours && !lease.is_ended() { read.defer_if_stalled(failure) } else { failure }
     }
@@ -279,8 +279,8 @@ impl Intake {
         }
     }
 
-    /// The answer ends here, or is read no further because of `trouble`.
-    fn finish(mut self, trouble: Option<Failure>) -> (Answer, Option<Failure>) {
+    /// The answer ends here, or is read no further because of `failure`.
+    fn finish(mut self, failure: Option<Failure>) -> (Answer, Option<Failure>) {
         let mut broken = None;
         if !self.is_over && !self.decoder.is_broken() {
             broken = self.unpacker.finish(&mut self.bytes).err();
@@ -289,9 +289,9 @@ impl Intake {
         let is_no_list = self.decoder.is_broken();
         let (answer, decoded) = self.decoder.finish();
         let malformed = decoded.err().as_ref().map(malformed);
-        // A broken list stays broken, whatever follows. So this failure comes first: it does not depend on how the answer arrives.
-        // If the list is only not complete, the first trouble is the reason.
-        let failure = if is_no_list { malformed } else { trouble.or(broken).or(malformed) };
+        // A broken list stays broken, whatever bytes follow. So this failure comes first: it does not depend on how the
+        // answer arrives. If the list is only not complete, the first failure is the reason.
+        let failure = if is_no_list { malformed } else { failure.or(broken).or(malformed) };
         (answer, failure)
     }
 }

@@ -34,9 +34,9 @@ const END_EVERY: Duration = Duration::from_millis(50);
 /// them needs more. Then one of them at a time may exceed its pool, for [`OVERDRAFT_TIME`]. It ends in that time, and its share is free
 /// for the others.
 ///
-/// A body whose agent sends slowly holds its memory for longer. While another body waits for memory, the waits for the agent's bytes may
-/// take [`MAX_WAIT`] in all. Then the body ends, and what was decoded of it is used. A body that exceeds its pool ends when these waits
-/// have taken [`MAX_OVERDRAFT_WAIT`].
+/// A body whose agent sends slowly holds its memory for longer. While another body waits for memory, the waits for the
+/// agent's bytes may take [`MAX_WAIT`] in all. Then the body ends, and the records that were decoded are used. A body
+/// that exceeds its pool ends when these waits have taken [`MAX_OVERDRAFT_WAIT`].
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     healthy: Pool,
@@ -170,7 +170,7 @@ impl Budget {
     }
 }
 
-/// The share of the budget that one body holds while it is read. Given back when dropped.
+/// The share of the budget that one body holds while it is read. Freed when dropped.
 pub(super) struct Lease {
     pool: Pool,
     held: Option<OwnedSemaphorePermit>,
@@ -272,8 +272,8 @@ impl Lease {
     }
 }
 
-/// The share of the byte budget that a report holds. Given back when dropped, which is after its records are taken in: until then further large
-/// answers are not read from their nodes.
+/// The share of the byte budget that a report holds. Freed when dropped, which is after its records are taken in. Until
+/// then further large answers are not read from their nodes.
 #[derive(Debug, Default)]
 pub struct Share {
     _held: Option<OwnedSemaphorePermit>,

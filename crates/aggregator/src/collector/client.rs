@@ -38,14 +38,14 @@ pub struct ClientOptions {
     pub small: usize,
     /// The most bytes that all bodies in flight take together.
     pub byte_budget: usize,
-    /// How much of one answer is kept.
+    /// How much of one answer is used.
     pub limits: Limits,
 }
 
 /// The header in which the reference agent names the namespaces of which it has left something out of its list, or all.
 const LEFT_OUT: &str = "procscan-left-out-namespaces";
 const LEFT_OUT_ALL: &str = "*";
-/// The longest `ETag` that is kept and sent back.
+/// The longest `ETag` that is held and sent back.
 const MAX_ETAG: usize = 256;
 /// The longest pause before a retry; the shortest is half of it.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -170,7 +170,7 @@ impl Client {
     fn request(&self, address: &str, etag: Option<&str>) -> Result<Vec<u8>, Failure> {
         const AGENT: &str = concat!("procscan-aggregator/", env!("CARGO_PKG_VERSION"));
         let path = &self.options.path;
-        // The path is checked with the configuration, the tag where it is kept.
+        // The path is checked with the configuration, and the tag when it is received.
         if !address.bytes().all(|byte| byte.is_ascii_graphic()) {
             let detail = format!("the request can't be made for {address:?}");
             return Err(Failure { reason: FailureReason::Protocol, detail });
@@ -218,17 +218,17 @@ impl Client {
 
 /// The outcome of a body: complete, partial or failed.
 fn judge(body: Body, head: Head) -> Exchange {
-    let Body { mut answer, trouble, share } = body;
+    let Body { mut answer, failure, share } = body;
     answer.date = head.date;
     answer.left_out.add(&head.left_out);
-    match trouble {
+    match failure {
         Some(failure) if answer.records.is_empty() && answer.rejected.total() == 0 => {
             Exchange::bare(Outcome::Failed(failure), None)
         }
         Some(failure) => Exchange { outcome: Outcome::Partial(answer, failure), etag: None, share },
         None => {
-            // With the tag the next answer could be a 304, which does not say of which namespaces records were left
-            // out.
+            // With the tag the next answer could be a 304, which does not name the namespaces of which records were
+            // left out.
             let etag = head.etag.filter(|_| answer.left_out.is_empty());
             Exchange { outcome: Outcome::Complete(answer), etag, share }
         }
@@ -275,7 +275,8 @@ fn date(text: &str) -> Option<Timestamp> {
     usual.or_else(|| Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok())
 }
 
-/// Whether a failure is worth a second try in the same round. A timeout is not, because the time of the request is over.
+/// Whether the request is tried again in the same round after this failure. It is not after a timeout, because its time
+/// is over.
 fn is_worth_a_retry(failure: &Failure) -> bool {
     use FailureReason as Reason;
     matches!(

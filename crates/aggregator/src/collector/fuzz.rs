@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::body::{Deadline, RequestContext};
 use super::client::{Client, ClientOptions};
 
-/// Small enough to be exceeded by what a small answer decompresses to.
+/// Small enough to be exceeded by the text of a small answer.
 const MAX_READ: usize = 16 << 10;
 /// Small enough for many inputs to be decoded in pieces.
 const SMALL: usize = 200;

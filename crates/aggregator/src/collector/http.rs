@@ -156,8 +156,8 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     }
 }
 
-/// Appends the bytes that have arrived to `buffer`, and returns how many they are. `buffer` does not grow before: the memory that
-/// hundreds of requests reserve would be requested from the kernel and given back in every slot of a round.
+/// Appends the bytes that have arrived to `buffer`, and returns how many they are. `buffer` does not grow before: the
+/// memory that hundreds of requests reserve would be requested from the kernel and freed in every slot of a round.
 async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|cx| {
         let mut room = [const { MaybeUninit::uninit() }; BYTES_PER_READ];
@@ -204,8 +204,8 @@ fn rest(code: u16, headers: &[Header<'_>]) -> Result<Rest, Broken> {
 }
 
 impl<S: AsyncRead + Unpin> Incoming<S> {
-    /// How many bytes of the answer have been received: its head, its body, and what frames the pieces of the body. Between two
-    /// pieces it grows by at most [`MAX_HEAD`] and [`BYTES_PER_READ`].
+    /// How many bytes of the answer have been received: its head, its body, and the framing of the pieces of the body.
+    /// Between two pieces it grows by at most [`MAX_HEAD`] and [`BYTES_PER_READ`].
     pub(super) fn received(&self) -> usize {
         self.received
     }

@@ -29,7 +29,7 @@ use crate::config::PROBATION_SHARE;
 /// The most bytes of an answer that is decoded in the task that waits for it: less than a millisecond of work.
 pub const SMALL_ANSWER: usize = 64 << 10;
 
-/// What the collector reports.
+/// The reports of the collector.
 #[derive(Debug)]
 pub enum Observation {
     /// The report of one target, and its share of the byte budget, which is held until the records are taken in.

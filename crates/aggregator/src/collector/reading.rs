@@ -109,9 +109,9 @@ struct LargeTarget {
     expected: usize,
     /// The reservation for its answer in this round, until the answer begins.
     reservation: Option<Reservation>,
-    /// The last round in which the target had a reservation or its answer was read whole; before that, the round of its first large
-    /// answer. A reservation counts even if it was not used. Otherwise a target that never uses one would stay first in the order and
-    /// keep others from it.
+    /// The last round in which the target had a reservation or its answer was read whole; before that, the round of its
+    /// first large answer. A reservation counts even if it was not used. Otherwise a target that never uses one would
+    /// stay first in the order, and others would get none.
     last_served: u64,
     /// The last round in which its answer was large.
     last_large: u64,
@@ -271,9 +271,9 @@ impl Read {
         Failure { reason: FailureReason::TooLarge, detail }
     }
 
-    /// The failure to report for one that came while the answer waited for memory or to be decoded. If its time was over in that wait,
-    /// the answer is deferred: the wait says nothing about its target. A reservation counts all the same, because an agent can send its
-    /// answer so late that there is never time for it.
+    /// The failure to report for one that came while the answer waited for memory or to be decoded. If its time was
+    /// over in that wait, the answer is deferred, because the target did not cause the wait. A reservation counts all
+    /// the same, because an agent can send its answer so late that there is never time for it.
     pub(super) fn defer_if_stalled(&self, failure: Failure) -> Failure {
         if failure.reason != FailureReason::Stalled {
             return failure;

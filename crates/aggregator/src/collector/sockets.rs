@@ -33,7 +33,7 @@ impl Sockets {
         socket.connect(address).await
     }
 
-    /// Ends a connection to `address` whose exchange is over, and keeps its socket.
+    /// Ends a connection to `address` whose exchange is over, and stores its socket for another one.
     ///
     /// `connect` with `AF_UNSPEC` ends the connection by a reset, drops received bytes that were not read, and frees the port (see
     /// connect(2)). So the next connection begins as that of a new socket.
@@ -127,11 +127,11 @@ mod tests {
             // The other side has noticed the end of the connection.
             let _ = flood.await.unwrap();
         }
-        assert!(ports.len() > 50, "a port is given back: {ports:?}");
+        assert!(ports.len() > 50, "ports are free again: {ports:?}");
     }
 
     #[tokio::test]
-    async fn a_socket_is_as_good_as_new_however_its_connection_has_ended() {
+    async fn a_socket_can_be_used_again_however_its_connection_has_ended() {
         let sockets = Sockets::default();
         let (listener, address) = listen().await;
         for by_reset in [false, true] {

@@ -1,7 +1,8 @@
 //! Decompresses an answer as it arrives, a bounded step at a time.
 //!
-//! A few bytes can decompress to gigabytes, and a body of empty members or blocks takes much time for nothing. So each step returns a
-//! limited number of bytes, the number of members is limited, and a body that is longer than what it decompresses to is refused.
+//! A few bytes can decompress to gigabytes, and a body of empty members or blocks takes much time for nothing. So each
+//! step returns a limited number of bytes, and the number of members is limited. A body that is longer than its text is
+//! refused.
 
 use std::io::{self, Write};
 
@@ -16,7 +17,7 @@ pub(super) const BYTES_PER_STEP: usize = 32 << 10;
 const SLACK: usize = 256 << 10;
 /// The most gzip members or zstd frames of one body. A server writes one.
 const MAX_PARTS: usize = 256;
-/// The largest window of a zstd frame, as a power of two: the decoder allocates what the frame asks for.
+/// The largest window of a zstd frame, as a power of two: the decoder allocates the window that the frame asks for.
 const ZSTD_WINDOW_LOG: u32 = 20;
 /// The memory that decompressing gzip takes, in bytes: flate2's buffer of 32 KiB, a window of 32 KiB, tables, and a member's header.
 /// Of a header flate2 keeps three fields of up to 64 KiB.

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_names_no_target_drops_none_and_is_an_error_until_it_names_one() {
+    async fn a_file_without_targets_drops_none_and_is_an_error_until_it_names_one() {
         let mut stage = Stage::new("a:1\nb:1\n");
         assert_eq!(stage.read().await, Some(Ok(list(["a:1", "b:1"]))));
         for empty in ["", "# nothing\n\n"] {

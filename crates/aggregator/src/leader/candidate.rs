@@ -91,7 +91,7 @@ impl Candidate {
 
     /// Reads the Lease until this process has taken it.
     async fn follow(&mut self) -> (WritePermit, Lease) {
-        // What this process read while it led does not show how long another holder has been silent.
+        // A read from the time when this process led does not show how long another holder has been silent.
         self.seen = None;
         loop {
             let retry = Instant::now() + self.election.lease.retry;

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 
-/// The range to which the duration in a Lease is limited, in seconds. So a replica leads in the end, whatever is
-/// written there.
+/// The range to which the duration in a Lease is limited, in seconds. So a replica leads in the end, whatever duration
+/// is written there.
 const DURATION_SECONDS: std::ops::RangeInclusive<i32> = 1..=300;
 
 /// The identity of the holder; `None` if the Lease was released.
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_never_wait_too_short_and_terms_are_counted_whatever_is_written() {
+    fn the_duration_is_rounded_up_and_terms_are_counted_whatever_is_written() {
         let now = Timestamp::UNIX_EPOCH;
         let lease = taken(&new("x"), "a", Duration::from_millis(9001), i32::MAX, now);
         assert_eq!(duration(&lease), Some(Duration::from_secs(10)));

@@ -68,7 +68,7 @@ impl Unheld {
         Ok(Some(Self { cluster: cluster.clone(), namespace: namespace.to_owned(), lease: last }))
     }
 
-    /// Removes the Lease if it is unchanged: a replica that has taken it since keeps it.
+    /// Removes the Lease if it is unchanged: a replica that has taken it since goes on holding it.
     pub async fn remove(self) -> Result<(), RemovalError> {
         let metadata = &self.lease.metadata;
         let as_seen = DeleteParams {

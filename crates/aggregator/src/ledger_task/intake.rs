@@ -6,7 +6,7 @@ use procscan_core::report::Report;
 use super::ALL_REFUSE;
 use crate::collector::{Observation, Round};
 
-/// What was last logged about a round.
+/// The part of a round that was last logged.
 #[derive(Debug, Default)]
 pub(super) struct LastRound {
     /// How many targets the round had, and how many of them answered.

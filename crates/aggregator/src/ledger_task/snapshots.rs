@@ -96,7 +96,7 @@ impl Snapshots {
         let next = watch.wait_for(|published| published.snapshot.is_some()).await;
         match next.ok().and_then(|published| published.snapshot.clone()) {
             Some(snapshot) => snapshot,
-            // Only if the ledger has died, which ends the process.
+            // The ledger task has ended without a last publication, which ends the process.
             None => std::future::pending().await,
         }
     }

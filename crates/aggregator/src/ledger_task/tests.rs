@@ -94,7 +94,7 @@ async fn a_snapshot_without_a_change_is_made_for_a_reader_that_asks() {
 
     stage.fail("second").await;
     let before = stage.snapshots.fresh().await;
-    assert!(has_failure(&before, "first"), "readers share what is fresh");
+    assert!(has_failure(&before, "first"), "readers share a fresh snapshot");
     tokio::time::sleep(MAX_SNAPSHOT_AGE).await;
     assert!(has_failure(&*stage.snapshots.fresh().await, "second"));
 }

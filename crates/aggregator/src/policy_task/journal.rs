@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn every_alert_is_logged_with_its_kind_and_what_to_do() {
+    fn every_alert_is_logged_with_its_kind_and_advice() {
         let message = || "approve or release the Apps".to_owned();
         for (alert, level, kind, detail) in [
             (Alert::Brake { brake: Brake::NewTenants, message: message() }, "ERROR", "brake", message()),

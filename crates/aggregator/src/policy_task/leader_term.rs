@@ -81,7 +81,7 @@ enum Step {
     Lost,
 }
 
-/// The reason why the leader looks at the inputs again. `false` says that the sender is gone.
+/// The reason why the leader looks at the inputs again. `false` means that the sender is gone.
 #[derive(Clone, Copy)]
 enum Wakeup {
     /// A snapshot was published.
@@ -100,7 +100,7 @@ enum Wakeup {
     Due,
 }
 
-/// What follows from a [`Wakeup`].
+/// The next step after a [`Wakeup`].
 enum Judgement {
     /// There is nothing to decide.
     Wait,
@@ -351,7 +351,7 @@ impl<'a> LeaderTerm<'a> {
         self.policy_now(&state)
     }
 
-    /// Evaluates the inputs once: applies operator commands, decides, persists, and publishes what follows.
+    /// Evaluates the inputs once: applies operator commands, decides, persists, and publishes the plan.
     async fn step(&mut self) -> Step {
         let snapshot = self.latest_snapshot().await;
         let now = self.now();

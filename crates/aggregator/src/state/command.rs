@@ -21,7 +21,7 @@ pub enum OperatorCommandError {
     #[error("the {0} {1} exists already")]
     Exists(&'static str, String),
     /// Another command about the same object is being carried out.
-    #[error("what was asked of {0} just before is still being done; try again in a moment")]
+    #[error("an earlier command about {0} is still being carried out; try again in a moment")]
     Busy(String),
     /// It can't be persisted.
     #[error("{0}")]

@@ -1,4 +1,4 @@
-//! The persisted documents, whatever they are persisted in.
+//! The persisted documents, in a file and in a cluster.
 
 use jiff::Timestamp;
 
@@ -61,7 +61,7 @@ pub struct Batch {
     pub put: Vec<Document>,
     /// Keys of documents to remove. A missing document is no error. A document that is put as well stays.
     pub remove: Vec<(Kind, String)>,
-    /// Entries to add to the log. An entry that is there already, word for word, is not added again.
+    /// Entries to add to the log. An entry that is there already, byte for byte, is not added again.
     pub decisions: Vec<LoggedDecision>,
 }
 

@@ -114,7 +114,7 @@ pub enum Store {
     Cluster(Box<ClusterStore>),
     /// In a file.
     File(FileStore),
-    /// Nowhere: a caller that only wants to know what would be decided begins with a copy.
+    /// Nowhere: a caller that only simulates decisions begins with a copy.
     Copy(Vec<Incident>),
 }
 

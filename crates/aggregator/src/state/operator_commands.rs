@@ -148,7 +148,7 @@ async fn to_completion<T: Send + 'static>(
 ) -> Result<T, OperatorCommandError> {
     let ended_early = |_| {
         Err(OperatorCommandError::NotPersisted(
-            "it is not known whether this was done; look again".to_owned(),
+            "it is not known whether the command was carried out; check before you try again".to_owned(),
         ))
     };
     tokio::spawn(command).await.unwrap_or_else(ended_early)

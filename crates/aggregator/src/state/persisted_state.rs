@@ -383,7 +383,7 @@ impl PersistedState {
         (rules, unread)
     }
 
-    /// The objects that can't be read, each with a text for people: the error, and what follows from it.
+    /// The objects that can't be read, each with a text for people: the error, and its consequence.
     pub fn unreadable(&self) -> BTreeMap<String, String> {
         let Unread { incidents, exemptions } = &self.unread;
         let mut all = BTreeMap::new();

@@ -12,11 +12,11 @@ pub struct Change {
     pub key: Key,
     /// The node whose evidence it is.
     pub node: NodeName,
-    /// What happened.
+    /// The change.
     pub kind: ChangeKind,
 }
 
-/// What happened to one node's evidence of a violation.
+/// A change of one node's evidence of a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
@@ -26,15 +26,15 @@ pub enum ChangeKind {
     Sighted,
     /// Fresh evidence has become too old, without proof of absence.
     Unconfirmed,
-    /// Absent, by that rule.
+    /// The violation is absent by that rule.
     Cleared(Cleared),
 }
 
-/// What happened to a node.
+/// A change of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeChange {
-    /// The node answers, but none of its answers could be used for longer than `fresh_within`. What is known of it
-    /// stays until an answer can be used.
+    /// The node answers, but none of its answers could be used for longer than `fresh_within`. Its evidence stays until
+    /// an answer can be used.
     Unusable,
     /// Its answers can be used again.
     UsableAgain,

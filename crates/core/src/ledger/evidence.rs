@@ -173,7 +173,7 @@ impl ViolationEvidence {
         }
     }
 
-    /// Adds what another replica knew to what was reported here.
+    /// Adds the evidence that another replica knew to the evidence that was reported here.
     pub(super) fn merge(&mut self, known: &Remembered, now: Moment) {
         let timestamp = CompactTimestamp::from(known.record.detected_at);
         let is_same = self.timestamps.last() == Some(timestamp);
@@ -192,7 +192,7 @@ impl ViolationEvidence {
             // The clearing counts if nothing was reported here that was unknown there, or nothing since. The replica
             // that cleared it may have forgotten earlier reports by a restart, but it had the node's answers for the
             // whole clearing time. A wall clock may have been set in between, so it is enough if one of the clocks
-            // says so.
+            // shows this order.
             let is_since = |fresh: Moment| fresh.uptime() > at.uptime() && fresh.wall() > wall;
             if is_same || !self.details.fresh_at.is_some_and(is_since) {
                 self.clear(at, why);

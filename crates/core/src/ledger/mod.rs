@@ -1,4 +1,4 @@
-//! What is known of every violation over time. Presence and absence both need evidence.
+//! The evidence of every violation over time. Presence and absence both need evidence.
 //!
 //! A record in an answer does not prove that its process runs, because an agent may still list a process that ended.
 //! An answer without a record does not prove that the process ended, because an agent may list one of several or may
@@ -254,13 +254,12 @@ impl Ledger {
         self.nodes.retain(|name, node| !node.evidence.is_empty() || asked.contains(name));
     }
 
-    /// Counts every change of what a snapshot shows.
+    /// Counts every change that a snapshot shows.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Counts the changes that may change a decision: evidence appeared, grew old or cleared, or other targets are to
-    /// be asked.
+    /// Counts the changes that may change a decision: evidence appeared, grew old or cleared, or the targets changed.
     ///
     /// Renewed evidence does not count, because it matters only when something else is decided. The end of a round
     /// does not count either.

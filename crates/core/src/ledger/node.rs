@@ -1,4 +1,4 @@
-//! What is known of one node: how long it has answered, how often its agent scans, and its evidence.
+//! The state of one node: how long it has answered, how often its agent scans, and its evidence.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ struct Unusable {
 }
 
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "the flags are independent of each other")]
 pub(super) struct Node {
     /// Answered time, in sum. Clearing clocks are differences of its readings.
     pub(super) odometer: CompactDuration,
@@ -155,7 +155,7 @@ impl Node {
     }
 
     /// Notes a whole answer. It counts for the time since the last one, but for `gap` at most. Time that was not
-    /// answered counts for nothing, however the failure showed. Returns what the answer adds to the odometer.
+    /// answered counts for nothing, however the failure showed. Returns the time that the answer adds to the odometer.
     ///
     /// `is_empty` is whether it lists no record; `None` if it is the same list as before.
     pub(super) fn answered(&mut self, at: Moment, is_empty: Option<bool>, gap: Duration) -> Duration {
@@ -358,8 +358,8 @@ impl Node {
 
     /// Makes room for `n` more violations by forgetting evidence that can be judged anew, the longest unlisted first.
     ///
-    /// Evidence of violations that are `listed` in the answer at hand stays, because a tombstone must meet its
-    /// record.
+    /// Evidence of violations that are `listed` in the present answer stays, because a listed record is compared with
+    /// its tombstone.
     pub(super) fn evict(&mut self, n: usize, listed: impl Fn(&Key) -> bool) -> Vec<Key> {
         if n == 0 {
             return Vec::new();

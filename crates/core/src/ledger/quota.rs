@@ -9,13 +9,13 @@
 //! 5. violations that can be judged anew.
 //!
 //! Rules count separately, because an exemption may cover the hits of one rule and must not hide the hits of another.
-//! In each class namespaces share fairly what room is left, and the Pods of a namespace take turns. So if there is
-//! not enough room, the rules of one Pod can take the place of another namespace's Pod. That happens only within the
+//! In each class the namespaces share the rest of the room fairly, and the Pods of a namespace take turns. So if there
+//! is not enough room, the rules of one Pod can take the place of another namespace's Pod. That happens only within the
 //! fair share of each namespace.
 //!
-//! Within the share of a namespace, violations that were seen first stay. So new names do not push out the first live
-//! violation of a Pod. A new namespace pushes out what others have beyond their fair share, but never the last live
-//! violation of another.
+//! Within the share of a namespace, violations that were seen first stay. So new names do not take the place of the
+//! first live violation of a Pod. A new namespace takes the room that others have beyond their fair share, but never
+//! the place of another's last live violation.
 //!
 //! Violations that can be judged anew make room first, because a later answer that lists them is judged like a first
 //! one. They are tombstones, records that were never believed, and violations of a Pod that is gone, unless the node
@@ -55,7 +55,7 @@ pub(super) struct Judge<A, G> {
     pub(super) is_gone: G,
 }
 
-/// The worth of a violation. Ordered from the one that has room first.
+/// The rank of a violation by its evidence. Ordered from the one that has room first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
     /// Fresh evidence that has not grown old, or a listed record that is young.
@@ -156,7 +156,7 @@ impl Node {
             } else {
                 Worth::Live
             };
-            // If it were forgotten, it would be worth as much as any listed record whose age is not known.
+            // If it were forgotten, it would count like any listed record whose age is not known.
             (if age == Some(None) { alone.min(Worth::Aged) } else { alone }, rule)
         };
         let mut room = NodeQuota::default();

@@ -1,4 +1,4 @@
-//! Stores texts that many records have in common once: tenants' names, rules, kinds.
+//! Shares in memory the texts that many records have in common: tenants' names, rules, kinds.
 
 use std::collections::HashSet;
 use std::sync::Arc;

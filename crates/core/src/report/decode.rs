@@ -1,4 +1,4 @@
-//! From the bytes of an answer to its records.
+//! Decodes the bytes of an answer to its records.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,12 +10,12 @@ use super::stream::{DecodeError, Decoder};
 use super::wire_record::Element;
 use super::{Answer, Rejection};
 
-/// For an answer of usual size there is room from the start.
+/// The room that is allocated before decoding. It is enough for an answer of usual size.
 const LIKELY_RECORDS: usize = 4 << 10;
 
 /// Decodes a body: `[records]`, `null`, or `{"violations": [records]}`.
 ///
-/// Returns what was good, and the error if the body as a whole is not such a list or breaks off. Bytes that are not
+/// Returns the valid records, and the error if the body as a whole is not such a list or breaks off. Bytes that are not
 /// UTF-8 and lone surrogates become U+FFFD, as Go's encoder would have written them.
 pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>) {
     if let Some(answer) = decode_usual(body, limits) {
@@ -26,8 +26,8 @@ pub fn decode(body: &[u8], limits: &Limits) -> (Answer, Result<(), DecodeError>)
     decoder.finish()
 }
 
-/// Decodes a body in which there is nothing unusual. This is the fastest way, and nearly every body is so; `serde_json` takes no
-/// list that has anything odd in it.
+/// Decodes a body in which nothing is unusual; `None` for other bodies, because `serde_json` refuses them. Nearly every
+/// body is usual, and this way is the fastest.
 pub(super) fn decode_usual(body: &[u8], limits: &Limits) -> Option<Answer> {
     let text = std::str::from_utf8(body).ok()?;
     let mut gathering = Gathering::new(limits, text.len().min(LIKELY_RECORDS));

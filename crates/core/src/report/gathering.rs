@@ -1,7 +1,8 @@
-//! The records of an answer within their limits, shared fairly among namespaces.
+//! Limits the records of an answer, and shares the limits fairly among namespaces.
 //!
-//! A tenant can have any number of processes, and commands of any length. Its records push out only its own: a namespace with few
-//! records keeps all of them, and the others share what is left. In a namespace its Pods take turns.
+//! A tenant can have any number of processes, and commands of any length. Its records take no room of other tenants: a
+//! namespace with few records has room for all of them, and the others share the rest. In a namespace the Pods take
+//! turns.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use super::record::{RecordRef, Records};
 use super::{Answer, LeftOut, Rejection, Rejections};
 use crate::shares::fair_share;
 
-/// How much of one answer is kept.
+/// The limits of one answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Records per answer, shared fairly among namespaces. The rest is read and counted, and its namespaces are noted (see
@@ -34,7 +35,7 @@ impl Default for Limits {
     }
 }
 
-/// The good records of an answer while it is being read.
+/// The valid records of an answer while it is being read.
 #[derive(Debug)]
 pub(super) struct Gathering {
     limits: Limits,
@@ -43,7 +44,7 @@ pub(super) struct Gathering {
     left_out: LeftOut,
 }
 
-/// What one namespace has of the records, and what it may keep of them.
+/// The records of one namespace, and how many of them stay.
 #[derive(Default)]
 struct Part {
     /// The places of its records, in the order in which they are preferred.
@@ -55,17 +56,18 @@ struct Part {
 /// When a record was found, the last first, and its place.
 type Found = (Reverse<Timestamp>, usize);
 
-/// What stays of a record.
+/// The part of a record that stays.
 #[derive(Clone, Copy)]
 enum Stay {
     LeftOut,
     Whole,
-    /// No other of its namespace stays so far, and with its command line it is larger than the namespace's share.
+    /// The command line is dropped, because with it the record is larger than its namespace's share. No other record of
+    /// the namespace stays so far.
     WithoutCmdline,
 }
 
 impl Gathering {
-    /// With room for records of about so many bytes.
+    /// An empty value with room for records of about so many bytes.
     pub(super) fn new(limits: &Limits, likely: usize) -> Self {
         Self {
             limits: *limits,
@@ -82,7 +84,8 @@ impl Gathering {
 
     pub(super) fn push(&mut self, record: RecordRef<'_>) {
         self.records.push(record);
-        // With a quarter more before it shares out, it looks at each record a few times only, however many come.
+        // A quarter more may come before the limits are shared out. So each record is looked at a few times only,
+        // however many come.
         let Limits { records, bytes, .. } = self.limits;
         if self.records.len() > records.saturating_add(records / 4 + 16)
             || self.records.bytes() > bytes.saturating_add(bytes / 4)
@@ -99,7 +102,7 @@ impl Gathering {
         Answer { records, rejected, left_out, date: None }
     }
 
-    /// Leaves out records beyond the limits. Of a namespace's records those stay that are preferred (see [`preferred`]).
+    /// Leaves out records beyond the limits. Of a namespace the preferred records stay (see [`preferred`]).
     fn share_out(&mut self) {
         let records = std::mem::take(&mut self.records);
         let bytes_of = |place: usize| records.get(place).map_or(0, |record| Records::bytes_of(&record));
@@ -144,11 +147,11 @@ impl Gathering {
         self.records = kept;
     }
 
-    /// Says how many records each namespace may keep.
+    /// Sets how many records of each namespace may stay.
     fn limit_records(&self, parts: &mut BTreeMap<&str, Part>) {
         let mut wants: Vec<usize> = parts.values().map(|part| part.places.len()).collect();
         let (share, mut left) = fair_share(&mut wants, self.limits.records);
-        // What can't be divided is for the namespaces that came first.
+        // The remainder that can't be divided is for the namespaces that came first.
         let mut in_order: Vec<&mut Part> = parts.values_mut().collect();
         in_order.sort_unstable_by_key(|part| part.places.iter().min().copied());
         for part in in_order {

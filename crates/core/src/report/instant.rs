@@ -1,20 +1,20 @@
-//! When an agent says that something was: RFC 3339, as agents write it.
+//! Reads times in RFC 3339, as agents write them.
 
 use std::borrow::Cow;
 
 use jiff::Timestamp;
 use jiff::fmt::temporal::Pieces;
 
-/// The most digits of a fraction of a second that can be told apart.
+/// The most digits of a fraction of a second that a timestamp can hold.
 const DIGITS: usize = 9;
 
-/// The instant that `text` names. Digits of a fraction beyond nanoseconds are ignored. What lies beyond the last or the first
-/// instant that can be told is taken for that instant, like the last day of the year 9999.
+/// The instant that `text` names. Digits of a fraction beyond nanoseconds are ignored. A time out of the range of a
+/// timestamp, such as the last day of 9999, becomes the nearest one in the range.
 pub(super) fn instant(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| unusual(text))
 }
 
-/// Only what the usual parser refuses comes here.
+/// Reads a text that the usual parser refuses.
 fn unusual(text: &str) -> Option<Timestamp> {
     let text = with_nanoseconds(text);
     if let Ok(instant) = text.parse() {
@@ -22,7 +22,7 @@ fn unusual(text: &str) -> Option<Timestamp> {
     }
     let pieces = Pieces::parse(text.as_bytes()).ok()?;
     let (date, _, _) = (pieces.date(), pieces.time()?, pieces.offset()?);
-    // It is a date, a time and an offset, and together they lie beyond what can be told.
+    // The text has a date, a time and an offset, and together they are out of the range of a timestamp.
     Some(if date.year() > 0 { Timestamp::MAX } else { Timestamp::MIN })
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_an_agent_may_write_is_read_and_nothing_else() {
+    fn every_form_of_rfc_3339_is_read_and_no_other_text() {
         let read = |text: &str| instant(text).map(|instant| instant.to_string());
         for (text, expected) in [
             ("2025-12-22T18:30:00+08:00", "2025-12-22T10:30:00Z"),

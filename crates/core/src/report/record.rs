@@ -1,4 +1,4 @@
-//! One record of an answer: as it comes from the wire, and as it is kept.
+//! One record of an answer: as a view of the received bytes, and as it is stored.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::names::{Key, KeyRef, Text};
 pub struct Record {
     /// Namespace, Pod and process.
     pub key: Key,
-    /// What scan after scan brings anew, and nearly always the same: each version of a record has it from the first.
+    /// The fields that are nearly always the same in each scan. All versions of a record share them in memory while
+    /// they do not change.
     pub claim: Arc<Claim>,
     /// When the agent detected it, as it wrote it: RFC 3339 in the node's own zone.
     pub timestamp: Text,
@@ -24,18 +25,18 @@ pub struct Record {
     pub detected_at: Timestamp,
 }
 
-/// What an agent says of a process.
+/// The fields of a record that describe the process and its App.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The command line. Chosen by the tenant, and may hold secrets.
     pub cmdline: Text,
     /// The rule that matched; empty for keyword matches.
     pub regex: Text,
-    /// What the agent says of it: always `active` upstream.
+    /// The status by the agent: always `active` upstream.
     pub status: Text,
-    /// What the agent takes the App's kind for; wrong in practice.
+    /// The App's kind as the agent guesses it; wrong in practice.
     pub kind: Text,
-    /// What the agent takes the App's name for; wrong in practice.
+    /// The App's name as the agent guesses it; wrong in practice.
     pub name: Text,
 }
 
@@ -54,14 +55,15 @@ impl Record {
         Self { claim: Arc::new(claim), ..self.clone() }
     }
 
-    /// Whether `newer`, a record of the same key, says anything else. Its time nearly always differs, so it is compared first.
+    /// Whether `newer`, a record of the same key, differs in any field. The time is compared first, because it nearly
+    /// always differs.
     pub(crate) fn differs(&self, newer: RecordRef<'_>) -> bool {
         self.detected_at != newer.detected_at
             || *self.timestamp != *newer.timestamp
             || self.view().claim() != newer.claim()
     }
 
-    /// Becomes `newer`, a record of the same key; what has not changed stays in memory where it is.
+    /// Becomes `newer`, a record of the same key. Texts that have not changed are not allocated again.
     pub(crate) fn renew(&mut self, newer: RecordRef<'_>) {
         if self.view().claim() != newer.claim() {
             let same = |old: &Text, new: &str| if **old == *new { old.clone() } else { new.into() };
@@ -79,7 +81,7 @@ impl Record {
         self.detected_at = newer.detected_at;
     }
 
-    /// The same as a view.
+    /// This record as a view.
     pub fn view(&self) -> RecordRef<'_> {
         RecordRef {
             key: self.key.view(),
@@ -122,7 +124,7 @@ impl Serialize for Record {
     }
 }
 
-/// A look at a record, wherever it is. The fields are those of [`Record`] and [`Claim`].
+/// A view of a record, wherever its texts are. The fields are those of [`Record`] and [`Claim`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct RecordRef<'a> {
@@ -164,8 +166,8 @@ const TEXTS: usize = 9;
 
 /// The records of one answer, in two allocations however many they are.
 ///
-/// They are made where the answer is read, and given back where it is taken in, by another thread. Nearly all of it is known there
-/// already, so nothing of it is worth an allocation of its own.
+/// One thread makes them, and another thread applies them to the ledger and frees them. The ledger knows nearly all of
+/// the texts already, so they get no allocations of their own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Records {
     text: String,
@@ -181,22 +183,22 @@ struct Place {
 }
 
 impl Records {
-    /// Records that are to take about so many bytes.
+    /// No records, with room for about so many bytes.
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Self { text: String::with_capacity(bytes), places: Vec::new() }
     }
 
-    /// How many there are.
+    /// How many records there are.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// The bytes that they take, without what is only reserved.
+    /// The bytes that the records take, without reserved room.
     pub fn bytes(&self) -> usize {
         self.text.len() + self.places.len() * size_of::<Place>()
     }
 
-    /// The bytes that this record takes among others.
+    /// The bytes that a record takes in [`Records`].
     pub(super) fn bytes_of(record: &RecordRef<'_>) -> usize {
         let KeyRef { namespace, pod, process } = record.key;
         let texts: usize = [namespace, pod, process, record.timestamp].iter().map(|text| text.len()).sum();
@@ -204,12 +206,12 @@ impl Records {
         texts + claim + size_of::<Place>()
     }
 
-    /// Whether there are none.
+    /// Whether there is no record.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// One more.
+    /// Appends a record.
     pub fn push(&mut self, record: RecordRef<'_>) {
         let RecordRef { key, cmdline, regex, status, kind, name, timestamp, detected_at } = record;
         let KeyRef { namespace, pod, process } = key;
@@ -221,7 +223,7 @@ impl Records {
         self.places.push(Place { ends, detected_at });
     }
 
-    /// The one that came so many after the first.
+    /// The record at `index`, counted from 0.
     pub fn get(&self, index: usize) -> Option<RecordRef<'_>> {
         let Place { ends, detected_at } = self.places.get(index)?;
         let before = index.checked_sub(1).and_then(|index| self.places.get(index));
@@ -235,7 +237,7 @@ impl Records {
         Some(RecordRef { key, cmdline, regex, status, kind, name, timestamp, detected_at })
     }
 
-    /// All of them, in their order.
+    /// All records, in their order.
     pub fn iter(&self) -> impl Iterator<Item = RecordRef<'_>> {
         (0..self.len()).filter_map(|index| self.get(index))
     }
@@ -266,8 +268,8 @@ impl Serialize for Records {
 
 /// How old a record of `detected_at` was when its agent answered, by the agent's own clock; `None` without a `Date`.
 ///
-/// A `Date` has whole seconds and a server may cache it, so a record up to [`DATE_TOLERANCE`] ahead of it counts as new.
-/// One further ahead is no evidence of its age at all.
+/// A `Date` has whole seconds and a server may cache it, so a record up to [`DATE_TOLERANCE`] ahead of it counts as
+/// new. If the record is further ahead, its age is not known, and the result is `None`.
 pub fn age_by_own_clock(detected_at: Timestamp, date: Option<Timestamp>) -> Option<Duration> {
     let age = date?.duration_since(detected_at);
     if age.is_negative() {

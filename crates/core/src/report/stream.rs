@@ -1,4 +1,4 @@
-//! From an answer that arrives in pieces to its records.
+//! Decodes an answer that arrives in pieces to its records.
 
 use super::gathering::{Gathering, Limits};
 use super::json::{Container, Role, Scalar, ScanError, Scanner, Sink, Unexpected};
@@ -12,11 +12,12 @@ const NAMES: [&[u8]; 9] =
 const LIST: &[u8] = b"violations";
 /// The longest name that Kubernetes gives to a namespace or a Pod.
 const LONGEST_NAME: usize = 253;
-/// How much of a string is held beyond its limit: it must be seen that it is longer, even if a character is cut.
+/// How many bytes of a string are held beyond its limit. So it shows that the string is longer, even if a character is
+/// cut.
 const BEYOND: usize = 4;
 
-/// Decodes a body as it arrives. However long the texts in it are, it holds the records within their [`Limits`], and one record
-/// more. The result is that of [`decode`](super::decode()), however the body is cut into pieces.
+/// Decodes a body as it arrives. It holds the records within their [`Limits`] and one record more, however long the
+/// texts in the body are. The result is that of [`decode`](super::decode()), however the body is cut into pieces.
 #[derive(Debug)]
 pub struct Decoder {
     scanner: Scanner,
@@ -56,9 +57,9 @@ struct List {
     name: Vec<u8>,
     /// The record that is being read.
     members: [Member; NAMES.len()],
-    /// It has a member twice, so it is not known which one is meant.
+    /// The record has a member twice, so it is ambiguous.
     is_ambiguous: bool,
-    /// Where the string that is being read goes.
+    /// The destination of the string that is being read.
     text: Target,
 }
 
@@ -127,7 +128,8 @@ impl Decoder {
         Self { scanner: Scanner::default(), list, broken: None }
     }
 
-    /// Takes the next bytes of the body. Returns false if the body can't be a list of records: what comes after that is not read.
+    /// Takes the next bytes of the body. Returns false if the body can't be a list of records. Then no further bytes
+    /// are read.
     pub fn push(&mut self, piece: &[u8]) -> bool {
         if self.broken.is_none() {
             self.broken = self.scanner.push(piece, &mut self.list).err().map(DecodeError::from);
@@ -147,7 +149,8 @@ impl Decoder {
         self.list.gathering.held()
     }
 
-    /// The body ends here. Returns what was good, and the error if the body as a whole is no list of records or breaks off.
+    /// The body ends here. Returns the valid records, and the error if the body as a whole is no list of records or
+    /// breaks off.
     pub fn finish(self) -> (Answer, Result<(), DecodeError>) {
         let Self { scanner, list, broken } = self;
         let result = broken.map_or_else(|| scanner.finish().map_err(DecodeError::from), Err);
@@ -219,7 +222,7 @@ impl List {
         }
     }
 
-    /// How much of a text is held.
+    /// How many bytes of the text that is being read are held at most.
     fn limit(&self) -> usize {
         let Limits { process, cmdline, field, .. } = self.limits;
         let limit = match self.text {
@@ -233,7 +236,7 @@ impl List {
         limit.saturating_add(BEYOND)
     }
 
-    /// How much more of the text that is being read is held, in bytes.
+    /// How many more bytes of the text that is being read are held.
     fn room(&self) -> usize {
         let held = match self.text {
             Target::Nothing => 0,
@@ -359,7 +362,7 @@ mod tests {
     #[test]
     fn a_text_that_is_too_long_is_held_up_to_its_limit_and_a_few_bytes_more() {
         let limits = Limits { process: 50, cmdline: 60, field: 70, ..Limits::default() };
-        // It comes in pieces that end anywhere, in escapes as well.
+        // The body comes in pieces that end anywhere, in escapes as well.
         let long = format!("{}{}", "\\u00e9\\n".repeat(500), "x".repeat(500));
         let names = NAMES.map(|name| std::str::from_utf8(name).unwrap());
         let members = [long.as_str()].into_iter().chain(names).map(|name| format!(r#""{name}":"{long}""#));

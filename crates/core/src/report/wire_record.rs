@@ -13,7 +13,8 @@ use super::instant::instant;
 use super::record::RecordRef;
 use crate::names::{KeyRef, is_dns_label, is_dns_subdomain};
 
-/// What comes of all kinds of JSON that are never wanted. An array is one of them: a derived struct would also read one as its fields.
+/// Visits the kinds of JSON that no field and no record may be, and gives `$value` for them. An array is one of them,
+/// because a derived struct would read an array as its fields.
 macro_rules! others {
     ($de:lifetime, $value:expr) => {
         fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
@@ -112,8 +113,8 @@ pub(super) struct WireRecord<'a> {
 }
 
 impl WireRecord<'_> {
-    /// Takes in one record, or says why not. Fields over their limit are cut. A namespace, a Pod or a timestamp over its limit makes the
-    /// record invalid.
+    /// Takes in one record, or returns the reason why it is refused. Fields over their limit are cut. A namespace, a
+    /// Pod or a timestamp over its limit makes the record invalid.
     pub(super) fn take_in(&self, limits: &Limits, gathering: &mut Gathering) -> Result<(), Rejection> {
         let namespace = self.namespace.required()?;
         let pod = self.pod.required()?;
@@ -143,7 +144,7 @@ impl WireRecord<'_> {
     }
 }
 
-/// An element of a list; nothing if it is not an object.
+/// An element of a list; `None` if it is not an object.
 pub(super) struct Element<'a>(pub(super) Option<WireRecord<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {

@@ -17,7 +17,7 @@ pub const UNNAMED_ACTOR: &str = "unknown";
 pub struct Declaration {
     /// When, by the clock of the API server if there is one.
     pub at: Timestamp,
-    /// What was declared.
+    /// The kind of the declaration.
     pub decision: DeclarationKind,
     /// The mode from then on; `None` if the configuration counts, and where it is about an exemption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -27,11 +27,11 @@ pub struct Declaration {
     pub exemption: Option<Text>,
     /// The operator's name.
     pub actor: Text,
-    /// What follows from it, and the operator's reason.
+    /// The consequence of the declaration, and the operator's reason.
     pub reason: Text,
 }
 
-/// What was declared.
+/// The kinds of declarations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeclarationKind {
@@ -96,7 +96,8 @@ impl Declaration {
         }
     }
 
-    /// The entry for an exemption that was removed: `name`, by the operator `by`, at `at`. `spec` is what it said, if known.
+    /// The entry for an exemption that was removed: `name`, by the operator `by`, at `at`. `spec` is its last content,
+    /// if known.
     pub fn of_withdrawal(name: &str, spec: Option<&ExemptionSpec>, by: &str, at: Timestamp) -> Self {
         let was = spec.map(|spec| format!("; it was {}", covered(spec))).unwrap_or_default();
         Self {
@@ -128,7 +129,7 @@ fn with_reason(what: String, reason: Option<&str>) -> Text {
     }
 }
 
-/// What an exemption covers, and until when.
+/// A text with the accusations that an exemption covers, and until when.
 fn covered(spec: &ExemptionSpec) -> String {
     let parts = [
         ("namespace", &spec.namespace),
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exemption_is_logged_with_what_it_covers() {
+    fn an_exemption_is_logged_with_the_accusations_that_it_covers() {
         let spec = ExemptionSpec {
             namespace: Some(Match::exact("ns-a")),
             process: Some(Match { exact: None, regex: Some("^xm".into()) }),

@@ -96,7 +96,7 @@ pub struct IncidentStatus {
     /// An operator has approved the block.
     #[serde(default)]
     pub approved: bool,
-    /// What covers it, as last logged.
+    /// Why it is not enforced (an exemption, a release or its namespace), as last logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exempted: Option<String>,
     /// Withheld exemptions, as hashes of their content. Each would open this App together with those of too many
@@ -122,7 +122,7 @@ pub struct IncidentStatus {
     /// How the App is reached, as last known.
     #[serde(default)]
     pub exposure: Exposure,
-    /// What made the accused Pods, as `Kind/name`. The App is recognised by it when its Pods' labels change.
+    /// The controllers that made the accused Pods, as `Kind/name`. They identify the App when its Pods' labels change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<Text>,
     /// Earlier names of the App. Releases, exemptions and holds by these names prevent that it is newly blocked.
@@ -188,7 +188,7 @@ pub struct Exposure {
     pub nothing_closed: Option<Text>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(n: &usize) -> bool {
     *n == 0
 }
@@ -220,7 +220,7 @@ pub struct DoubtedClock {
 pub struct NotificationStatus {
     /// When the notification was decided: the Notification's own time.
     pub at: Timestamp,
-    /// What the tenant was notified of.
+    /// The phase that the tenant was notified of.
     pub what: NotifiedOf,
     /// When the Notification had been written to the cluster, if it has.
     #[serde(rename = "deliveredAt", default, skip_serializing_if = "Option::is_none")]
@@ -230,7 +230,7 @@ pub struct NotificationStatus {
     pub delivered_by_clock: Option<Timestamp>,
 }
 
-/// What a tenant is notified of.
+/// The phase that a tenant is notified of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NotifiedOf {
     /// The App will be blocked.
@@ -242,9 +242,9 @@ pub enum NotifiedOf {
 }
 
 impl IncidentStatus {
-    /// Ends, at `at`, an incident that had ended before and whose object says that it is open, because an operator
-    /// edited or restored the object. The reading of the leader clock stays, so the incident does not become the last
-    /// one of its App.
+    /// Ends, at `at`, an incident that had ended before and whose object shows it as open, because an operator edited
+    /// or restored the object. The reading of the leader clock stays, so the incident does not become the last one of
+    /// its App.
     pub fn end_again(&mut self, at: Timestamp) {
         self.clock = self.clock.or(self.since);
         (self.state, self.since) = (IncidentState::Ended, Some(at));

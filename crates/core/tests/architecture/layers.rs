@@ -1,11 +1,11 @@
-//! Which parts may not use which, and what the domain may not depend on.
+//! Checks that parts use each other only in the allowed direction, and that the domain has no forbidden dependency.
 
 use std::collections::BTreeSet;
 use std::fs;
 
 use crate::modules::Modules;
 
-/// What the domain must not depend on: I/O, tasks, clients, and our other crates.
+/// The crates that the domain must not depend on: I/O, tasks, clients, and our other crates.
 const FORBIDDEN_IN_CORE: [&str; 11] = [
     "tokio",
     "tokio-util",

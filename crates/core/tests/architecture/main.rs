@@ -1,4 +1,4 @@
-//! The architecture's rules, as docs/architecture.md states them, held by a test for every crate of this workspace.
+//! Tests that every crate of this workspace follows the rules of docs/architecture.md.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod layers;

@@ -1,4 +1,4 @@
-//! Which modules of a crate use which, and that no two of them use each other.
+//! Checks that no two modules of a crate use each other.
 //!
 //! A module and its own submodules count as one. Modules with the same parent must not use each other, directly or through others.
 
@@ -9,14 +9,14 @@ use syn::visit::{self, Visit};
 
 use crate::sources::{self, ModulePath, attributes, is_for_tests};
 
-/// The modules of one crate, with what they use.
+/// The modules of one crate, with the items that they use.
 #[derive(Default)]
 pub(crate) struct Modules(BTreeMap<ModulePath, Module>);
 
-/// What a module defines and uses.
+/// The items that a module defines and uses.
 #[derive(Default)]
 struct Module {
-    /// What it imports, by the name that this has in the module.
+    /// The imported paths, by their names in the module.
     imports: BTreeMap<String, Vec<String>>,
     /// The modules of which it imports everything.
     globs: Vec<Vec<String>>,
@@ -43,7 +43,7 @@ impl Modules {
         modules
     }
 
-    /// The module that defines what `path` names, as seen from the module `from`. Follows imports and re-exports.
+    /// The module that defines the item of `path`, as seen from the module `from`. Follows imports and re-exports.
     fn resolve(&self, from: &ModulePath, path: &[String], depth: usize) -> Option<ModulePath> {
         let mut at = if path.first()? == "crate" { Vec::new() } else { from.clone() };
         for (index, segment) in path.iter().enumerate() {
@@ -182,7 +182,7 @@ impl<'ast> Visit<'ast> for Module {
         visit::visit_path(self, path);
     }
 
-    /// The arguments of a macro are no syntax tree: what looks like a path in them counts as one.
+    /// The arguments of a macro are no syntax tree, so a text that looks like a path counts as one.
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
         let text = call.tokens.to_string().replace(" :: ", "::");
         for word in text.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':') {

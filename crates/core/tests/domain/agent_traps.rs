@@ -1,4 +1,4 @@
-//! The traps of the real agent, one test each: its answers do not mean what they seem to mean.
+//! The traps of the real agent, one test each: conclusions that its answers suggest and that are wrong.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ fn trap_1_an_empty_answer_does_not_mean_clean() {
     world.rounds(29, |w| drop(w.answer("n1", vec![])));
     assert_ne!(world.state("ns-a"), State::Cleared);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // With the time that a restarting agent may have needed for its first scan, the clock has run out.
+    // A restarting agent may have needed some time for its first scan. After that time, too, the clock has run out.
     world.rounds(3, |w| drop(w.answer("n1", vec![])));
     assert_eq!(world.state("ns-a"), State::Cleared);
     assert!(world.blocked().is_empty());
@@ -64,7 +64,7 @@ fn trap_2_a_listed_record_does_not_mean_running() {
     assert_eq!(cleared.state, State::Cleared);
     assert_eq!(cleared.leading.cleared, Some(Cleared::ByClock));
     assert!(world.blocked().is_empty());
-    // The tombstone knows the record: a day of it changes nothing.
+    // The tombstone has the record's timestamps, so listing it for a day changes nothing.
     let mut changes = Vec::new();
     world.rounds(26 * 60, |w| changes.extend(w.answer("n1", vec![last.clone()])));
     assert!(changes.is_empty(), "{changes:?}");
@@ -240,19 +240,19 @@ fn trap_6_a_node_may_only_accuse_pods_that_run_on_it() {
     let kinds: Vec<_> = evaluation.decisions.iter().map(|d| (d.kind, d.app.namespace.to_string())).collect();
     assert_eq!(kinds, [(DecisionKind::Disputed, "ns-a".into()), (DecisionKind::Disputed, "ns-b".into())]);
     assert!(world.evaluate().decisions.is_empty(), "logged once");
-    // The true node's evidence stays, whatever the liar reports.
+    // The evidence of the Pod's own node stays, whatever the lying node reports.
     world.wait(60);
     world.answer("n1", vec![record("ns-a", world.clock())]);
     world.answer("n2", vec![record("ns-a", world.clock() - 1)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // When the process ends, the liar's records do not preserve the block either.
+    // When the process ends, the records of the lying node do not preserve the block either.
     world.rounds(31, |w| {
         w.answer("n1", vec![]);
         w.answer("n2", vec![record("ns-a", w.clock())]);
         w.evaluate();
     });
     assert!(world.blocked().is_empty());
-    assert_eq!(world.state("ns-a"), State::Active, "the liar's record is still shown");
+    assert_eq!(world.state("ns-a"), State::Active, "the record of the lying node is still shown");
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn trap_7_an_answer_that_is_cut_short_is_evidence_of_presence_only() {
     assert_eq!((coverage.fresh, coverage.expected()), (0, 1), "it is not covered either");
 }
 
-/// A node that accuses many Pods is taken for one whose agent lists them in turn, so its evidence stays active for
+/// A node that accuses many Pods seems to have an agent that lists them in turn. So its evidence stays active for
 /// longer. That does not apply to evidence that has grown old before.
 #[test]
 fn old_evidence_is_not_young_again_because_its_node_accuses_others() {
@@ -332,8 +332,8 @@ fn old_evidence_is_not_young_again_because_its_node_accuses_others() {
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
 }
 
-/// The replica that cleared it had lost by a restart what this one has received since the last write. It may have
-/// received more when this one was cut off.
+/// The replica that cleared it had lost some reports by a restart, and this one has received them since the last write.
+/// It may have received more when this one was cut off.
 #[test]
 fn evidence_that_another_replica_cleared_is_fresh_again_only_by_a_young_record() {
     let mut world = World::new(&["n1"]);

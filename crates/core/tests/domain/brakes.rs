@@ -1,4 +1,4 @@
-//! What the brakes hold, and for how long.
+//! Which blocks the brakes hold, and for how long.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::decision::{Actor, DecisionKind, Mode};
@@ -6,7 +6,7 @@ use procscan_core::exemption::Pattern;
 use procscan_core::policy::{Alert, IncidentCommand, IncidentCommandError};
 
 #[test]
-fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days() {
+fn a_bad_rule_blocks_no_more_apps_than_the_brake_allows_and_the_rest_stays_held_for_days() {
     let nodes: Vec<String> = (0..500).map(|i| format!("node-{i}")).collect();
     let names: Vec<&str> = nodes.iter().map(String::as_str).collect();
     let mut world = World::new(&names);
@@ -40,7 +40,7 @@ fn a_bad_rule_blocks_at_most_the_brakes_number_and_the_rest_stays_held_for_days(
         assert_eq!(evaluation.plan.notices.len(), 10);
         alerts.extend(evaluation.alerts);
     }
-    assert_eq!(alerts.len(), 1, "one loud alert: {alerts:?}");
+    assert_eq!(alerts.len(), 1, "one alert: {alerts:?}");
 
     // One approval blocks one App.
     let held = world.evaluate().held[0].app.clone();
@@ -109,7 +109,7 @@ fn a_lying_node_gets_at_most_five_of_its_own_pods_blocked() {
     world.answer("liar", lies(0));
     let blocked = world.blocked();
     assert_eq!(blocked.len(), 5);
-    // The liar does not hold back an honest node's accusation of another tenant.
+    // The lying node does not delay an honest node's accusation of another tenant.
     world.answer("honest", vec![record("ns-x", 0)]);
     assert!(world.blocked().contains(&"ns-x".to_owned()));
     world.rounds(60, |w| {
@@ -155,13 +155,13 @@ fn an_approval_is_for_one_offence_and_another_hold_is_logged_again() {
 }
 
 #[test]
-fn a_node_has_the_places_that_it_used_and_a_release_by_hand_gives_no_free_pass() {
+fn an_operators_release_frees_no_place_of_a_node_in_the_brakes() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.brake.max_apps_per_node = 1;
     world.answer("n1", vec![record("ns-a", 0)]);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // Released by an operator and accused of another process: the brakes apply again, and the App's own place is
-    // taken.
+    // An operator releases the App, and it is accused of another process. The brakes apply again, and the App's own
+    // place is taken.
     let until = world.now.wall() + jiff::SignedDuration::from_hours(24);
     world
         .incidents
@@ -335,7 +335,7 @@ fn a_text_that_an_agent_cuts_out_of_its_message_is_no_rule_of_its_own() {
 }
 
 #[test]
-fn rules_that_a_node_makes_up_at_once_count_as_one_beyond_a_bound() {
+fn invented_rules_of_a_node_count_as_one_beyond_a_bound() {
     let nodes: Vec<String> = (0..90).map(|i| format!("n{i}")).collect();
     let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
     world.policy.brake.max_new_tenants = 1000;
@@ -352,7 +352,7 @@ fn one_honest_accusation_is_enough_and_only_those_that_let_an_app_through_take_a
     let pods = |names: &[&str], now: i64| names.iter().map(|name| record(name, now)).collect::<Vec<_>>();
     world.answer("liar", pods(&["ns-0", "ns-1", "ns-2", "ns-3", "ns-4"], 0));
     assert_eq!(world.blocked().len(), 5);
-    // The liar has no places left, so its further accusations change nothing.
+    // The lying node has no places left, so its further accusations change nothing.
     world.wait(MINUTE);
     world.answer("liar", pods(&["ns-5", "ns-6"], 60));
     world.answer("n1", pods(&["ns-5", "ns-6"], 60));
@@ -408,7 +408,7 @@ fn an_approved_app_is_blocked_without_the_brakes_or_another_grace() {
     assert_eq!(
         (evaluation.decisions, evaluation.plan.blocks.len()),
         (vec![], 1),
-        "the pause has changed nothing"
+        "paused mode has changed no decision"
     );
     world.policy.mode = Mode::Enforce;
     world.policy.grace = std::time::Duration::from_secs(HOUR);

@@ -73,14 +73,14 @@ fn a_leader_with_a_wrong_clock_forgets_nothing_that_passed_the_brakes() {
 }
 
 #[test]
-fn the_time_between_two_leaders_does_not_count_and_what_was_written_since_does() {
+fn the_time_without_a_leader_does_not_count_and_the_persisted_time_does() {
     let mut world = nodes(41);
     accuse(&mut world, 0..20);
     // No replica leads for a day.
     world.wait(24 * HOUR);
     world.restart();
     assert_eq!(accuse(&mut world, 20..21).held.len(), 1);
-    // Another incident is written when the window is over. By that the next leader knows how much time has passed.
+    // Another incident is written when the window is over. So the next leader knows how much time has passed.
     let mut world = nodes(41);
     accuse(&mut world, 0..19);
     world.wait(11 * MINUTE);
@@ -277,7 +277,7 @@ fn an_exemption_that_has_run_out_opens_nothing_after_a_restart_whatever_the_cloc
 }
 
 #[test]
-fn a_new_leader_cuts_no_grace_short_and_draws_none_out() {
+fn a_new_leader_neither_shortens_nor_extends_a_grace() {
     for ahead in [0, MONTH, -MONTH] {
         for is_mute in [false, true] {
             let mut world = nodes(1);
@@ -394,7 +394,7 @@ fn the_next_deadline_is_when_time_alone_changes_a_decision() {
 }
 
 #[test]
-fn documents_of_an_earlier_version_are_read_on_the_safe_side() {
+fn documents_of_an_earlier_version_hold_all_brakes_and_give_a_whole_grace() {
     let strip = |world: &mut World| {
         for persisted in world.persisted.values_mut() {
             (persisted.status.clock, persisted.status.written, persisted.status.grace_ends) =
@@ -432,7 +432,7 @@ fn documents_of_an_earlier_version_are_read_on_the_safe_side() {
 }
 
 #[test]
-fn the_last_incident_of_an_app_is_known_whatever_clock_its_leader_went_by() {
+fn the_last_incident_of_an_app_is_known_whatever_its_leaders_clock_showed() {
     for ahead in [0, 11 * 60, -11 * 60, MONTH, -MONTH] {
         let mut world = World::new(&["n0"]);
         accuse_one(&mut world);

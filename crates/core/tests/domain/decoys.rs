@@ -55,7 +55,8 @@ fn slow_decoys_do_not_release_a_process_that_runs_beside_them_when_the_agent_res
     }
 }
 
-/// A quick decoy always takes the miner's place at once, so the miner is never listed when the agent is asked.
+/// A quick decoy always takes the miner's place in the list at once. So the miner is never listed when the agent is
+/// asked.
 #[test]
 fn a_process_that_many_slow_decoys_hide_in_each_scan_is_not_released_while_it_runs() {
     for (decoys, lag, interval) in

@@ -211,7 +211,7 @@ fn a_process_that_has_another_name_each_time_is_not_released_because_the_cluster
     }
     world.facts.pods.insert(pod, present);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // The process has ended, and its last name clears like any other.
+    // The process has ended, and the evidence of its last name clears as usual.
     world.rounds(29, |w| {
         w.answer("n1", vec![]);
         assert_eq!(w.blocked(), ["ns-a"]);

@@ -1,4 +1,4 @@
-//! Ways to a wrong release or a wrong block that a review has found.
+//! Cases that once led to a wrong release or a wrong block.
 
 use procscan_core::exemption::Pattern;
 use procscan_core::ledger::Detection;
@@ -91,7 +91,7 @@ fn an_answer_whose_only_record_can_not_be_used_is_inconclusive_about_others() {
 /// A part of an answer comes between two answers without a change. The list that these repeat is still inconclusive
 /// about records without room, and about others than an unusable record.
 #[test]
-fn after_a_part_of_an_answer_an_unchanged_list_is_still_inconclusive_about_what_it_left_out() {
+fn after_a_part_of_an_answer_an_unchanged_list_is_still_inconclusive_about_omitted_records() {
     let cut = || {
         let failure = Failure { reason: FailureReason::Deferred, detail: "by the test".into() };
         Outcome::Partial(Answer::default(), failure)

@@ -1,4 +1,4 @@
-//! A tenant pushes out of the ledger what is known of its miner, by ever new names of processes.
+//! A tenant removes the evidence of its miner from the ledger by ever new names of processes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ fn an_exemption_that_was_in_doubt_during_a_flood_opens_nothing() {
 }
 
 #[test]
-fn a_block_rests_on_the_last_violations_of_a_flood_and_the_last_of_each_rule() {
+fn a_block_lists_the_last_violations_of_a_flood_and_the_last_of_each_rule() {
     let mut world = world(&["n1"], "^xmrig$");
     flood(&mut world, 22, "^p", |_| ());
     let accused = accused(&mut world);
@@ -237,7 +237,7 @@ fn a_hold_of_which_not_all_was_persisted_ends_with_an_exemption_at_once() {
 }
 
 #[test]
-fn of_many_accusations_those_that_nothing_covers_are_persisted() {
+fn of_many_accusations_the_uncovered_ones_are_persisted() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", exempted(64, 0).chain([under("^p", record("ns-a", 0))]).collect());
     assert_eq!(world.blocked(), ["ns-a"]);

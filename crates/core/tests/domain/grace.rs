@@ -97,7 +97,7 @@ fn a_tenant_that_begins_again_during_the_grace_has_the_rest_of_it_and_is_notifie
     assert_eq!(evaluation.plan.notices[0].phase, NoticePhase::Grace { until });
     assert!(evaluation.decisions[0].reason.contains("; to be blocked in 9h 30m"), "{evaluation:?}");
     let second = stops(&mut world);
-    is_blocked_in(&mut world, 600 - first - second, "what is left");
+    is_blocked_in(&mut world, 600 - first - second, "the rest of the grace");
 }
 
 #[test]
@@ -387,5 +387,5 @@ fn dry_run_shows_the_block_at_the_first_deadline_and_counts_as_no_warning() {
     stops(&mut world);
     world.policy.mode = Mode::Enforce;
     world.is_mute = false;
-    is_blocked_in(&mut world, 10, "in earnest");
+    is_blocked_in(&mut world, 10, "in enforce mode");
 }

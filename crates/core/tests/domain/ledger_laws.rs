@@ -17,12 +17,12 @@ use proptest::prelude::*;
 const NODES: [&str; 3] = ["n0", "n1", "n2"];
 const NAMESPACES: [&str; 3] = ["ns-a", "ns-b", "ns-c"];
 
-/// What one node's agent does in one round.
+/// The action of one node's agent in one round.
 #[derive(Clone, Debug)]
 enum Action {
     /// Answers with these records: which namespace, and how many seconds before now it was detected.
     List(Vec<(usize, i64)>),
-    /// Answers with what it listed last, unchanged.
+    /// Answers with the list of its last answer.
     Repeat,
     /// The same as an HTTP 304.
     NotModified,
@@ -47,7 +47,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 /// Rounds of different lengths, each with an action of each node.
-fn story(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Action; 3])>> {
+fn sequence(rounds: usize) -> impl Strategy<Value = Vec<(u64, [Action; 3])>> {
     vec((prop_oneof![5 => 50..70_u64, 1 => 1..4000_u64], [action(), action(), action()]), 1..rounds)
 }
 
@@ -140,13 +140,13 @@ proptest! {
 
     /// No sequence of failures, empty answers or restarts clears before the clock has run on answered time.
     #[test]
-    fn nothing_clears_before_its_clock_has_run_on_answered_time(story in story(120)) {
-        // Short enough for stories in which much does clear.
+    fn nothing_clears_before_its_clock_has_run_on_answered_time(sequence in sequence(120)) {
+        // Short enough for sequences in which much does clear.
         let rules = Detection { clear_after: Duration::from_mins(5), ..Detection::default() };
         let mut world = World::with(&NODES, rules);
         let (mut agents, mut model) = (Agents::new(), Model::default());
         let mut cleared = BTreeSet::new();
-        for (wait, actions) in &story {
+        for (wait, actions) in &sequence {
             world.wait(*wait);
             for (node, action) in NODES.into_iter().zip(actions) {
                 let outcome = agents.outcome(node, action, world.clock());
@@ -189,7 +189,7 @@ proptest! {
     /// Every change that a snapshot shows has been returned before, at the moment when it happened. So no reader has
     /// to search for it.
     #[test]
-    fn changes_by_time_are_returned_when_they_happen(story in story(60), steps in 1..5_u32) {
+    fn changes_by_time_are_returned_when_they_happen(sequence in sequence(60), steps in 1..5_u32) {
         let rules = Detection {
             max_age: Duration::from_mins(3),
             clear_after: Duration::from_mins(5),
@@ -200,7 +200,7 @@ proptest! {
         let mut world = World::with(&NODES, rules.clone());
         let mut agents = Agents::new();
         let mut returned: BTreeMap<(Key, NodeName), Presence> = BTreeMap::new();
-        for (wait, actions) in &story {
+        for (wait, actions) in &sequence {
             let mut note = |changes: Vec<Change>| {
                 for Change { key, node, kind } in changes {
                     let presence = match kind {
@@ -255,16 +255,16 @@ proptest! {
         }
     }
 
-    /// The reports of one round arrive in any order: the ledger comes out the same.
+    /// The reports of one round arrive in any order, and the ledger is the same.
     #[test]
-    fn order_of_arrival_does_not_matter(
-        story in story(40),
+    fn the_order_of_reports_within_a_round_does_not_matter(
+        sequence in sequence(40),
         order in Just(vec![0_usize, 1, 2]).prop_shuffle(),
         reverse in any::<bool>(),
     ) {
         let (mut one, mut other) = (World::new(&NODES), World::new(&NODES));
         let mut agents = Agents::new();
-        for (wait, actions) in &story {
+        for (wait, actions) in &sequence {
             one.wait(*wait);
             other.wait(*wait);
             let now = one.clock();
@@ -287,11 +287,11 @@ proptest! {
 
     /// A report that arrives twice changes nothing, and neither does one that arrives after a later one.
     #[test]
-    fn duplicates_and_latecomers_change_nothing(story in story(40), late in any::<prop::sample::Index>()) {
+    fn repeated_and_late_reports_change_nothing(sequence in sequence(40), late in any::<prop::sample::Index>()) {
         let (mut one, mut other) = (World::new(&NODES), World::new(&NODES));
         let mut agents = Agents::new();
         let mut sent: Vec<Report> = Vec::new();
-        for (wait, actions) in &story {
+        for (wait, actions) in &sequence {
             one.wait(*wait);
             other.wait(*wait);
             for (node, action) in NODES.into_iter().zip(actions) {
@@ -315,11 +315,11 @@ proptest! {
     /// Coverage always adds up, whatever targets leave, join, answer or do not answer.
     #[test]
     fn coverage_always_adds_up(
-        story in vec((story(3), vec(any::<bool>(), 3), 0..4_usize), 1..12)
+        sequence in vec((sequence(3), vec(any::<bool>(), 3), 0..4_usize), 1..12)
     ) {
         let mut world = World::new(&NODES);
         let mut agents = Agents::new();
-        for (rounds, present, unlisted) in story {
+        for (rounds, present, unlisted) in sequence {
             let expected: Vec<_> =
                 NODES.into_iter().zip(&present).filter(|(_, here)| **here).map(|(node, _)| target(node)).collect();
             let targets = expected.len();
@@ -445,7 +445,7 @@ fn the_wait_for_a_node_that_never_returns_ends_with_the_limit() {
 }
 
 #[test]
-fn a_flooding_node_costs_itself_only() {
+fn a_flooding_node_takes_no_room_of_another_node() {
     let rules = Detection { max_keys_per_node: 50, ..Detection::default() };
     let mut world = World::with(&["n0", "n1"], rules);
     world.answer("n1", vec![record_of("ns-victim", "web", "xmrig", 0)]);
@@ -463,7 +463,7 @@ fn a_flooding_node_costs_itself_only() {
 }
 
 #[test]
-fn the_list_changes_only_when_it_changes() {
+fn the_time_of_the_last_change_of_the_list_changes_only_with_its_records() {
     let mut world = World::new(&["n0"]);
     world.answer("n0", vec![record_of("ns-a", "web", "xmrig", 0)]);
     let changed = world.snapshot().list_changed_at;

@@ -147,7 +147,7 @@ fn a_process_that_changes_its_name_hides_others_like_any_other() {
             assert_ne!(of_j(w).state, State::Cleared);
         });
         assert!(world.blocked().contains(&"ns-j".to_owned()));
-        assert_eq!(of_j(&mut world).state, State::Unconfirmed, "no neighbour keeps it fresh");
+        assert_eq!(of_j(&mut world).state, State::Unconfirmed, "no other process renews it");
     }
 }
 
@@ -296,7 +296,7 @@ fn a_violation_that_is_forgotten_and_listed_again_begins_with_all_inconclusive_t
     assert!(evidence.mark.inconclusive >= inconclusive, "{:?}", evidence.mark);
 }
 
-/// What happens on a node.
+/// An event on a node.
 #[derive(Clone, Debug)]
 enum Event {
     Begins(u32),
@@ -334,8 +334,8 @@ fn process(pid: u32) -> Process {
     Process { is_slow: pid == PIDS[0], ..Process::of(&namespace(pid)) }
 }
 
-/// The truth: since when each process runs, and how many complete answers there have been since the last scan that
-/// listed it.
+/// The processes that really run: since when each of them runs, and how many complete answers there have been since the
+/// last scan that listed it.
 #[derive(Default)]
 struct Truth {
     running: BTreeMap<u32, u64>,
@@ -409,7 +409,7 @@ proptest! {
         }
     }
 
-    /// Its neighbours, which have ended too, may have done anything before.
+    /// The other processes, which have ended too, may have started and ended in any order before.
     #[test]
     fn a_process_that_has_ended_is_released_soon(mut agent in agent(), story in vec((event(), 2..60_u64), 1..30)) {
         let mut world = World::new(&["n1"]);

@@ -1,5 +1,5 @@
-//! A process that a neighbour's process hides for ever is released after the limit of answered time, whichever
-//! leaders there are.
+//! A process that another process hides for ever is released after the limit of answered time, however often the leader
+//! changes.
 
 use crate::common::agent::{Process, RealAgent};
 use std::time::Duration;

@@ -97,7 +97,7 @@ fn nothing_new_is_believed_of_a_pod_of_unknown_age() {
 }
 
 #[test]
-fn an_agent_that_does_not_tell_its_time_accuses_pods_that_are_older_than_its_answer_before() {
+fn an_agent_that_does_not_send_its_time_accuses_only_pods_that_are_older_than_its_answer_before() {
     let mut world = world(60);
     world.pod_on("ns-a", "web", "n1", "web");
     created(&mut world, Some(at(3630)));
@@ -122,7 +122,7 @@ fn a_pods_successor_of_another_app_is_not_accused_for_its_predecessor() {
     assert_eq!(blocked(&mut world), ["miner"]);
     world.wait(10 * MINUTE);
     world.recreate("ns-a", "web", "n1", "shop");
-    // Its agent still lists what it has found, and the last scan is reported only now.
+    // Its agent still lists its findings, and the last scan is reported only now.
     for stamp in [0, 590] {
         world.answer("n1", vec![record("ns-a", stamp)]);
         assert_eq!(blocked(&mut world), ["miner"]);
@@ -256,13 +256,13 @@ fn the_node_of_a_pod_is_compared_before_its_age() {
     assert!(Timestamp::UNIX_EPOCH < world.now.wall());
 }
 
-/// What happens to Pods of the names `web-0` and `web-1`.
+/// An event of the Pods that are named `web-0` and `web-1`.
 #[derive(Clone, Debug)]
 enum Event {
     Wait(u64),
     /// A scan finds the Pod's process.
     Found(usize),
-    /// The agent lists again what it found last, with its time or without.
+    /// The agent lists its last finding again, with its own time or without.
     Listed {
         has_date: bool,
     },
@@ -286,7 +286,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The truth about a Pod, whatever the policy decides.
+/// The events that a Pod really had, whatever the policy decides.
 #[derive(Clone, Debug, Default)]
 struct Truth {
     /// The Apps that it has belonged to.
@@ -357,7 +357,7 @@ proptest! {
     /// Only Apps are blocked one of whose Pods has offended, and only such Pods decide how an App is reached. Pods of
     /// the same names may come and go.
     #[test]
-    fn no_app_is_blocked_for_what_another_pod_of_the_same_name_did(events in vec(event(), 1..120)) {
+    fn no_app_is_blocked_for_a_process_of_another_pod_of_the_same_name(events in vec(event(), 1..120)) {
         let mut story = Story { world: world(60), truths: BTreeMap::new(), listed: BTreeMap::new() };
         for pod in ["web-0", "web-1"] {
             story.world.pod_on("ns-a", pod, "n1", "blog");

@@ -1,4 +1,4 @@
-//! What the policy decides, rule by rule.
+//! The decisions of the policy, rule by rule.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +64,7 @@ fn with_grace() -> World {
     world
 }
 
-/// The tenant knows of the grace from now on. It is blocked at the end of the grace, and no sooner.
+/// The tenant has been notified of the grace from now on. It is blocked at the end of the grace, and no sooner.
 fn is_blocked_after_the_grace(world: &mut World) {
     assert!(world.blocked().is_empty());
     world.wait(10 * MINUTE - 1);
@@ -224,7 +224,7 @@ fn exemptions_cover_by_each_of_their_parts_until_their_date_and_release_at_once(
 }
 
 #[test]
-fn a_manual_release_sticks_to_app_process_and_rule_until_its_date() {
+fn an_operators_release_covers_app_process_and_rule_until_its_date() {
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.evaluate();

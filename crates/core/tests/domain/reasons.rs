@@ -50,7 +50,7 @@ fn after_a_release_the_reason_names_the_operator_and_the_date() {
 }
 
 #[test]
-fn after_an_exemption_the_reason_names_it_and_later_the_block_or_what_is_missing_for_one() {
+fn after_an_exemption_the_reason_names_it_and_later_the_block_or_why_there_is_none() {
     let mut world = blocked();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     world.evaluate();
@@ -71,7 +71,7 @@ fn after_an_exemption_the_reason_names_it_and_later_the_block_or_what_is_missing
 }
 
 #[test]
-fn of_a_held_or_announced_block_it_is_the_decision_that_holds_and_not_an_earlier_block() {
+fn the_reason_of_a_held_or_announced_block_names_that_decision_and_no_earlier_block() {
     let mut world = blocked();
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     world.evaluate();

@@ -311,7 +311,7 @@ fn with_hold_a_service_that_is_left_open_is_logged_once_and_an_approval_closes_i
     assert_eq!(closed(&evaluation.plan.blocks[0]), (names.into(), vec![], vec!["mail"]));
     assert!(evaluation.held.is_empty());
     world.restart();
-    assert_eq!(closed(&world.evaluate().plan.blocks[0]).0, names, "for good");
+    assert_eq!(closed(&world.evaluate().plan.blocks[0]).0, names, "after a restart, too");
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn namespace(tenant: usize) -> String {
     format!("ns-t{tenant}")
 }
 
-/// What happens in a storm of accusations.
+/// A step of a storm of accusations.
 #[derive(Clone, Debug)]
 enum StormStep {
     /// A node accuses Apps of several tenants, by several rules.
@@ -76,7 +76,7 @@ proptest! {
     /// whichever nodes accuse, whatever operators release and whatever can't be persisted. It also holds if another
     /// leader has a wrong wall clock.
     #[test]
-    fn brakes_hold_whatever_comes(steps in vec(storm_step(), 1..120)) {
+    fn no_sequence_of_accusations_exceeds_the_brakes(steps in vec(storm_step(), 1..120)) {
         let mut world = World::new(&NODES);
         let brake = &mut world.policy.brake;
         (brake.max_new_tenants, brake.max_tenants_per_node, brake.max_apps_per_node) = (5, 3, 5);

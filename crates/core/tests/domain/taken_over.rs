@@ -67,7 +67,7 @@ fn an_ingress_that_only_the_gateway_names_stays_closed_until_it_is_known_anew() 
     let web = "web.ns-a.svc";
     let before = reached(&[web], &["ns-a/first", "ns-a/later"], &[]);
     let mut world = blocked(&[("ns-a", before.clone())]);
-    // An earlier version did not persist what it had closed last.
+    // An earlier version did not persist the Services that it had closed last.
     for incident in world.persisted.values_mut() {
         incident.status.exposure.ingresses = texts(&["ns-a/first"]);
     }
@@ -165,7 +165,7 @@ fn nothing_is_opened_before_every_app_has_been_looked_up_and_then_all_together()
     let plan = world.evaluate().plan;
     let exposures: Vec<&Exposure> = plan.blocks.iter().map(|block| &*block.exposure).collect();
     assert_eq!(exposures, [&now_a, &now_b]);
-    // From then on each App counts by itself.
+    // From then on each App is opened or closed independently of the others.
     world.facts.apps.get_mut(&app("ns-b")).unwrap().exposure = Some(before_b.clone());
     assert_eq!(exposure_of(&mut world, "ns-b"), before_b);
 }

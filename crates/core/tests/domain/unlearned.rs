@@ -142,7 +142,7 @@ fn a_later_record_of_another_process_shows_that_its_agent_has_scanned() {
     assert_eq!(world.blocked(), ["ns-k"]);
 }
 
-/// Nothing is known of such an agent, so the wait for what it may be hiding is as long.
+/// Nothing is known of such an agent. It may hide other processes, so the wait is as long.
 #[test]
 fn an_inherited_block_waits_until_every_agent_must_have_scanned() {
     let mut world = world(30, 10);

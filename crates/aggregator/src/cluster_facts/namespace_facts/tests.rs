@@ -181,7 +181,7 @@ fn another_pod_of_the_same_name_is_no_pod_of_the_app() {
 }
 
 #[test]
-fn where_it_is_not_known_which_pod_was_accused_one_of_its_name_opens_and_closes_nothing() {
+fn a_pod_of_the_accused_name_opens_and_closes_nothing_if_the_accused_uid_is_unknown() {
     assert_eq!(known(&PodIdentity::Unknown), AppFact::default());
 }
 
@@ -270,7 +270,7 @@ fn an_accused_pod_under_another_label_is_no_other_app() {
 }
 
 #[test]
-fn of_many_apps_behind_one_service_some_are_named() {
+fn only_some_of_the_many_apps_behind_one_service_are_named() {
     let names: Vec<String> = (0..30).map(|n| format!("app-{n:02}")).collect();
     let mut pods = vec![("web-0", pod("1", "web", false))];
     pods.extend(names.iter().map(|name| (name.as_str(), pod(name, name, false))));
@@ -304,7 +304,7 @@ fn an_app_with_one_of_several_accused_pods_left_is_not_gone() {
 }
 
 #[test]
-fn with_routes_ingresses_are_named_and_what_is_reached_otherwise_stays_plain() {
+fn with_routes_ingresses_are_named_and_services_reached_otherwise_are_listed_apart() {
     let mut found = seen(&[("web-0", pod("1", "web", false))], &[]);
     found.services.push(Service { name: "web-2".into(), selector: labels("web"), ..Service::default() });
     found.routes = Some(super::super::lookup::Routes {

@@ -46,7 +46,7 @@ fn exposure(state: &State) -> Option<usize> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_large_services_only_what_matters_is_held_and_their_pages_stay_small() {
+async fn of_large_services_only_relevant_fields_are_held_and_their_pages_stay_small() {
     let server = server();
     for n in 0..300 {
         let mut large = service("web");
@@ -72,23 +72,23 @@ async fn pages_of_usual_objects_become_larger() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_objects_than_the_bound_are_reported_and_nothing_is_guessed() {
+async fn more_objects_than_the_bound_make_the_namespace_unreadable() {
     let server = server();
     for n in 0..=MAX_OBJECTS {
         server.put("services", "ns-a", &format!("web-{n:04}"), service("web"));
     }
     let (state, outcome) = look_up(&server).await;
-    assert!(outcome.is_ok(), "it is its tenant's doing, and no trouble of the cluster's");
+    assert!(outcome.is_ok(), "the tenant caused it, so it is no error of the cluster");
     let facts = state.facts();
     let PodState::Unreadable(why) = &facts.pods.values().next().unwrap().state else { panic!() };
     assert!(why.contains("list services in namespace ns-a: there are more than 5000"), "{why}");
     assert_eq!(exposure(&state), None);
     assert_eq!(server.store().asked_for("services"), 1, "the first page says how many there are");
-    let trouble = waiting::ClusterFactsStatus {
+    let status = waiting::ClusterFactsStatus {
         too_large: state.too_large.values().next().cloned(),
         ..Default::default()
     };
-    assert_eq!(trouble.problem().as_deref(), Some(&**why));
+    assert_eq!(status.problem().as_deref(), Some(&**why));
 
     server.remove("services", "ns-a", "web-0000");
     let (state, _) = look_up(&server).await;
@@ -96,7 +96,7 @@ async fn more_objects_than_the_bound_are_reported_and_nothing_is_guessed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_wanted_has_a_bound_of_bytes_too() {
+async fn requested_fields_have_a_bound_of_bytes_too() {
     let server = server();
     let mut labels = String::new();
     for n in 0..40_000 {

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// How often a watch sends a bookmark.
 const BOOKMARKS: Duration = Duration::from_mins(1);
-/// How often a watch that is late looks for what it has to send.
+/// How often a watch that is late looks for events that it has to send.
 const POLL: Duration = Duration::from_secs(1);
 /// A chunk of an answer, in bytes.
 const CHUNK: usize = 8 << 10;
@@ -52,7 +52,7 @@ pub(in crate::cluster_facts) struct Store {
     generation: u64,
     /// Watches send nothing, not even bookmarks.
     pub(in crate::cluster_facts) is_stuck: bool,
-    /// Watches send what they had to send until then, and repeat bookmarks.
+    /// Watches send the events from before then, and repeat bookmarks.
     stalled: Option<u64>,
     /// Watches send everything later by that time.
     pub(in crate::cluster_facts) lag: Duration,

@@ -1,4 +1,4 @@
-//! Changes that a watch has not reported: nothing may be judged as if they had not happened.
+//! Changes that a watch has not reported. No accusation may be judged as if they had not happened.
 
 use serde_json::json;
 

@@ -45,7 +45,7 @@ fn due(state: &mut State, now: u64) -> Vec<String> {
 }
 
 #[test]
-fn a_namespace_is_looked_up_for_news_once_a_second_and_otherwise_once_a_round() {
+fn a_namespace_is_looked_up_once_a_second_while_accusations_wait_and_otherwise_once_a_round() {
     let requests = |since| LookupRequests {
         pods: [accusation("ns-a", "n1", since)].into(),
         ..LookupRequests::default()
@@ -58,7 +58,7 @@ fn a_namespace_is_looked_up_for_news_once_a_second_and_otherwise_once_a_round() 
     assert_eq!((due(&mut state, 11), due(&mut state, 70).len()), (vec![], 1));
     assert_eq!(state.due(at(40), ROUND).next, Duration::from_secs(30));
     state.set_requests(&requests(10), at(10));
-    assert!(due(&mut state, 11).is_empty(), "judged by what was asked after it came");
+    assert!(due(&mut state, 11).is_empty(), "judged by a look-up that began after it came");
     state.set_requests(&requests(11), at(11));
     assert_eq!(due(&mut state, 11), ["ns-a"]);
     assert_eq!(state.due(at(10), ROUND).next, MIN_LOOKUP_PAUSE);
@@ -69,7 +69,7 @@ fn a_namespace_is_looked_up_for_news_once_a_second_and_otherwise_once_a_round() 
 }
 
 #[test]
-fn what_is_not_asked_any_more_is_forgotten() {
+fn facts_that_are_not_requested_any_more_are_forgotten() {
     let mut state = state(&[("ns-a", "n1", 5)]);
     state.namespace_facts.entry("ns-a".into()).or_default().is_terminating = true;
     assert!(state.facts().terminating.contains("ns-a"));
@@ -90,7 +90,7 @@ struct World {
     judged: BTreeMap<Text, u64>,
 }
 
-/// What `kubernetes.requests_per_second` leaves for each request, in milliseconds.
+/// The pause between two requests by `kubernetes.requests_per_second`, in milliseconds.
 const PER_REQUEST: u64 = 1000 / 20;
 /// The requests of one look-up: the namespace, its Pods, its Services.
 const REQUESTS: u64 = 3;
@@ -201,24 +201,26 @@ fn two_thousand_accused_namespaces_are_all_judged_in_the_time_that_the_pace_allo
 #[test]
 fn a_node_that_accuses_thousands_of_namespaces_delays_no_other() {
     let lies = (0..5000).map(|n| (format!("ns-{n:05}").into(), nodes([999])));
-    // Ten honest nodes with ten namespaces each, five of which the liar accuses too.
+    // Ten honest nodes with ten namespaces each. The lying node accuses five of each, too.
     let honest = (0..100).map(|n| {
         let lies = (n % 10 < 5).then_some(999);
         (format!("ns-honest-{n:03}").into(), nodes([n / 10].into_iter().chain(lies)))
     });
     let mut world = World::new(lies.chain(honest).collect());
     let is_honest = |namespace: &Text| namespace.starts_with("ns-honest");
-    // 100 look-ups of their own, the liar's eleventh part, and a quarter kept: 147 look-ups of three requests at 20 requests/s are 22 s.
+    // 100 look-ups of their own, an eleventh for the lying node, and a quarter that is reserved. That makes 147
+    // look-ups of three requests, which take 22 s at 20 requests/s.
     world.run(22);
     let judged = world.judged.keys().filter(|namespace| is_honest(namespace)).count();
     assert_eq!(judged, 100);
-    // 400 look-ups a minute, less a quarter that is kept, and less 100 namespaces whose evidence is renewed: at least 200.
+    // 400 look-ups a minute, less a quarter that is reserved, and less 100 namespaces whose evidence is renewed: at
+    // least 200.
     world.run(1500);
     assert!(world.last_judged() <= 1500, "{}", world.last_judged());
 }
 
 #[test]
-fn what_waits_for_too_long_is_said_until_it_is_over() {
+fn accusations_that_wait_too_long_are_reported_until_none_does() {
     let accused = (0..1000).map(|n| (format!("ns-{n:05}").into(), nodes([n % 10]))).collect();
     let mut world = World::new(accused);
     let (status, shown) = watch::channel(ClusterFactsStatus::default());
@@ -240,7 +242,7 @@ fn what_waits_for_too_long_is_said_until_it_is_over() {
 }
 
 #[test]
-fn of_pods_that_no_app_is_known_of_only_some_are_looked_up_with_each_lookup() {
+fn each_lookup_reads_only_some_of_the_pods_without_a_known_app() {
     let pods = (0..100).map(|n| {
         let pod = PodRef { namespace: "ns-a".into(), pod: format!("web-{n:03}").into() };
         (pod, AccusingNodes::one(NodeName::new("n1"), at(1)))

@@ -67,7 +67,7 @@ async fn evidence_that_keeps_coming_is_judged_within_two_rounds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_sweep_does_not_list_is_gone_only_by_a_lookup_of_its_own() {
+async fn a_pod_that_a_sweep_does_not_list_is_gone_only_by_a_lookup_of_its_own() {
     let stage = Stage::new(100, PACE);
     stage.server.remove("pods", "ns-00007", "web");
     stage.server.remove("namespaces", "", "ns-00008");
@@ -89,7 +89,7 @@ async fn what_a_sweep_does_not_list_is_gone_only_by_a_lookup_of_its_own() {
     assert_eq!(
         stage.server.store().asked_for("/api/v1/pods?&limit=100"),
         lists,
-        "no sweep finds a Pod that does not exist"
+        "no sweep is sent for a Pod that does not exist"
     );
 }
 
@@ -131,7 +131,7 @@ async fn a_sweep_that_takes_more_than_lookups_one_by_one_is_given_up_and_not_tri
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_tenants_large_objects_cost_the_others_nothing_and_are_left_to_a_lookup_of_their_own() {
+async fn a_namespace_with_large_objects_delays_no_other_and_is_looked_up_by_itself() {
     let stage = Stage::new(200, PACE);
     for n in 0..160 {
         // Labels, which are held, and other fields, which are only read.
@@ -158,7 +158,7 @@ async fn one_tenants_large_objects_cost_the_others_nothing_and_are_left_to_a_loo
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_than_is_held_together_is_looked_up_in_parts() {
+async fn namespaces_that_exceed_the_memory_limit_together_are_looked_up_in_parts() {
     let stage = Stage::new(100, 200);
     for name in &stage.names {
         for n in 0..9 {
@@ -183,7 +183,7 @@ async fn more_than_is_held_together_is_looked_up_in_parts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_changes_during_a_sweep_is_looked_up_again() {
+async fn a_namespace_that_changes_during_a_sweep_is_looked_up_again() {
     let stage = Stage::new(600, 4);
     stage.accuse(true);
     // The watches have begun, and a running sweep has already read the Services.

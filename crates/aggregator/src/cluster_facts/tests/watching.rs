@@ -23,7 +23,7 @@ async fn a_quiet_minute_with_thousands_of_accused_namespaces_costs_less_than_a_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewed_evidence_of_what_was_accepted_is_judged_by_the_watches() {
+async fn renewed_accepted_evidence_is_judged_by_the_watches() {
     let stage = Stage::settled(20).await;
     let accused = stage.clock.now();
     stage.accuse(true);
@@ -63,7 +63,7 @@ async fn a_new_accusation_is_judged_within_two_seconds_by_a_direct_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_accusation_of_what_has_no_open_incident_is_never_judged_by_a_watch() {
+async fn an_accusation_without_an_open_incident_is_never_judged_by_a_watch() {
     let stage = Stage::settled(20).await;
     // Its incident has ended.
     stage.accuse(false);
@@ -95,7 +95,7 @@ async fn a_pod_that_is_replaced_is_looked_up_again_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn services_that_are_made_later_are_known_at_once_and_what_does_not_matter_asks_nothing() {
+async fn services_that_are_made_later_are_known_at_once_and_irrelevant_changes_send_no_request() {
     let stage = Stage::settled(20).await;
     stage.server.put("services", "ns-00001", "web-2", service("web"));
     wait(2).await;
@@ -207,7 +207,7 @@ async fn an_app_whose_pods_have_gone_is_proven_gone_after_another_lookup() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
+async fn an_accusation_that_is_not_believed_is_not_looked_up_again_with_each_scan() {
     let stage = Stage::settled(20).await;
     let accuse = |node: &str, pod: &str| {
         let accusation = |namespace: &Text| {
@@ -239,7 +239,7 @@ async fn what_is_not_believed_is_not_looked_up_again_with_each_scan() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_routes_matter_those_of_all_are_looked_up() {
+async fn once_routes_matter_the_routes_of_all_namespaces_are_looked_up() {
     let stage = Stage::with_entries(20, 1000, 100);
     let path = json!({"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web"}}});
     let ingress = json!({"metadata": {}, "spec": {"rules": [{"http": {"paths": [path]}}]}});
@@ -285,7 +285,7 @@ async fn an_accusation_by_the_address_of_the_pods_own_node_needs_a_direct_read()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_new_block_waits_for_is_read_directly_whatever_the_watches_report() {
+async fn the_pod_of_a_new_block_is_read_directly_whatever_the_watches_report() {
     let mut stage = Stage::settled(20).await;
     stage.accuse(true);
     wait(140).await;

@@ -17,8 +17,8 @@ fn an_answer_that_was_cut_is_never_whole() {
     reading.begin_round(|_| Some(false));
     let failure = read.cut(most);
     assert_eq!(failure.reason, FailureReason::Deferred);
-    let (_, trouble) = intake.finish(Some(failure.clone()));
-    assert_eq!(trouble, Some(failure));
+    let (_, shown) = intake.finish(Some(failure.clone()));
+    assert_eq!(shown, Some(failure));
 }
 
 #[test]
@@ -32,6 +32,6 @@ fn a_turn_is_short_and_the_next_one_goes_on_where_it_ended() {
         assert!(intake.unpacked <= turns * (BYTES_PER_TURN + BYTES_PER_STEP));
     }
     assert_eq!((turns, intake.unpacked), (body.len() / BYTES_PER_TURN, body.len()));
-    let (answer, trouble) = intake.finish(None);
-    assert_eq!((answer.records.len(), trouble), (1000, None));
+    let (answer, failure) = intake.finish(None);
+    assert_eq!((answer.records.len(), failure), (1000, None));
 }

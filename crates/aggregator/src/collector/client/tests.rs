@@ -37,9 +37,9 @@ async fn a_connection_ends_with_a_reset_and_leaves_nothing_behind() {
     assert_eq!(end, io::ErrorKind::ConnectionReset);
 }
 
-/// Only if nothing came at all is the node silent.
+/// A node is silent only if no byte of an answer came.
 #[tokio::test]
-async fn an_answer_that_has_begun_is_told_apart_from_none() {
+async fn an_answer_that_breaks_off_has_another_failure_than_a_missing_answer() {
     let begun = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n";
     let listed = format!("{begun}\r\n[");
     let table = [
@@ -74,9 +74,9 @@ async fn an_answer_that_has_begun_is_told_apart_from_none() {
     }
 }
 
-/// There is nothing to wait for: all of the answer is there at once.
+/// All of the answer is there at once, so the client waits for nothing.
 #[tokio::test]
-async fn after_the_deadline_no_more_is_read_or_decoded_and_what_was_decoded_is_used() {
+async fn after_the_deadline_nothing_is_read_or_decoded_and_decoded_records_are_used() {
     let record = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}"#;
     let body = format!("[{record},{}{record}]", " ".repeat(4 << 20)).into_bytes();
     let compressed = zstd::encode_all(&body[..], 1).unwrap();
@@ -155,13 +155,14 @@ async fn an_answer_exceeds_the_budget_for_half_a_second_at_most_and_until_its_re
 async fn a_slow_answer_that_holds_memory_ends_for_one_that_waits_for_memory() {
     let record = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","timestamp":"2026-01-01T00:00:00Z"}"#;
     let record = format!("{record}{}", " ".repeat(100));
-    // How many records the body has, and what its answer has taken of the budget when only the last byte is missing.
+    // How many records the body has, and how much of the budget its answer has taken when only the last byte is
+    // missing.
     for (records, share) in [(200, 20 << 10), (500, 688 << 10)] {
         let client = client();
         let body = format!("[{}]", vec![&*record; records].join(","));
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (stream, mut agent) = tokio::io::duplex(answer.len());
-        // The agent keeps back the last byte.
+        // The agent does not send the last byte yet.
         agent.write_all(&answer.as_bytes()[..answer.len() - 1]).await.unwrap();
         let request = b"GET / HTTP/1.1\r\n\r\n".to_vec();
         let has_begun = AtomicBool::default();
@@ -189,7 +190,7 @@ async fn a_slow_answer_that_holds_memory_ends_for_one_that_waits_for_memory() {
 }
 
 #[tokio::test]
-async fn only_an_answer_that_was_read_to_its_end_lowers_what_is_expected_of_the_next_one() {
+async fn only_an_answer_that_was_read_to_its_end_lowers_the_expected_length_of_the_next_one() {
     const MIB: usize = 1 << 20;
     /// In KiB, so that the length of the heads makes no difference.
     const EXPECTED: [usize; 3] = [5 << 10, 15 << 8, 15 << 7];
@@ -213,7 +214,7 @@ async fn only_an_answer_that_was_read_to_its_end_lowers_what_is_expected_of_the_
 }
 
 #[tokio::test]
-async fn an_answer_with_more_records_than_are_kept_is_whole_and_has_no_tag() {
+async fn an_answer_with_more_records_than_the_limit_is_whole_and_has_no_tag() {
     let limits = Limits { records: 1, ..Limits::default() };
     let client = Client::new(ClientOptions { limits, ..(*client().options).clone() });
     let record = |namespace: &str| {
@@ -245,7 +246,7 @@ async fn a_large_answer_holds_its_share_of_the_budget_for_as_long_as_its_records
         let exchange = exchange(&client, "", body.as_bytes()).await;
         assert_eq!(matches!(exchange.outcome, Outcome::Complete(_)), is_whole, "{:?}", exchange.outcome);
         let held = all - client.budget.left();
-        // Where there is nothing to take in, nothing is held.
+        // An answer without records holds nothing.
         assert_eq!(held > 1 << 16, is_whole, "{held}");
         drop(exchange);
         assert_eq!(client.budget.left(), all);
@@ -320,7 +321,7 @@ async fn a_command_line_of_any_length_hides_no_record() {
 }
 
 #[tokio::test]
-async fn what_is_read_of_an_answer_has_a_limit_and_what_came_before_it_is_used() {
+async fn an_answer_is_read_up_to_a_limit_and_the_records_before_it_are_used() {
     let options = ClientOptions { max_read: 1 << 19, ..(*client().options).clone() };
     let client = Client::new(options);
     let first = record("ns-a", "web", "x");
@@ -340,7 +341,7 @@ async fn what_is_read_of_an_answer_has_a_limit_and_what_came_before_it_is_used()
     ];
     for answer in answers {
         let exchange = exchange_raw(&client, &answer).await;
-        let failure = exchange.outcome.failure().expect("more than is read");
+        let failure = exchange.outcome.failure().expect("longer than the limit of bytes read");
         assert_eq!(failure.reason, FailureReason::TooLarge, "{failure:?}");
         assert_eq!(namespaces(&exchange), ["ns-a"]);
     }
@@ -352,7 +353,7 @@ async fn what_is_read_of_an_answer_has_a_limit_and_what_came_before_it_is_used()
 }
 
 #[tokio::test]
-async fn an_agent_that_leaves_something_out_says_nothing_of_those_namespaces() {
+async fn an_answer_is_inconclusive_about_the_namespaces_of_which_the_agent_left_something_out() {
     let client = client();
     let body = format!("[{}]", record("ns-a", "web", "x"));
     for (named, a, b) in

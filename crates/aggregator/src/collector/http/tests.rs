@@ -89,7 +89,7 @@ const ANSWERS: [(&str, &str); 7] = [
 ];
 
 #[tokio::test]
-async fn however_it_arrives_it_is_the_same() {
+async fn an_answer_is_the_same_in_whatever_pieces_it_arrives() {
     for (answer, expected) in ANSWERS {
         let whole = ask_whole(answer).await.unwrap();
         assert_eq!(whole.2, expected.as_bytes(), "{answer}");
@@ -104,7 +104,7 @@ async fn however_it_arrives_it_is_the_same() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_not_whole_wherever_it_does() {
+async fn an_answer_that_breaks_off_at_any_byte_is_not_whole() {
     for (answer, _) in ANSWERS {
         let ends_by_closing = answer.starts_with("HTTP/1.0");
         for cut in 0..answer.len() {
@@ -120,7 +120,7 @@ async fn an_answer_that_breaks_off_is_not_whole_wherever_it_does() {
 }
 
 #[tokio::test]
-async fn what_comes_behind_an_answer_is_not_its_body() {
+async fn bytes_behind_an_answer_are_not_its_body() {
     let (_, _, body) = ask_whole("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok and more").await.unwrap();
     assert_eq!(body, b"ok");
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nand more";
@@ -128,7 +128,7 @@ async fn what_comes_behind_an_answer_is_not_its_body() {
 }
 
 #[tokio::test]
-async fn what_is_out_of_form_is_refused_and_says_why() {
+async fn a_malformed_answer_is_refused_with_the_reason() {
     let long = "x".repeat(MAX_HEAD);
     let head = "HTTP/1.1 200 OK\r\n";
     let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
@@ -163,9 +163,9 @@ async fn what_is_out_of_form_is_refused_and_says_why() {
     }
 }
 
-/// A body in very many pieces is no attack: what one piece may have around it, each may.
+/// A body may have any number of pieces, because the limit counts for each piece and not for all.
 #[tokio::test]
-async fn small_chunks_are_taken_however_many() {
+async fn any_number_of_small_chunks_is_read() {
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let answer = format!("{head}{}0\r\n\r\n", "1\r\na\r\n".repeat(MAX_HEAD));
     assert_eq!(ask_whole(&answer).await.unwrap().2.len(), MAX_HEAD);

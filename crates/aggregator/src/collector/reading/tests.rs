@@ -15,7 +15,7 @@ const FIT_ON_PROBATION: usize = 2;
 /// Targets, each with the length of its answer.
 type Fleet<'a> = [(&'a str, usize)];
 
-/// An answer of so many bytes, as far as it may be read; an error says why no further.
+/// An answer of so many bytes, as far as it may be read. The error is the reason why it is not read further.
 fn read_one(
     reading: &Arc<Reading>,
     address: &str,
@@ -99,7 +99,7 @@ fn large_answers_take_turns_and_each_is_read_whole_every_few_rounds() {
 }
 
 #[test]
-fn of_those_that_have_waited_equally_long_the_one_that_needs_least_is_first() {
+fn among_equal_waits_the_answer_that_needs_the_fewest_bytes_is_first() {
     let reading = Arc::new(Reading::new(MAX, TIME));
     let expecting = |expected| LargeTarget { expected, reservation: None, last_served: 0, last_large: 0 };
     reading.state().large.extend(names(FIT).into_iter().map(|name| (name.into(), expecting(MAX))));
@@ -121,7 +121,7 @@ fn an_answer_whose_length_varies_is_read_whole_in_each_round_while_the_budget_is
 }
 
 #[test]
-fn what_an_answer_has_left_of_its_reservation_is_free_for_others() {
+fn the_unused_rest_of_a_reservation_is_free_for_other_answers() {
     let reading = Arc::new(Reading::new(MAX, TIME));
     let names = names(FIT + 2);
     let all = fleet(&names, MAX);
@@ -157,7 +157,7 @@ enum Misuse {
 }
 
 #[test]
-fn targets_that_do_not_use_what_is_reserved_for_them_do_not_keep_others_waiting() {
+fn unused_reservations_do_not_delay_other_targets() {
     let all = [Misuse::NotAsked, Misuse::Silent, Misuse::Short, Misuse::ShortAndLarge, Misuse::Broken];
     for idle in all {
         let is_asked = !matches!(idle, Misuse::NotAsked);
@@ -258,7 +258,7 @@ fn a_target_whose_answers_are_small_again_is_forgotten() {
 }
 
 #[test]
-fn what_is_expected_of_an_answer_follows_those_before_and_falls_slowly() {
+fn the_expected_length_of_an_answer_follows_earlier_ones_and_falls_slowly() {
     let reading = Arc::new(Reading::new(MAX, TIME));
     let expected = || reading.expected("a").unwrap();
     let mut ends = Vec::new();
@@ -297,7 +297,7 @@ fn a_target_waits_from_its_first_large_answer_on_or_from_the_last_one_that_was_r
 }
 
 #[test]
-fn a_reservation_is_used_before_what_is_free_and_is_for_one_round() {
+fn a_reservation_is_used_before_free_bytes_and_counts_for_one_round() {
     let reading = Arc::new(Reading::new(MAX, TIME));
     whole_in(&reading, &[("a", MAX)], 3);
     reading.begin_round(|_| Some(false));
@@ -356,7 +356,7 @@ fn an_answer_for_which_there_was_no_time_is_deferred_and_its_reservation_counts(
 }
 
 #[test]
-fn of_an_answer_over_two_rounds_only_the_first_one_gets_back_what_is_left() {
+fn the_rest_of_a_reservation_is_freed_only_in_its_own_round() {
     let reading = Arc::new(Reading::new(MAX, TIME));
     whole_in(&reading, &[("a", MAX)], 3);
     reading.begin_round(|_| Some(false));

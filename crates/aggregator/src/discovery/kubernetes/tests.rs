@@ -255,7 +255,7 @@ async fn a_new_list_without_agents_counts_only_when_none_are_wanted() {
     server.wants(0);
     until(&mut found, |set| set.targets.is_empty()).await;
 
-    // A later list with agents counts, whatever was in doubt.
+    // A later list with agents counts, even if the list before it was not confirmed.
     let server = Server::new(&two_agents(), 2);
     let mut found = server.found();
     until(&mut found, |set| set.targets.len() == 2).await;

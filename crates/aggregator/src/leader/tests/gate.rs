@@ -41,7 +41,7 @@ async fn nothing_is_written_without_a_permit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_answer_is_waited_for_beyond_the_end_of_the_term() {
+async fn a_request_does_not_wait_beyond_the_end_of_the_term() {
     let start = Instant::now();
     let cluster = cluster();
     let permit = WritePermit::begin(1, "a", start, TERM);

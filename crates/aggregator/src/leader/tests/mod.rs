@@ -213,7 +213,7 @@ async fn a_term_whose_renewal_conflicts_goes_on_if_the_lease_is_still_ours_and_e
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_the_times_in_a_lease_only_its_duration_counts() {
+async fn only_the_duration_of_a_lease_counts_and_its_times_do_not() {
     for (seconds, waits) in
         [(json!(10), 10), (json!(5), 5), (json!(-3), 1), (json!(100_000), 300), (Value::Null, 10)]
     {
@@ -360,7 +360,7 @@ fn no_two_processes_have_the_same_identity() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_without_a_lease_leads_for_ever() {
+async fn a_process_that_needs_no_lease_leads_for_ever() {
     let leadership = alone();
     sleep(Duration::from_hours(24 * 365)).await;
     assert!(leadership.borrow().permit().is_some_and(WritePermit::holds));

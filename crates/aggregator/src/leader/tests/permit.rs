@@ -30,7 +30,7 @@ async fn a_lost_permit_stays_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_took_longer_than_the_term_gives_no_right() {
+async fn an_answer_that_took_longer_than_the_term_gives_no_permit() {
     assert!(!WritePermit::begin(1, "a", Instant::now() - TERM, TERM).holds());
     assert!(WritePermit::begin(1, "a", Instant::now() - TERM, TERM + ms(1)).holds());
 }

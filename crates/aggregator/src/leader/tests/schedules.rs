@@ -39,7 +39,7 @@ impl Dice {
     }
 }
 
-/// Plays one schedule. Returns how many terms there were, and in how many steps a candidate could write.
+/// Runs one schedule. Returns how many terms there were, and in how many steps a candidate could write.
 async fn play(seed: u64) -> (usize, u64) {
     let mut dice = Dice(seed);
     let server = Server::default();

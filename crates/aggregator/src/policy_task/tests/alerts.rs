@@ -105,7 +105,7 @@ async fn a_leader_that_enforces_raises_an_alert_when_it_finds_blocks_of_which_no
     }
 }
 
-/// An operator's mode outlives restarts, so an operator who looks at the configuration alone would not know of it.
+/// An operator's mode outlives restarts, and the configuration alone does not show it.
 #[tokio::test(start_paused = true)]
 async fn each_leader_logs_the_mode_in_force_once_at_its_start() {
     let texts = ["WARN the mode of enforcement was declared at run time", "mode=\"paused\" actor=\"alice\""];

@@ -92,7 +92,7 @@ async fn an_incident_that_is_deleted_is_made_again_and_operator_commands_work_as
     check_release(&server, &replica, &operator_commands).await;
 }
 
-/// The first change is compared with what existed when the term began.
+/// The first change is compared with the objects that existed when the term began.
 #[tokio::test(start_paused = true)]
 async fn an_incident_that_is_deleted_as_the_first_change_of_a_term_is_made_again() {
     let server = Server::default();

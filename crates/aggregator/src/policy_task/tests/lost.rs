@@ -74,7 +74,7 @@ async fn where_apps_are_blocked_and_the_state_file_is_new_nothing_new_is_blocked
         assert!(alerts[0].contains(part), "{part}: {alerts:?}");
     }
     assert_eq!(accused(&replica, &store).await, IncidentState::Watched);
-    assert_eq!(replica.blocked(), ["web"], "what is blocked stays blocked");
+    assert_eq!(replica.blocked(), ["web"], "existing blocks stay");
     assert_eq!(replica.decided.borrow().plan.mode, Mode::Paused);
 
     let resumed = EnforcementSpec { mode: None, by: Some("alice".into()), reason: None };
@@ -90,7 +90,7 @@ async fn where_apps_are_blocked_and_the_state_file_is_new_nothing_new_is_blocked
     assert_eq!(reopened.shown().borrow().enforcement, resumed);
 }
 
-/// The same directory, once the tasks that use it have ended.
+/// Opens the state in the same directory again, once the tasks that use it have ended.
 async fn again(directory: &Path) -> (FileStore, Replica) {
     let opened = async {
         loop {

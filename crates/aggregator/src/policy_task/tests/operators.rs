@@ -1,4 +1,4 @@
-//! Operator commands are carried out, in whatever order and however late they come.
+//! Operator commands are carried out in any order, and at any delay.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn release(store: &mut Store) {
 }
 
 /// One course of events: before which of the leader's writes each operator gives a command, and which write has no
-/// answer. `sees_at_once` says whether the leader sees each change at once.
+/// answer. `sees_at_once` is whether the leader sees each change at once.
 #[derive(Clone, Copy, Debug)]
 struct Schedule {
     alice: usize,
@@ -139,7 +139,7 @@ async fn a_release_ends_by_the_api_servers_clock() {
         assert_eq!(replica.blocked().is_empty(), !is_refused);
         assert!(now["spec"]["release"].is_null());
         if !is_refused {
-            // That does not change later.
+            // The release still counts an hour later.
             sleep(Duration::from_hours(1)).await;
             assert!(replica.blocked().is_empty());
             let status = server.get(INCIDENTS, &name_of("web")).unwrap()["status"].clone();

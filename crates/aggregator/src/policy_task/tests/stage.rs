@@ -1,4 +1,4 @@
-//! One replica's policy task over objects that a test holds. The test plays the output, the agents and the watch.
+//! One replica's policy task over objects that a test holds. The test acts as the output, the agents and the watch.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::sync::Arc;
@@ -225,7 +225,7 @@ impl Replica {
         self.observations.send(Observation::RoundDone(Round::default())).await.unwrap();
     }
 
-    /// Stops the service: no more observations come. Returns when the policy task has ended.
+    /// Stops the service: the collector sends no more observations. Returns when the policy task has ended.
     pub(super) async fn end(mut self) {
         self.observations = mpsc::channel(1).0;
         while self.decided.changed().await.is_ok() {}

@@ -29,8 +29,8 @@ fn declare(server: &Server, (plural, name, spec): &(&str, &str, Value)) {
     server.put(plural, name, json!({"metadata": {}, "spec": spec}));
 }
 
-/// A replica that follows, has seen everything, and has a new accusation that nothing keeps from a block. Lists of
-/// Exemptions and Enforcements are refused with `refusal`, unless it is zero.
+/// A replica that follows, has seen everything, and has a new accusation that leads to a block. Lists of Exemptions and
+/// Enforcements are refused with `refusal`, unless it is zero.
 async fn follower(server: &Server, refusal: &Arc<AtomicU16>) -> Replica {
     let refusal = refusal.clone();
     let network = Box::new(move |_: &mut Store, call: &Call| {

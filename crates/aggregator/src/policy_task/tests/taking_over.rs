@@ -14,7 +14,7 @@ use crate::state::cluster::fake::{Call, Fault, Server, Store};
 const MANY_INCIDENTS: usize = 1200;
 
 #[tokio::test(start_paused = true)]
-async fn a_new_leader_reads_page_by_page_and_writes_only_what_it_decides() {
+async fn a_new_leader_reads_page_by_page_and_writes_only_its_own_decisions() {
     let server = Server::default();
     for n in 0..MANY_INCIDENTS {
         let app = format!("web-{n}");

@@ -186,7 +186,7 @@ async fn a_command_on_an_earlier_incident_of_an_app_is_refused_there_and_changes
 
 /// An operator gives both commands in one `kubectl edit`.
 #[tokio::test(start_paused = true)]
-async fn of_an_approval_and_a_release_in_one_edit_both_are_done_and_the_release_prevails() {
+async fn an_approval_and_a_release_in_one_edit_are_both_done_and_the_release_prevails() {
     let server = Server::default();
     server.put(INCIDENTS, &name_of("web"), body("web", "Held"));
     let replica = watching(&server);

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_fit_whatever_their_letters_are() {
+    fn a_text_of_any_letters_is_cut_to_the_limit() {
         assert_eq!(cut("abc", 3), "abc");
         assert_eq!(cut("abcdef", 5), "ab…");
         assert!(cut(&"界".repeat(1000), MAX_NOTE_BYTES).len() <= MAX_NOTE_BYTES);

@@ -1,7 +1,7 @@
 //! An API server that holds our own objects in memory, with those rules of the real one that our writes rely on.
 //! These are resourceVersions, generations, UIDs, the status as a subresource, JSON patches with tests, pages and
 //! watches.
-#![allow(dead_code, reason = "what one test does not need, another does")]
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +25,7 @@ pub(crate) const NAMESPACE: &str = "ours";
 /// How long a client waits for an answer.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What happens to one request.
+/// The fault of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The request is carried out and answered.

@@ -174,7 +174,7 @@ async fn an_incident_that_changes_before_each_write_is_contended_and_everything_
 }
 
 #[tokio::test]
-async fn an_incident_that_is_deleted_while_a_new_leader_reads_is_none_and_any_other_refusal_is_an_error() {
+async fn a_new_leader_skips_an_incident_that_is_deleted_meanwhile_and_any_other_refusal_is_an_error() {
     let server = Server::default();
     for name in ["a", "b"] {
         server.put(INCIDENTS, name, object(name, "Held"));
@@ -198,7 +198,7 @@ async fn an_incident_that_is_deleted_while_a_new_leader_reads_is_none_and_any_ot
 
 /// The program that made the first one ended before it decided anything; the status of the second one was wiped.
 #[tokio::test]
-async fn an_incident_without_a_status_is_none_unless_the_api_server_knows_that_it_had_one() {
+async fn an_incident_without_a_status_is_skipped_unless_the_api_server_knows_that_it_had_one() {
     let server = Server::default();
     for name in ["begun", "wiped"] {
         let mut object = object(name, "Held");
@@ -251,7 +251,7 @@ fn decision(kind: DecisionKind, reason: &str) -> Decision {
     }
 }
 
-/// What `kubectl describe` shows of an Incident, and what alerting reads of it.
+/// The Events that `kubectl describe` shows of an Incident, and that alerting reads.
 #[tokio::test(start_paused = true)]
 async fn each_decision_is_an_event_of_its_incident_until_the_permit_is_lost() {
     let server = Server::default();

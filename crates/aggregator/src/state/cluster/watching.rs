@@ -273,7 +273,7 @@ impl Known {
         }
     }
 
-    /// The objects that can't be read, each with a text for people: the error, and what follows from it.
+    /// The objects that can't be read, each with a text for people: the error, and its consequence.
     fn unreadable(&self) -> BTreeMap<String, String> {
         let mut all = self.state.unreadable();
         if let Some(error) = &self.unread_enforcement {

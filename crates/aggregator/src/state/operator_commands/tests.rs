@@ -134,7 +134,7 @@ async fn the_api_server_records_our_manager_with_each_command() {
     assert_eq!(by("procscan-aggregator-log"), writes.len() - 5, "{writes:?}");
 }
 
-/// An operator must not read that a command is done, or needs no doing, if the API server has refused it.
+/// If the API server refuses a command, the answer must not read as if the command were done.
 #[tokio::test]
 async fn a_command_that_the_api_server_refuses_is_not_persisted_and_the_operator_gets_the_reason() {
     let server = Server::default();

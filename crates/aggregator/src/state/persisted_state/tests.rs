@@ -33,8 +33,8 @@ fn the_reason_of_an_exemption_names_its_operator() {
         rule.reason
     };
     assert_eq!(reason(Some("alice")), "a contract (Exemption vendor, by alice)");
-    for nobody in [None, Some(""), Some(" ")] {
-        assert_eq!(reason(nobody), "a contract (Exemption vendor, by unknown)");
+    for absent in [None, Some(""), Some(" ")] {
+        assert_eq!(reason(absent), "a contract (Exemption vendor, by unknown)");
     }
 }
 

@@ -1,12 +1,12 @@
-//! The errors of the state file, in plain words.
+//! The errors of the state file, as texts for operators.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Error, ErrorCode, ffi};
 
-/// Why the state can't be read or written. One line for people: the file, the attempted action, the problem, and what
-/// to do.
+/// Why the state can't be read or written. One line for people: the file, the attempted action, the problem, and the
+/// advice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} can't be {tried}: {problem}", path.display())]
 pub struct StateError {

@@ -104,7 +104,7 @@ fn nodes_that_flood_share_a_limit_and_every_other_node_has_its_reserve() {
 }
 
 #[test]
-fn a_node_may_have_what_the_others_leave_and_never_more_than_one_node_may_have() {
+fn a_node_may_use_the_room_that_others_leave_up_to_the_limit_of_one_node() {
     let mut cluster = Cluster::new();
     cluster.flood(0, "ns-a", 100, 1);
     assert!(!cluster.ledger.is_full());
@@ -149,7 +149,7 @@ fn the_room_of_expired_violations_is_free_for_other_nodes() {
 }
 
 #[test]
-fn of_remembered_evidence_the_latest_has_room_first_and_tombstones_last() {
+fn the_latest_remembered_evidence_has_room_first_and_tombstones_last() {
     let mut cluster = Cluster::new();
     cluster.minute = 48 * 60;
     let now = at(cluster.minute);

@@ -1,4 +1,4 @@
-//! The brakes' part of an incident: which one holds it, and what they count.
+//! The brakes' part of an incident: which brake holds it, and which places it takes.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -14,8 +14,8 @@ pub struct HeldBy {
     pub since: Timestamp,
     /// The kind of brake.
     pub brake: BrakeKind,
-    /// What the brake counts. With `Node` it is the node; with `Rule` the rule, empty for all keyword hits. With
-    /// `NewApps` it is the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
+    /// The subject that the brake counts. With `Node` it is the node; with `Rule` the rule, empty for all keyword hits.
+    /// With `NewApps` it is the namespace of a tenant with too many Apps, or nothing; with `SharedService` the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Text>,
 }
@@ -36,7 +36,7 @@ pub enum BrakeKind {
     SharedService,
 }
 
-/// A brake on blocks, and what it counts.
+/// A brake on blocks, and the subject that it counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Scope {

@@ -22,10 +22,10 @@ pub struct EvidenceStatus {
     pub node: Text,
     /// The regular expression that matched; empty for a keyword.
     pub regex: Text,
-    /// What the agent takes the App's type for.
+    /// The App's type as the agent guesses it.
     #[serde(rename = "type")]
     pub kind: Text,
-    /// What the agent takes the App's name for.
+    /// The App's name as the agent guesses it.
     pub name: Text,
     /// When it was first listed.
     pub first_seen: Timestamp,

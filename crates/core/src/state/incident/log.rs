@@ -52,7 +52,7 @@ impl PartialEq<DecisionKind> for LoggedKind {
 pub struct IncidentDecision {
     /// When it was decided.
     pub at: Timestamp,
-    /// What was decided.
+    /// The kind of the decision.
     #[schemars(with = "String")]
     pub decision: LoggedKind,
     /// The actor: `policy` for the rules, else the operator's name.

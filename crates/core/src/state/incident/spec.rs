@@ -13,7 +13,7 @@ pub struct IncidentSpec {
     /// The App. Never changes.
     #[schemars(extend("x-kubernetes-validations" = [{"rule": "self == oldSelf", "message": "an incident is of one App for good"}]))]
     pub app: AppRef,
-    /// Approves what a brake holds, the block or the release. Removed when it has been done.
+    /// Approves the block or the release that a brake holds. Removed when it has been done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approve: Option<Approval>,
     /// Releases the App, and prevents that these accusations block it again. Removed when it has been done.

@@ -1,4 +1,4 @@
-//! A model of the real node agent. It lists what the real agent would list, whatever processes run.
+//! A model of the real node agent. Its list is the one that the real agent would have with the same processes.
 //!
 //! * It scans at each tick, the first time one interval after its start.
 //! * It looks at processes in the string order of their PIDs; those with a long command line take longer and come

@@ -1,4 +1,4 @@
-//! A small world for the domain's tests: the test sets the time, and what each node answers.
+//! A small world for the domain's tests: the test sets the time and the answers of each node.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod agent;
@@ -52,7 +52,7 @@ pub struct World {
     pub persisted: BTreeMap<String, Incident>,
     /// The namespaces whose incidents can't be persisted.
     pub unwritable: BTreeSet<String>,
-    /// The namespaces whose incidents are persisted, but the answer to the write says that they are not.
+    /// The namespaces whose incidents are persisted, although the answer to the write is an error.
     pub late: BTreeSet<String>,
     /// The last decisions that were persisted in that way.
     pub decided_late: Vec<Decision>,
@@ -403,7 +403,7 @@ impl World {
         }
     }
 
-    /// Sets what links the Pod with earlier names of its App.
+    /// Sets the lineage of the Pod, which links it with earlier names of its App.
     pub fn comes_of(&mut self, namespace: &str, pod: &str, of: Lineage) {
         let pod = PodRef { namespace: namespace.into(), pod: pod.into() };
         let Some(PodFact { state: PodState::Present { lineage, .. }, .. }) = self.facts.pods.get_mut(&pod)

@@ -1,4 +1,4 @@
-//! The simulated API server. It never shows more than what is there.
+//! The simulated API server. It never shows an object that does not exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 

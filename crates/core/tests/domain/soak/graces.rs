@@ -1,4 +1,4 @@
-//! The graces that tenants have been given, by what really happened.
+//! The graces that tenants have been given, by the real events.
 
 use procscan_core::plan::NoticePhase;
 use procscan_core::policy::Evaluation;

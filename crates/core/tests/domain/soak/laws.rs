@@ -81,7 +81,7 @@ impl Soak {
             let log = self.log_of(app);
             self.fail(&format!("{app} is blocked again, and nothing is new since its release\n{log}"));
         }
-        // This holds however seldom its node scans, and however long the grace is.
+        // The law holds however seldom its node scans, and however long the grace is.
         let is_recent = |at: u64| self.now() - at <= MAX_AGE + MINUTE;
         if !is_dateless && !tenant.of(&app.name).any(|pod| pod.last_found.is_some_and(is_recent)) {
             let found: Vec<_> = tenant.of(&app.name).map(|pod| (&pod.uid, pod.last_found)).collect();
@@ -175,7 +175,7 @@ impl Soak {
         let closed = |service: &str| block.exposure.services.contains(&host(number, service));
         let names: Vec<&String> = tenant.exposed.keys().filter(|service| closed(service)).collect();
         if names.len() != block.exposure.services.len() {
-            self.fail(&format!("{} closes what is not its tenant's: {:?}", block.app, block.exposure));
+            self.fail(&format!("{} closes a Service of another tenant: {:?}", block.app, block.exposure));
         }
         for service in &names {
             let exposed = tenant.exposed[*service].iter().map(|pod| &tenant.pods[*pod]);
@@ -193,7 +193,7 @@ impl Soak {
             for other in selected.filter(|pod| !pod.apps.contains(&*block.app.name)) {
                 let others = block.exposure.others.as_deref();
                 if !others.is_some_and(|others| others.named.contains(&app_of(number, &other.app))) {
-                    self.fail(&format!("{} closes {} too, and does not say so", block.app, other.app));
+                    self.fail(&format!("{} closes {} too, and does not name it", block.app, other.app));
                 }
             }
         }
@@ -318,7 +318,7 @@ impl Soak {
         lines.join("\n")
     }
 
-    /// What is known of a tenant, for people.
+    /// The state of a tenant, as a text for people.
     pub(super) fn known_of(&mut self, number: usize) -> String {
         let mut known = String::new();
         let at = |moment: Moment| i64::try_from(moment.uptime().as_secs()).unwrap() - BEGIN.cast_signed();
@@ -363,9 +363,10 @@ impl Soak {
         }
     }
 
-    /// Ends all troubles, and checks that no block, incident or violation is left in the end.
+    /// Ends all faults, and checks that no block, incident or violation is left in the end.
     pub(super) fn finish(&mut self) {
-        // Six scans that are assumed to be an hour apart, and as long again for what the last process hides.
+        // Six scans that are assumed to be an hour apart, and as long again for the processes that the last process
+        // hides.
         let patience = 2 * 6 * 60 + 120;
         let mut minutes = patience;
         self.minute(true);

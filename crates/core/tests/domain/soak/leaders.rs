@@ -31,8 +31,7 @@ pub(super) struct Leaders {
     backup: Option<(BTreeMap<String, Incident>, Option<Plan>)>,
     /// The blocks of the gateway.
     plan: Option<Plan>,
-    /// The Apps whose persisted state is not certain: their decisions have been written, and the answer said
-    /// otherwise.
+    /// The Apps whose persisted state is not certain: their decisions have been written, but the answer was an error.
     pub(super) uncertain: BTreeSet<App>,
     /// The Apps that are blocked in a restored backup, but not in fact. Their incidents can't be written, so the next
     /// leader takes them for blocked. They are in this set until then.
@@ -126,7 +125,7 @@ impl Soak {
             || self.world.late.contains(&namespace)
     }
 
-    /// The decisions that were written although the answer said otherwise.
+    /// The decisions that were written although the answer was an error.
     pub(super) fn note_late(&mut self) -> Vec<Decision> {
         let late = std::mem::take(&mut self.world.decided_late);
         self.counts.late_answers += u64::try_from(late.len()).unwrap();
@@ -138,7 +137,7 @@ impl Soak {
         late
     }
 
-    /// Notes what the gateway closes from now on.
+    /// Notes which Apps the gateway closes from now on.
     pub(super) fn note_plan(&mut self, plan: Plan) {
         self.leaders.plan = Some(plan);
     }
@@ -209,8 +208,8 @@ impl Soak {
         // All persisted evidence of these Apps has cleared. They wait for nodes' answers, because not all evidence
         // could be persisted. Or the leader before has begun since, and has not had their nodes' answers for the
         // clearing time. This leader may have had them, and then it releases the Apps at once. `judge` compares that
-        // with what has run where. It does not while it knows an accusation in the namespace that has not cleared,
-        // because it has looked up no Pod yet. A record that never was fresh is no accusation.
+        // with the processes that really ran. It does not while it knows an accusation in the namespace that has not
+        // cleared, because it has looked up no Pod yet. A record that never was fresh is no accusation.
         let snapshot = self.world.snapshot();
         // Persisted evidence that counts against another App is no accusation either.
         let mut persisted: BTreeMap<(&Text, &Text, &Text, &Text), BTreeSet<App>> = BTreeMap::new();

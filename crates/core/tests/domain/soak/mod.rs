@@ -1,8 +1,8 @@
-//! Days of a cluster in which everything goes wrong again and again, simulated in seconds.
+//! Days of a cluster with repeated faults of all parts, simulated in seconds.
 //!
 //! * [`nodes`]: agents that list one of several, stop answering, answer garbage, lie and restart; nodes with two
 //!   addresses.
-//! * [`tenants`]: what really runs where.
+//! * [`tenants`]: the processes that really run, with their Pods.
 //! * [`events`]: tenants rename processes, relabel and recreate Pods, share Services, delete Apps and namespaces.
 //! * [`services`]: tenants remove selectors or change them, and closed Services stay closed.
 //! * [`cluster`]: the API server, with its delays.
@@ -10,7 +10,7 @@
 //!   backups.
 //! * [`operators`]: releases, and approvals of held Apps.
 //! * [`graces`]: the graces of which tenants have been notified.
-//! * [`laws`]: what must hold. They compare with [`tenants`], and with nothing that the policy knows.
+//! * [`laws`]: the laws that must hold. They compare with [`tenants`], and not with the state of the policy.
 //!
 //! `make soak` runs it for longer. `PROCSCAN_SOAK_SEED` and `PROCSCAN_SOAK_DAYS` repeat a sequence.
 
@@ -45,7 +45,7 @@ use procscan_core::plan::SharedServices;
 use procscan_core::policy::Evaluation;
 
 const NODES: usize = 12;
-/// The first ones offend now and then, the others never do.
+/// The tenants. The first [`OFFENDERS`] of them offend now and then, and the others never do.
 const TENANTS: usize = 30;
 const OFFENDERS: usize = 20;
 const DAY: u64 = 24 * HOUR;
@@ -56,7 +56,8 @@ const MAX_KEYS: usize = 400;
 const CLEAR_AFTER: u64 = 30 * MINUTE;
 const UNREACHABLE: u64 = 6 * HOUR;
 const SAME_INCIDENT: u64 = 6 * HOUR;
-/// Older evidence may have been reported before to another replica, in seconds.
+/// The age in seconds up to which evidence is a reason for a new block. Another replica may have received older
+/// evidence.
 const MAX_AGE: u64 = 30 * MINUTE;
 /// How far our own wall clock jumps back or ahead at most.
 const MOST_BACK: u64 = 3 * HOUR;
@@ -88,13 +89,13 @@ struct Soak {
 struct Counts {
     rounds: u64,
     restarts: u64,
-    /// Of them by another replica; by one whose clock differs.
+    /// The restarts after which another replica leads.
     failovers: u64,
     other_clocks: u64,
     jumps: u64,
     faults: u64,
     moves: u64,
-    /// Of them under the same name.
+    /// The moves in which the new Pod has the name of the old one.
     recreated: u64,
     relabelled: u64,
     shared: u64,
@@ -102,7 +103,7 @@ struct Counts {
     /// How often a Service was seen closed that selected no running Pod.
     stayed: u64,
     deleted: u64,
-    /// Decisions that were persisted although the answer said otherwise.
+    /// Decisions that were persisted although the answer was an error.
     late_answers: u64,
     backups: u64,
     /// Incidents that have ended and were open in a restored backup.
@@ -110,7 +111,7 @@ struct Counts {
     outages: u64,
     blocks: u64,
     releases: u64,
-    /// By operators.
+    /// The approvals by operators, and their other commands.
     approvals: u64,
     commands: u64,
     /// The longest time for which a process offended undisturbed until the block, in seconds.
@@ -227,7 +228,7 @@ impl Soak {
         self.scan(now);
     }
 
-    /// Troubles of nodes and of the cluster.
+    /// Makes nodes and the cluster fail.
     fn trouble(&mut self) {
         self.faults();
         let now = self.now();
@@ -239,7 +240,7 @@ impl Soak {
         self.operate();
     }
 
-    /// Most troubles are short.
+    /// Most faults are short.
     fn random_length(&mut self) -> usize {
         match self.random.below(10) {
             0 => 2,
@@ -248,7 +249,7 @@ impl Soak {
         }
     }
 
-    /// From now on nothing runs any more, and nothing is wrong.
+    /// From now on no process runs, and no part fails.
     fn calm(&mut self) {
         for tenant in 0..TENANTS {
             self.stop_all(tenant);

@@ -10,7 +10,7 @@ use crate::common::agent::{Process, RealAgent};
 use crate::common::{HOUR, complete, failed, record_of, target};
 
 /// How old records are by an agent whose ages are wrong, in seconds. It is no multiple of a scan interval, so that no
-/// record is taken for one that really was found then.
+/// record looks like one that really was found then.
 const STALE: i64 = 5 * 3600 + 7;
 /// The replicas, as indexes of [`super::tenants::Pod::reported`].
 pub(super) const LEADER: usize = 0;
@@ -53,7 +53,7 @@ pub(super) struct Node {
     pub(super) name: String,
     /// The real agent, which lists one of several; others list all that they find.
     real: Option<RealAgent>,
-    /// It has lied about several at once, so it is taken for an agent that lists all that it finds.
+    /// It has lied about several at once, so it counts as an agent that lists all that it finds.
     pub(super) has_lied: bool,
     pub(super) interval: u64,
     next_scan: u64,
@@ -177,7 +177,7 @@ impl Soak {
         }
     }
 
-    /// Every agent scans until `at`, with what runs now.
+    /// Every agent scans until `at`, with the processes that run now.
     pub(super) fn scan(&mut self, at: u64) {
         for number in 0..NODES {
             if !self.nodes[number].is_due(at) {
@@ -309,8 +309,8 @@ impl Soak {
         matches!(self.world.follower, Some((_, true)))
     }
 
-    /// Notes what was certainly fresh in the answer of a node. Other records may have been believed, but are no
-    /// evidence here.
+    /// Notes which records were certainly fresh in the answer of a node. Other records may have been believed, but are
+    /// no evidence here.
     fn note_reports(&mut self, number: usize, is_certain: bool) {
         let (at, node) = (self.now(), &self.nodes[number]);
         let is_deaf = at < self.cluster.deaf_until;

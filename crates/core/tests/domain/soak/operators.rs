@@ -119,7 +119,7 @@ impl Soak {
         }
     }
 
-    /// Notes what is closed for which App.
+    /// Notes which Services are closed for which App.
     pub(super) fn note_closed(&mut self, evaluation: &Evaluation) {
         for block in &evaluation.plan.blocks {
             let closed = &mut self.tenants[tenant_in(&block.app.namespace)].closed;

@@ -1,4 +1,4 @@
-//! The truth that the laws compare with: what really runs where.
+//! The real processes and Pods that the laws compare with.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +14,11 @@ pub(super) const APPS: [&str; 2] = ["web", "shop"];
 /// No process ever offends in a Pod that is or was of this App. But such a Pod may take the place, and the name, of
 /// one that offended.
 pub(super) const INNOCENT: &str = "blog";
-/// A Service of all of them.
+/// The Service that exposes all Apps of a tenant.
 pub(super) const SHARED: &str = "all";
 
 /// One tenant, which has a namespace of its own.
-#[allow(clippy::struct_excessive_bools)] // Each is a habit or a state of its own.
+#[allow(clippy::struct_excessive_bools)] // The flags are independent of each other.
 pub(super) struct Tenant {
     /// All Pods, present and removed.
     pub(super) pods: Vec<Pod>,
@@ -28,13 +28,13 @@ pub(super) struct Tenant {
     pub(super) services: BTreeMap<String, BTreeSet<String>>,
     /// Which Pods each of its Services has ever selected.
     pub(super) exposed: BTreeMap<String, BTreeSet<usize>>,
-    /// A Pod that takes the place of another has its name.
+    /// A Pod that replaces another one has its name.
     pub(super) keeps_names: bool,
     /// Its processes have another name in each scan.
     pub(super) renames: bool,
     /// Its Pods have another label every few minutes.
     pub(super) relabels: bool,
-    /// The controller of a Pod makes its successor too, whatever App that belongs to.
+    /// The controller of a Pod makes its successor, too, whatever App the successor belongs to.
     pub(super) keeps_origins: bool,
     pub(super) is_terminating: bool,
     /// When something other than a node last prevented a block.
@@ -61,14 +61,14 @@ pub(super) struct Pod {
     /// The App that its labels name now, and all that they have named.
     pub(super) app: String,
     pub(super) apps: BTreeSet<String>,
-    /// What made it.
+    /// The controller that made it.
     pub(super) origin: String,
     pub(super) running: Option<Running>,
     /// When a scan last found something in it.
     pub(super) last_found: Option<u64>,
-    /// The last fresh evidence, as the leader and the other replica received it.
+    /// The last fresh evidence that each replica received: the leader first.
     pub(super) reported: [Option<Reported>; 2],
-    /// The leader's, as far as it could be persisted.
+    /// The leader's last fresh evidence that could be persisted.
     pub(super) persisted: Option<Reported>,
     /// All records of it that any replica has received.
     pub(super) reported_all: BTreeSet<(String, i64)>,
@@ -76,7 +76,7 @@ pub(super) struct Pod {
     pub(super) accused_at: Option<u64>,
     /// The last report came without the agent's clock, so its age is not known.
     pub(super) is_dateless: bool,
-    /// It may not have been evidence then for another reason: the cluster could not be read.
+    /// The last report may not have been evidence, because the cluster could not be read.
     pub(super) is_unjudged: bool,
     /// When another process on its node was last listed instead of its own.
     pub(super) disturbed: u64,

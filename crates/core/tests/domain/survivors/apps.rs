@@ -195,7 +195,7 @@ fn the_reason_of_a_release_says_that_the_app_was_gone_and_is_back() {
 }
 
 #[test]
-fn a_dispute_names_the_node_and_what_it_accuses() {
+fn a_dispute_names_the_node_and_the_accused_process() {
     let mut world = World::new(&["n1", "n2"]);
     world.policy.verify_pods = true;
     world.pod_on("ns-a", "web", "n1", "web");

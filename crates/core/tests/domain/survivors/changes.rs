@@ -1,4 +1,4 @@
-//! What counts as a change, and for which readers.
+//! Which events count as a change, and for which readers.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn new_evidence_counts_as_a_change_and_renewed_evidence_does_not() {
     world.ledger.pod_gone(&record("ns-a", 0).key.pod_ref(), world.now);
     assert_eq!(since(&mut world), (true, true, 0), "its Pod is gone");
     world.ledger.pod_gone(&record("ns-b", 0).key.pod_ref(), world.now);
-    assert_eq!(since(&mut world), (false, false, 0), "nothing is known of that one");
+    assert_eq!(since(&mut world), (false, false, 0), "the ledger does not know that Pod");
     world.wait(MINUTE);
     world.answer("n1", vec![record("ns-a", 120)]);
     since(&mut world);

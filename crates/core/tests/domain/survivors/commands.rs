@@ -39,7 +39,7 @@ fn an_operators_reason_is_in_the_log_if_there_is_one() {
 }
 
 #[test]
-fn an_operator_is_never_taken_for_the_policy() {
+fn an_operator_named_policy_is_logged_as_an_operator() {
     let decision = execute(&mut blocked(), "policy".into());
     assert_eq!(decision.actor, Actor::Operator("policy (an operator)".into()));
     assert_ne!(Actor::named(&decision.actor.name()), Actor::Policy);
@@ -183,7 +183,7 @@ fn the_last_release_counts_and_is_forgotten_a_day_after_its_date() {
 }
 
 #[test]
-fn actors_are_called_by_their_names() {
+fn actors_are_logged_by_their_names() {
     let person = Actor::Operator("al\x1bice".into());
     assert_eq!((&*Actor::Policy.name(), &*Actor::Policy.to_string()), ("policy", "policy"));
     assert_eq!((&*person.name(), &*person.to_string()), ("al\x1bice", "al\\u{1b}ice"));

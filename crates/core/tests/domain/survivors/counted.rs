@@ -27,7 +27,7 @@ fn apps_in_grace_held_and_blocked_are_counted_by_leaders_and_followers() {
 }
 
 #[test]
-fn when_one_more_app_waits_or_is_held_the_numbers_are_new() {
+fn the_numbers_are_published_anew_when_one_more_app_waits_or_is_held() {
     let mut world = World::new(&["n1"]);
     world.policy.grace = Duration::from_mins(10);
     world.answer("n1", vec![record("ns-a", 0)]);

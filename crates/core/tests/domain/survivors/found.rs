@@ -42,7 +42,7 @@ fn a_block_that_is_found_is_inherited_unless_all_its_services_are_another_apps()
             world.incidents.inherit([found(other.clone(), accused, services)], &world.policy, world.now);
         decisions.len() == 1 && world.incidents.incident(&other).is_some()
     };
-    // No object shows what the App was blocked for, and its only Service is closed for another App.
+    // No object shows the violations that the App was blocked for, and its only Service is closed for another App.
     assert!(!taken_over(&[], &["web.ns-a.svc"]));
     assert!(taken_over(&["xmrig"], &["web.ns-a.svc"]), "the App was accused itself");
     assert!(taken_over(&[], &["web.ns-a.svc", "api.ns-a.svc"]), "one of the Services is no other App's");

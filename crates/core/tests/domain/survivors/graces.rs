@@ -1,4 +1,4 @@
-//! The grace: what is persisted of it, what revokes it, and what the names of a workload share.
+//! The grace: which parts of it are persisted, which events revoke it, and how the names of a workload share it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Violations that an agent which lists one of several hides: from when to when, and what a new leader knows of it.
+//! Violations that an agent which lists one of several hides: from when to when, and how a new leader counts that time.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What continues when another replica leads.
+//! Graces, approvals and clocks that continue when another replica leads.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Nodes with two addresses, and what is known of a node.
+//! Nodes with two addresses, and the state of a node.
 
 use std::time::Duration;
 

@@ -100,7 +100,7 @@ fn a_tenant_without_a_decision_is_not_notified() {
 }
 
 #[test]
-fn in_dry_run_a_grace_lasts_as_long_as_in_earnest() {
+fn in_dry_run_a_grace_lasts_as_long_as_in_enforce_mode() {
     let mut world = world();
     world.policy.mode = procscan_core::decision::Mode::DryRun;
     world.policy.grace = Duration::from_mins(10);

@@ -96,7 +96,7 @@ fn a_record_that_another_replica_has_seen_is_not_fresh_when_an_old_agent_lists_i
 #[test]
 fn a_seldom_scan_is_fresh_only_for_a_replica_that_received_all_earlier_reports() {
     let hours = |n: u64| i64::try_from(n * HOUR).unwrap();
-    // Three hours old by its agent's clock, and later than what is known.
+    // Three hours old by its agent's clock, and later than the known record.
     let mut world = World::new(&["n1"]);
     world.answer("n1", vec![record("ns-a", 0)]);
     world.wait(4 * HOUR);
@@ -221,7 +221,7 @@ fn a_tombstone_stays_for_a_day_after_it_was_listed_last() {
 }
 
 #[test]
-fn the_rules_of_clearing_are_called_the_same_everywhere() {
+fn the_rules_of_clearing_have_the_same_names_everywhere() {
     for rule in [Cleared::ByClock, Cleared::Unreachable, Cleared::Hidden, Cleared::PodGone] {
         assert_eq!(serde_json::to_value(rule).unwrap(), rule.as_str());
     }

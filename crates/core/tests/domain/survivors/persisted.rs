@@ -1,4 +1,4 @@
-//! What is persisted of an incident, when it is persisted again, and what a restart makes of it.
+//! Which parts of an incident are persisted, when they are persisted again, and how a restart reads them.
 
 use crate::common::{HOUR, MINUTE, World, app, exemption, namespaces, record, record_of};
 use procscan_core::decision::Mode;
@@ -308,7 +308,7 @@ fn the_longest_time_for_which_a_process_was_unseen_is_persisted() {
 }
 
 #[test]
-fn how_seldom_an_agent_scans_is_known_after_a_restart_for_what_is_found_later_too() {
+fn a_persisted_scan_interval_counts_after_a_restart_for_later_violations_too() {
     let mut world = World::new(&["n1"]);
     let list = |w: &mut World| {
         let (now, scan) = (w.clock(), w.clock() / 3600 * 3600);

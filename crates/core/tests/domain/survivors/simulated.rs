@@ -58,7 +58,7 @@ fn the_same_rules_make_no_difference_whatever_the_start_of_the_replay() {
 }
 
 #[test]
-fn the_outcome_of_an_ended_incident_is_what_it_was_before_its_end() {
+fn the_outcome_of_an_ended_incident_is_its_state_before_its_end() {
     let (world, _) = released();
     let outcome = &outcomes(&world, &with_grace(&world, 5 * MINUTE), 0)[0];
     for reason in [&outcome.was, &outcome.would_be] {
@@ -177,7 +177,7 @@ fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_set_or_for_a_month
         IncidentCommand::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
     world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     (0..60).for_each(|_| offend(&mut world, HOUR));
-    // What is left of the release, and for how many hours it lasts.
+    // The rest of the release, and for how many hours it lasts.
     for (by, hours, is_blocked) in
         [(Some("ops"), 100, false), (Some("ops"), 1, true), (Some("another"), 1, false), (None, 0, false)]
     {

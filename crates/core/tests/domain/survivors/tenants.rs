@@ -1,4 +1,4 @@
-//! What tenants and administrators read about a block.
+//! The texts that tenants and administrators read about a block.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use procscan_core::names::Key;
 use procscan_core::policy::{InheritedBlock, OnIngresses, simulate};
 
 #[test]
-fn a_reason_names_what_goes_on_and_not_what_may_have_ended() {
+fn a_reason_names_active_processes_and_none_that_may_have_ended() {
     let mut world = World::new(&["n1"]);
     world.policy.exemptions = vec![exemption(|e| e.namespace = Some(Pattern::Exact("ns-a".into())), None)];
     world.answer("n1", vec![record_of("ns-a", "web", "aaa", 0)]);
@@ -172,7 +172,7 @@ fn an_exempt_accusation_is_logged_once_and_again_after_it_was_not_exempt() {
 }
 
 #[test]
-fn a_block_is_for_what_goes_on_and_not_for_what_has_cleared_before() {
+fn a_block_lists_active_violations_and_none_that_cleared_before() {
     let mut world = World::new(&["n1"]);
     let list = |w: &mut World, names: &[&str]| {
         let now = w.clock();

@@ -18,7 +18,7 @@ fn recorded(world: &World) -> Vec<usize> {
 }
 
 #[test]
-fn it_is_recorded_once_in_each_and_no_longer_once_the_exemption_is_deleted() {
+fn a_withheld_exemption_is_recorded_once_in_each_incident_until_it_is_deleted() {
     let mut world = three();
     world.policy.exemptions = vec![of("^ns-", None)];
     for _ in 0..3 {

@@ -53,7 +53,7 @@ fn a_node_in_two_slices_is_one_target_and_a_new_list_replaces_the_old_one_only_w
     assert!(known.is_empty());
 }
 
-/// What `known` lists after these slices came in this order.
+/// The targets that `known` lists after these slices came in this order.
 fn listed(slices: &[EndpointSlice]) -> Vec<String> {
     let mut known = Known::nothing();
     known.apply(Change::Begin);
@@ -115,7 +115,7 @@ fn of_two_endpoints_with_one_address_the_ready_one_names_the_node_then_the_newer
 }
 
 #[test]
-fn an_address_that_endpoints_list_as_ready_and_as_not_ready_is_the_ready_ones() {
+fn an_address_that_is_listed_as_ready_and_as_not_ready_belongs_to_the_ready_endpoint() {
     let endpoints: Endpoints = serde_saphyr::from_str(
         "{metadata: {}, subsets: [
           {notReadyAddresses: [{ip: 10.0.0.1, nodeName: a-gone}], ports: [{port: 1}]},
@@ -132,7 +132,7 @@ fn an_address_that_endpoints_list_as_ready_and_as_not_ready_is_the_ready_ones() 
 
 proptest! {
     #[test]
-    fn whatever_the_order_of_slices_and_endpoints_the_same_targets_are_found(
+    fn the_order_of_slices_and_endpoints_does_not_change_the_targets(
         endpoints in prop::collection::vec((0u8..3, 0u8..4, any::<[Option<bool>; 3]>(), 0i64..3), 1..8),
         cuts in subsequence((1..8).collect::<Vec<usize>>(), 0..7),
         seed in any::<prop::sample::Index>(),

@@ -83,7 +83,7 @@ async fn nothing_is_complete_until_the_mode_that_operators_set_was_read_once() {
 
 /// A new list after the watch was lost has all changes since, including deletions.
 #[tokio::test(start_paused = true)]
-async fn after_a_restored_backup_the_watch_shows_what_the_backup_has() {
+async fn after_a_restored_backup_the_watch_shows_the_state_of_the_backup() {
     let server = Server::default();
     let exemption = |namespace: &str| json!({"metadata": {}, "spec": {"namespace": {"exact": namespace}, "reason": "a contract"}});
     server.put("exemptions", "first", exemption("ns-a"));

@@ -49,7 +49,7 @@ async fn a_write_waits_for_one_reader_at_most() {
     tokio::task::yield_now().await;
     let batch = numbered(2);
     let mut write = std::pin::pin!(sqlite.commit(&batch));
-    assert!(write.as_mut().now_or_never().is_none(), "all of them are in line");
+    assert!(write.as_mut().now_or_never().is_none(), "all of them wait for their turn");
     drop(busy);
     write.await.unwrap();
     let mut before = 0;
@@ -223,7 +223,7 @@ async fn a_file_that_is_deleted_is_noticed_and_written_again() {
     assert_eq!(error.kind(), StateErrorKind::Deleted);
     let text = format!("{} can't be used: state.db has been deleted while it was in use", file.display());
     assert_eq!(error.to_string(), text);
-    assert!(!file.exists(), "nothing is made behind the caller's back");
+    assert!(!file.exists(), "no new file is made before the recovery");
     assert!(sqlite.recover().await.unwrap());
     assert_eq!(sqlite.load().await.unwrap(), []);
     assert_eq!(sqlite.retain(at(0), 10).await.unwrap(), 0);
@@ -279,7 +279,7 @@ async fn a_file_that_is_replaced_is_noticed() {
     let error = sqlite.commit(&numbered(4)).await.unwrap_err();
     assert_eq!(error.kind(), StateErrorKind::Deleted);
     assert!(error.to_string().contains("replaced by another file"), "{error}");
-    assert!(sqlite.recover().await.unwrap(), "an old copy is not what is in memory");
+    assert!(sqlite.recover().await.unwrap(), "an old copy differs from the state in memory");
     sqlite.commit(&numbered(4)).await.unwrap();
     assert!(!sqlite.recover().await.unwrap());
 }

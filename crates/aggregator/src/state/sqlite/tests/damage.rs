@@ -1,4 +1,4 @@
-//! Files that are damaged, and files that only look like it.
+//! Files that are damaged, and files that only seem to be damaged.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -101,9 +101,9 @@ async fn a_damaged_file_is_set_aside_and_a_new_one_is_made() {
     }
 }
 
-/// No reader may ever get anything but what was written.
+/// A reader gets exactly the content that was written, or an error.
 #[tokio::test]
-async fn a_flipped_byte_anywhere_never_changes_what_is_read() {
+async fn a_flipped_byte_anywhere_never_changes_the_content_that_is_read() {
     let source = tempdir().unwrap();
     let sqlite = open(source.path()).await;
     let put = vec![document("a", json!({"state": "blocked"})), document("b", json!({"state": "released"}))];
@@ -214,7 +214,7 @@ async fn the_file_of_a_newer_version_is_refused_and_left_as_it_is() {
     assert_eq!(error.to_string(), text);
     assert_eq!(fs::read(&file).unwrap(), before);
 
-    // The same of SQLite itself.
+    // A file that needs a newer version of SQLite is refused, too.
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 1).unwrap();
     write_at(&file, &[5], 18);
     let before = fs::read(&file).unwrap();
@@ -300,7 +300,7 @@ async fn a_file_without_its_identity_is_damaged_and_the_warning_names_where_it_w
 
 /// The texts that an operator reads in the log and at `/readyz`, and whether the file is set aside for each.
 #[test]
-fn each_failure_has_a_plain_text_with_what_to_do() {
+fn each_failure_has_a_plain_text_with_advice() {
     use std::io::{Error, ErrorKind};
 
     use rusqlite::ffi;

@@ -116,7 +116,7 @@ async fn runs_out_of_room() {
 
 /// The limit works wherever this test runs. `EFBIG` then stands for a full disk.
 #[test]
-fn a_file_that_may_not_grow_is_waited_out() {
+fn the_state_can_be_written_again_once_the_file_may_grow() {
     let directory = tempdir().unwrap();
     // A process that exceeds the limit is killed otherwise.
     let mut command = after(&[], "trap '' XFSZ; ulimit -S -f 600");
@@ -125,10 +125,10 @@ fn a_file_that_may_not_grow_is_waited_out() {
 }
 
 #[test]
-fn a_full_disk_is_waited_out() {
+fn the_state_can_be_written_again_once_a_full_disk_has_room() {
     let Some(way) = namespace() else {
         eprintln!("no mount namespaces here: a full disk is tried as a limit on the size of files only");
-        return a_file_that_may_not_grow_is_waited_out();
+        return the_state_can_be_written_again_once_the_file_may_grow();
     };
     let directory = tempdir().unwrap();
     let path = directory.path().display();
@@ -161,7 +161,7 @@ async fn one_batch() -> tempfile::TempDir {
 #[tokio::test]
 async fn a_read_only_file_system_is_no_damage() {
     let Some(way) = namespace() else {
-        eprintln!("no mount namespaces here: what can't be written is tried by permissions only");
+        eprintln!("no mount namespaces here: unwritable files are tried by permissions only");
         return;
     };
     let directory = one_batch().await;

@@ -55,7 +55,7 @@ impl Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // Nothing is left behind by a test that fails.
+        // A test that fails leaves no process behind.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -4,8 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use procscan_core::names::{self, is_dns_label, is_dns_subdomain};
-
-use super::reach::{Unanswered, chain};
+use tower::BoxError;
 
 /// How many characters of an invalid name are shown.
 const MAX_SHOWN_CHARS: usize = 120;
@@ -165,6 +164,36 @@ impl Refusal {
         };
         Self { kind, subject: ask.subject(), text }
     }
+}
+
+/// A request that was not answered.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) address: Box<str>,
+    pub(super) source: BoxError,
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(&*self.source))
+    }
+}
+
+impl Error for Unanswered {}
+
+/// The error and its causes on one line.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Libraries repeat their cause's text in their own.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -67,17 +67,13 @@ impl Pipeline {
         let now = clock.now();
         let mut ledger = Ledger::new(config.detection(), now);
         let policy = policy(config, cluster);
-        let (targets_tx, targets) = watch::channel(Arc::new(TargetSet::default()));
-        let (observations_tx, observations) = mpsc::channel(MAX_QUEUED_OBSERVATIONS);
+        let (channels, other_ends) = SourceChannels::new();
+        let OtherEnds { targets, observations, lookups, facts, gone, facts_status } = other_ends;
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
-        let (lookups_tx, lookups) = watch::channel(Arc::default());
-        let (facts_tx, facts) = watch::channel(Arc::default());
-        let (gone_tx, gone) = mpsc::channel(MAX_QUEUED_PODS_GONE);
         let (reminders_tx, reminders) = mpsc::channel(1);
         let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall()));
         let (decided_tx, decided) = watch::channel(Arc::new(undecided));
         let (output_tx, output) = watch::channel(OutputStatus::default());
-        let (facts_status_tx, facts_status) = watch::channel(ClusterFactsStatus::default());
         let (policy_error_tx, policy_error) = watch::channel(None);
         let (state_error_tx, state_error) = watch::channel(None);
         let (lease_error_tx, lease_error) = watch::channel(None);
@@ -100,14 +96,6 @@ impl Pipeline {
         };
 
         let sources = CancellationToken::new();
-        let channels = SourceChannels {
-            targets: targets_tx,
-            observations: observations_tx,
-            lookups,
-            facts: facts_tx,
-            gone: gone_tx,
-            facts_status: facts_status_tx,
-        };
         let mut stages = source_stages(config, cluster, clock, channels, &sources)?;
         let inbox = ledger_task::Inbox { observations, targets, gone, reminders };
         stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, publisher)));
@@ -121,7 +109,7 @@ impl Pipeline {
             ledger: views.snapshots.clone(),
             facts,
             written,
-            lookups: lookups_tx,
+            lookups,
             decided: decided_tx,
             error: policy_error_tx,
         };
@@ -149,6 +137,36 @@ struct SourceChannels {
     facts: watch::Sender<Arc<ClusterFacts>>,
     gone: mpsc::Sender<PodGone>,
     facts_status: watch::Sender<ClusterFactsStatus>,
+}
+
+/// The ends of [`SourceChannels`] that the other parts of the service have.
+struct OtherEnds {
+    targets: watch::Receiver<Arc<TargetSet>>,
+    observations: mpsc::Receiver<Observation>,
+    lookups: watch::Sender<Arc<LookupRequests>>,
+    facts: watch::Receiver<Arc<ClusterFacts>>,
+    gone: mpsc::Receiver<PodGone>,
+    facts_status: watch::Receiver<ClusterFactsStatus>,
+}
+
+impl SourceChannels {
+    fn new() -> (Self, OtherEnds) {
+        let (targets_tx, targets) = watch::channel(Arc::new(TargetSet::default()));
+        let (observations_tx, observations) = mpsc::channel(MAX_QUEUED_OBSERVATIONS);
+        let (lookups, lookups_rx) = watch::channel(Arc::default());
+        let (facts_tx, facts) = watch::channel(Arc::default());
+        let (gone_tx, gone) = mpsc::channel(MAX_QUEUED_PODS_GONE);
+        let (facts_status_tx, facts_status) = watch::channel(ClusterFactsStatus::default());
+        let channels = Self {
+            targets: targets_tx,
+            observations: observations_tx,
+            lookups: lookups_rx,
+            facts: facts_tx,
+            gone: gone_tx,
+            facts_status: facts_status_tx,
+        };
+        (channels, OtherEnds { targets, observations, lookups, facts, gone, facts_status })
+    }
 }
 
 /// Starts the stages that ask the agents and the cluster.

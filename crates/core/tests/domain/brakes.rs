@@ -335,6 +335,24 @@ fn a_text_that_an_agent_cuts_out_of_its_message_is_no_rule_of_its_own() {
 }
 
 #[test]
+fn an_accusation_that_its_rule_does_not_match_hides_no_later_one_of_the_same_rule() {
+    let mut world = many_nodes(11);
+    // The keyword hits take all places of their rule.
+    by_rule(&mut world, 0..10, "web", "java", "");
+    world.wait(1);
+    let now = world.clock();
+    let by_xm = |process: &str| {
+        let mut record = record_of("ns-010", "web", process, now);
+        std::sync::Arc::make_mut(&mut record.claim).regex = "^xm".into();
+        record
+    };
+    // `^xm` does not match `java`, so that record counts as a keyword hit. It comes first.
+    world.answer("n10", vec![by_xm("java"), by_xm("xmrig")]);
+    world.evaluate();
+    assert_eq!((world.blocked().len(), world.held().len()), (11, 0));
+}
+
+#[test]
 fn invented_rules_of_a_node_count_as_one_beyond_a_bound() {
     let nodes: Vec<String> = (0..90).map(|i| format!("n{i}")).collect();
     let mut world = World::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());

@@ -3,8 +3,6 @@
 //! Every request counts, whatever it is for. Each part of the service knows only its own last request. So a part that
 //! sends no request at the moment would still report that all is well.
 
-use std::error::Error;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -17,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, Service};
 
+use super::ask::{Unanswered, chain};
 use super::{Ask, Cluster};
 
 /// The time without an answer after which the API server is asked for its version, only to see whether it answers.
@@ -184,36 +183,6 @@ where
             }
         })
     }
-}
-
-/// A request that was not answered.
-#[derive(Debug)]
-pub(super) struct Unanswered {
-    pub(super) address: Box<str>,
-    source: BoxError,
-}
-
-impl fmt::Display for Unanswered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&chain(&*self.source))
-    }
-}
-
-impl Error for Unanswered {}
-
-/// The error and its causes on one line.
-pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Libraries repeat their cause's text in their own.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

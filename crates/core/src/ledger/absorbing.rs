@@ -91,13 +91,7 @@ impl Common<'_> {
         is_whole: bool,
         at: Moment,
     ) -> Vec<Change> {
-        // One answer may list a key twice, in any order. The newest record counts.
-        let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
-        listed.sort_by(|a, b| {
-            let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
-            a.key.cmp(&b.key).then_with(newest_first)
-        });
-        listed.dedup_by(|other, newest| other.key == newest.key);
+        let listed = newest_of_each_key(answer);
         node.learn_interval(listed.iter().map(|record| record.detected_at).max());
 
         let max_age = self.rules.max_age.max(node.interval().saturating_mul(3));
@@ -144,11 +138,8 @@ impl Common<'_> {
                 let cmdline = self.totals.cmdline(&mut cmdline_bytes, record.cmdline, None, self.rules);
                 let record = self.texts.record(RecordRef { cmdline: &cmdline, ..record });
                 let key = record.key.clone();
-                node.evidence.insert(
-                    key.clone(),
-                    ViolationEvidence::first_sight(record, at, mark, young.map(|(age, _)| age)),
-                );
-                self.violations.entry(key.clone()).or_default().nodes.insert(name.clone());
+                let evidence = ViolationEvidence::first_sight(record, at, mark, young.map(|(age, _)| age));
+                self.add(name, node, key.clone(), evidence);
                 let kind = if young.is_some() { ChangeKind::Appeared } else { ChangeKind::Sighted };
                 changes.push(Change { key, node: name.clone(), kind });
             } else {
@@ -161,4 +152,21 @@ impl Common<'_> {
         node.note_omissions(no_room, answer.rejected.total() > 0, is_whole);
         changes
     }
+    /// Adds the first evidence that `node` has for `key`.
+    fn add(&mut self, name: &NodeName, node: &mut Node, key: Key, evidence: ViolationEvidence) {
+        node.evidence.insert(key.clone(), evidence);
+        self.violations.entry(key).or_default().nodes.insert(name.clone());
+    }
+}
+
+/// The records of `answer`, in the order of their keys. If it lists a key more than once, in any order, the newest
+/// record counts.
+fn newest_of_each_key(answer: &Answer) -> Vec<RecordRef<'_>> {
+    let mut listed: Vec<RecordRef<'_>> = answer.records.iter().collect();
+    listed.sort_by(|a, b| {
+        let newest_first = || (b.detected_at, b.cmdline).cmp(&(a.detected_at, a.cmdline));
+        a.key.cmp(&b.key).then_with(newest_first)
+    });
+    listed.dedup_by(|other, newest| other.key == newest.key);
+    listed
 }

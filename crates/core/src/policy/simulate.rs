@@ -89,28 +89,11 @@ pub fn simulate(
     let pieces = pieces(incidents, since);
     let accused: BTreeSet<&App> = pieces.iter().map(|piece| &piece.app).collect();
     let commands = commands(incidents, since);
-    let mut moments: BTreeSet<Timestamp> = BTreeSet::from([now]);
-    for piece in &pieces {
-        moments.insert(piece.from);
-        moments.extend(piece.until);
-        moments.extend(piece.from.checked_add(policy.grace).ok());
-    }
-    moments.extend(commands.iter().map(|(at, _, _)| *at));
-    let ends = commands.iter().filter_map(|(_, command, _)| match command {
-        IncidentCommand::Release { until, .. } => Some(*until),
-        IncidentCommand::Approve { .. } => None,
-    });
-    for end in ends.chain(policy.exemptions.iter().filter_map(|exemption| exemption.until)) {
-        moments.insert(end);
-        // A grace begins when nothing covers the App any more.
-        moments.extend(end.checked_add(policy.grace).ok());
-    }
-    moments.retain(|at| *at >= since);
 
     let mut replayed = Incidents::default();
     let mut blocked: BTreeSet<App> = BTreeSet::new();
     let mut why: BTreeMap<App, String> = BTreeMap::new();
-    for at in moments.into_iter().filter(|at| *at <= now) {
+    for at in moments(&pieces, &commands, &policy, since, now) {
         let moment = moment(at, since);
         for (_, command, actor) in commands.iter().filter(|(done, _, _)| *done == at) {
             if let Ok(decision) = replayed.execute(command, &**actor, &policy, moment) {
@@ -188,8 +171,39 @@ fn pieces(incidents: &[document::Incident], since: Timestamp) -> Vec<RecordedEvi
     pieces
 }
 
+/// The moments from `since` to `now` at which a decision may change, in order.
+fn moments(
+    pieces: &[RecordedEvidence<'_>],
+    commands: &[RecordedCommand],
+    policy: &Policy,
+    since: Timestamp,
+    now: Timestamp,
+) -> BTreeSet<Timestamp> {
+    let mut moments: BTreeSet<Timestamp> = BTreeSet::from([now]);
+    for piece in pieces {
+        moments.insert(piece.from);
+        moments.extend(piece.until);
+        moments.extend(piece.from.checked_add(policy.grace).ok());
+    }
+    moments.extend(commands.iter().map(|(at, _, _)| *at));
+    let ends = commands.iter().filter_map(|(_, command, _)| match command {
+        IncidentCommand::Release { until, .. } => Some(*until),
+        IncidentCommand::Approve { .. } => None,
+    });
+    for end in ends.chain(policy.exemptions.iter().filter_map(|exemption| exemption.until)) {
+        moments.insert(end);
+        // A grace begins when nothing covers the App any more.
+        moments.extend(end.checked_add(policy.grace).ok());
+    }
+    moments.retain(|at| (since..=now).contains(at));
+    moments
+}
+
+/// A recorded command of an operator, with its time and the operator.
+type RecordedCommand = (Timestamp, IncidentCommand, Text);
+
 /// The recorded commands of operators, in order.
-fn commands(incidents: &[document::Incident], since: Timestamp) -> Vec<(Timestamp, IncidentCommand, Text)> {
+fn commands(incidents: &[document::Incident], since: Timestamp) -> Vec<RecordedCommand> {
     let mut commands = Vec::new();
     for incident in incidents {
         let app = App::from(&incident.spec.app);

@@ -230,19 +230,7 @@ impl Scanner {
                 sink.text(&[meant]);
                 State::Text(role)
             }
-            (State::Unicode(role, digits, count), _) => {
-                let Some(digit) = char::from(byte).to_digit(16).and_then(|digit| u16::try_from(digit).ok())
-                else {
-                    return syntax;
-                };
-                let digits = digits << 4 | digit;
-                if count < 3 {
-                    State::Unicode(role, digits, count + 1)
-                } else {
-                    self.unit(digits, sink);
-                    State::Text(role)
-                }
-            }
+            (State::Unicode(role, digits, count), _) => self.unicode(role, digits, count, byte, sink)?,
             (State::Deep(open), b'"') | (State::DeepEscape(open), _) => State::DeepText(open),
             (State::Deep(open), b'[' | b'{') => State::Deep(open + 1),
             (State::Deep(1), b']' | b'}') => State::CommaOrEnd,
@@ -291,6 +279,26 @@ impl Scanner {
         self.level = self.level.saturating_sub(1);
         self.objects >>= 1;
         Ok(self.after_value())
+    }
+
+    /// Takes the next of the four digits of a `\u` escape.
+    fn unicode(
+        &mut self,
+        role: Role,
+        digits: u16,
+        count: u8,
+        next: u8,
+        sink: &mut impl Sink,
+    ) -> Result<State, ScanError> {
+        let Some(digit) = char::from(next).to_digit(16).and_then(|digit| u16::try_from(digit).ok()) else {
+            return Err(ScanError::Syntax(self.read));
+        };
+        let digits = digits << 4 | digit;
+        if count < 3 {
+            return Ok(State::Unicode(role, digits, count + 1));
+        }
+        self.unit(digits, sink);
+        Ok(State::Text(role))
     }
 
     fn after_value(&self) -> State {

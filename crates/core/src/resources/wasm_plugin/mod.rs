@@ -150,7 +150,8 @@ fn shard_name(index: usize, gateway: &Gateway) -> String {
     if index == 0 { gateway.name.clone() } else { format!("{}-{index}", gateway.name) }
 }
 
-fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway, max_bytes: usize) -> Object {
+/// The rules that block `blocks`.
+fn match_rules<'a>(blocks: &'a [Arc<Block>], form: Form, gateway: &'a Gateway) -> Vec<MatchRule<'a>> {
     let hosts = |of: fn(&Exposure) -> &[Text]| -> BTreeSet<String> {
         let services = blocks.iter().flat_map(|block| of(&block.exposure));
         services.map(|service| format!("{service}.{}", gateway.cluster_domain)).collect()
@@ -177,12 +178,17 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway, ma
         ingress,
         service,
     };
-    let mut match_rules = vec![rule(Vec::new(), std::iter::once(SENTINEL.to_owned()).chain(plain).collect())];
+    let mut rules = vec![rule(Vec::new(), std::iter::once(SENTINEL.to_owned()).chain(plain).collect())];
     // Both lists or no rule: a rule with one of them would match what it should not, one with none stops the whole plugin.
     if !ingresses.is_empty() && !services.is_empty() {
-        match_rules.push(rule(ingresses.into_iter().collect(), services.into_iter().collect()));
+        rules.push(rule(ingresses.into_iter().collect(), services.into_iter().collect()));
     }
-    let violations: BTreeSet<InertViolation<'_>> = blocks
+    rules
+}
+
+/// The entries of the list that people read, in order.
+fn violations(blocks: &[Arc<Block>]) -> BTreeSet<InertViolation<'_>> {
+    blocks
         .iter()
         .flat_map(|block| {
             let AppParts { namespace, kind, name } = &*block.app;
@@ -191,7 +197,12 @@ fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway, ma
             let accused = block.accused().map(|key| (&*key.pod, &*key.process)).chain(nothing);
             accused.map(move |(pod, process)| InertViolation { pod, namespace, process, kind, name })
         })
-        .collect();
+        .collect()
+}
+
+fn object(index: usize, blocks: &[Arc<Block>], form: Form, gateway: &Gateway, max_bytes: usize) -> Object {
+    let match_rules = match_rules(blocks, form, gateway);
+    let violations = violations(blocks);
     let name = shard_name(index, gateway);
     let make = |violations: Vec<InertViolation<'_>>, omitted| Object {
         kind: KIND,

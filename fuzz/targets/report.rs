@@ -1,3 +1,6 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| procscan_aggregator::fuzz::report(input));
+#[path = "../laws/report.rs"]
+mod law;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| law::report(input));

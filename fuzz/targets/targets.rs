@@ -1,3 +1,6 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| procscan_aggregator::fuzz::targets(input));
+#[path = "../laws/targets.rs"]
+mod law;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| law::targets(input));

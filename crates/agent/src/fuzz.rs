@@ -1,28 +1,19 @@
-//! Laws of the foreign bytes that an agent reads: tenants name control groups, operators write rules.
+//! Laws of the input that an agent reads: tenants name control groups, operators write rules.
 //!
-//! Each function takes any bytes and panics where a law is broken. `make fuzz` passes made-up bytes to them; the tests pass
-//! the inputs in `fuzz/corpus`.
+//! Each function takes any bytes and panics if a law is broken. `make fuzz` passes made-up bytes to them; the tests pass
+//! the inputs in `fuzz/corpus`. The laws are here because they need private items: `cgroup` the names in a control
+//! group, `rules` the reason of patterns that Go accepts and this agent can't.
 
 pub use crate::proc::fuzz::cgroup;
 pub use crate::rules::fuzz::rules;
 
 #[cfg(test)]
-mod replay {
-    use std::{fs, panic, path::Path};
+#[path = "../../../fuzz/laws/replay.rs"]
+mod replay;
 
-    fn replay(target: &str, law: fn(&[u8])) {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
-        let mut inputs: Vec<_> =
-            fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-        inputs.sort();
-        assert!(!inputs.is_empty(), "{} is empty", directory.display());
-        for path in inputs {
-            let input = fs::read(&path).unwrap();
-            // The panic names the law only, so the input is named here.
-            let done = panic::catch_unwind(|| law(&input));
-            assert!(done.is_ok(), "{}", path.display());
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::replay::replay;
 
     #[test]
     fn control_groups() {

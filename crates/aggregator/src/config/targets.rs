@@ -1,8 +1,5 @@
 //! Lists of targets that operators write: in the configuration or in a file.
 
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzz;
-
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 

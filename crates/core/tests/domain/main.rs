@@ -8,6 +8,7 @@ mod brakes;
 mod clocks;
 mod clocks_persisted;
 mod common;
+mod corpus;
 mod decoys;
 mod doubted;
 mod evidence;

@@ -1,5 +1,4 @@
-//! What agents answer: decoded, and taken into the ledger.
-#![allow(clippy::unwrap_used, reason = "whatever is not as expected stops the run")]
+//! Laws of agents' answers: of the decoder, and of a ledger that takes them in.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,14 +19,14 @@ const WIDE: Limits =
     Limits { records: 1 << 20, bytes: 1 << 30, process: 1 << 20, cmdline: 1 << 20, field: 1 << 20 };
 const MAX_KEYS: usize = 4;
 const NODES: [&str; 2] = ["n0", "n1"];
-/// Whatever was only ever shown in a few rounds is over after so much time.
+/// Everything that agents listed in a few rounds is over after this time.
 const FOR_EVER: Duration = Duration::from_hours(24 * 4);
 
-/// Laws of decoding one body, and of a ledger that takes in several, which an empty line divides.
+/// Laws of decoding one body, and of a ledger that takes in several bodies. An empty line divides them.
 ///
 /// # Panics
-/// Where one is broken.
-pub fn report(input: &[u8]) {
+/// Panics if a law is broken.
+pub(crate) fn report(input: &[u8]) {
     let bodies = split(input);
     for body in &bodies {
         decoded(body);
@@ -59,7 +58,7 @@ fn decoded(body: &[u8]) {
         for text in [record.regex, record.status, record.kind, record.name, record.timestamp] {
             assert!(text.len() <= LIMITS.field, "{text}");
         }
-        // Only what is unusual is read otherwise than jiff reads it.
+        // The decoder also reads times that jiff refuses, but it reads all others as jiff does.
         if let Ok(instant) = record.timestamp.parse::<Timestamp>() {
             assert_eq!(instant, record.detected_at);
         }
@@ -69,25 +68,26 @@ fn decoded(body: &[u8]) {
         assert!(error.len() < 100 && !error.contains('\n'), "{error}");
     }
 
-    // Nothing but the limits decides what is refused for its length, and nothing is lost uncounted.
+    // The limits only decide how a record is refused, and each record that is not listed is counted.
     let (wide, same) = decode(body, &WIDE);
     assert_eq!(result, same);
     let counted = |answer: &Answer| answer.records.len() as u64 + answer.rejected.total();
     assert_eq!(counted(&answer), counted(&wide));
 
-    // What was understood is understood again, in the form in which it is told on.
+    // The records that were read are read again, in the form in which the API shows them.
     let text = serde_json::to_vec(&answer.records).unwrap();
     let (again, result) = decode(&text, &LIMITS);
     assert_eq!((again.records, again.rejected.total(), result), (answer.records, 0, Ok(())));
 
-    // A body that breaks off gives the beginning of what the whole would have given.
+    // A body that breaks off gives the first records of the whole body.
     let cut = body.len() * 2 / 3;
     let (part, _) = decode(body.get(..cut).unwrap_or_default(), &WIDE);
     assert!(part.records.len() <= wide.records.len(), "cut at {cut}");
     assert!(part.records.iter().eq(wide.records.iter().take(part.records.len())), "cut at {cut}");
 }
 
-/// Nothing depends on how a body is cut on its way, and a decoder never holds more than its limits allow and one record.
+/// The pieces in which a body arrives do not change the result. A decoder holds at most one record more than its limits
+/// allow.
 fn in_pieces(body: &[u8], answer: &Answer, result: &Result<(), DecodeError>) {
     for size in [1, 2, 3, 7, 64] {
         let mut decoder = Decoder::new(&LIMITS);
@@ -122,7 +122,7 @@ fn outcome((answer, result): (Answer, Result<(), DecodeError>), at: Moment) -> O
     }
 }
 
-/// Each node answers with one body after the other, once a minute, the second one with the next body.
+/// Each node answers once a minute with one body after the other. The second node is one body ahead.
 fn taken_in(bodies: &[&[u8]]) {
     let rules = Detection { max_keys_per_node: MAX_KEYS, ..Detection::default() };
     let new = || {
@@ -145,7 +145,7 @@ fn taken_in(bodies: &[&[u8]]) {
         for report in &reports {
             one.absorb(report);
             let before = one.snapshot(now);
-            assert_eq!(one.absorb(report), [], "the same report is no news");
+            assert_eq!(one.absorb(report), [], "the same report again");
             same(&before, &one.snapshot(now));
         }
         reports.iter().rev().for_each(|report| drop(other.absorb(report)));
@@ -155,7 +155,7 @@ fn taken_in(bodies: &[&[u8]]) {
         same(&snapshot, &other.snapshot(now));
         bounded(&snapshot);
     }
-    // Nobody answers any more: some day nothing is known.
+    // When no agent answers any more, the ledger forgets everything in the end.
     let end = now.uptime() + FOR_EVER;
     while now.uptime() < end {
         now = moment(now.uptime() + Duration::from_hours(1));

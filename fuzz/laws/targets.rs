@@ -1,17 +1,15 @@
 //! Laws of the lists of targets that operators write.
-#![allow(clippy::unwrap_used, reason = "a surprise stops the run")]
 
+use procscan_aggregator::config::targets::parse;
 use procscan_core::report::Target;
-
-use super::parse;
 
 const PORT: u16 = 9090;
 
 /// Laws of a list, one target per line.
 ///
 /// # Panics
-/// Where one is broken.
-pub fn targets(input: &[u8]) {
+/// Panics if a law is broken.
+pub(crate) fn targets(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let lines: Vec<&str> = text.lines().collect();
     match parse(lines.iter().copied(), PORT) {
@@ -28,7 +26,7 @@ fn understood(lines: &[&str], targets: &[Target]) {
         assert!(!host.is_empty() && port.parse::<u16>().unwrap() != 0, "{address}");
         assert!(
             address.bytes().all(|byte| byte.is_ascii_graphic()),
-            "it has to go into a request: {address}"
+            "an address becomes a part of a request: {address}"
         );
         let is_printable = node.0.bytes().all(|byte| byte.is_ascii_graphic());
         assert!(!node.0.is_empty() && is_printable, "{node:?}");

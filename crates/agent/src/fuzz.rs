@@ -1,4 +1,4 @@
-//! Laws of the foreign bytes that an agent reads: tenants name control groups, operators write rules.
+//! Laws of the foreign bytes that an agent reads: names of control groups by tenants, and rules by operators.
 //!
 //! Each function takes any bytes and panics where a law is broken. `make fuzz` passes made-up bytes to them; the tests pass
 //! the inputs in `fuzz/corpus`.

@@ -1,4 +1,4 @@
-//! The aggregator as users build and run it, and the figures of rounds in its log.
+//! The aggregator in its release build, and the figures of rounds in its log.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,10 +8,10 @@ use anyhow::Context;
 
 use crate::process::Running;
 
-/// The port of its API.
+/// The port of the aggregator's API.
 pub(crate) const API: u16 = 18_090;
 
-/// The setting of the image (`Dockerfile`): free memory is given back to the kernel at once.
+/// The allocator's setting in the image (`Dockerfile`): it returns free memory to the kernel at once.
 const ALLOCATOR: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "0");
 
 /// How the aggregator runs.
@@ -34,7 +34,7 @@ pub(crate) struct Aggregator {
 
 pub(crate) fn ensure_built(program: &Path) -> anyhow::Result<()> {
     let shown = program.display();
-    anyhow::ensure!(program.exists(), "{shown}: not there; `cargo build --release` makes it");
+    anyhow::ensure!(program.exists(), "{shown}: not found; build it with `cargo build --release`");
     Ok(())
 }
 
@@ -79,7 +79,7 @@ impl Aggregator {
 
     /// How late agents were asked on average in each of the next `count` whole rounds; `None` if the log has no figures.
     pub(crate) fn lags(&self, count: usize, interval: Duration) -> anyhow::Result<Option<Vec<u64>>> {
-        // The round that runs now is not whole.
+        // The running round is not counted, because it began before.
         let skip = rounds_of(&std::fs::read_to_string(&self.log)?).count() + 1;
         let lines = self.rounds(skip, count, interval)?;
         Ok(lines.iter().map(|line| number(line, "lag_us")).collect())
@@ -95,7 +95,7 @@ impl Aggregator {
             if lines.len() == count {
                 return Ok(lines);
             }
-            anyhow::ensure!(Instant::now() < deadline, "no round is done; see {}", self.log.display());
+            anyhow::ensure!(Instant::now() < deadline, "no round has ended; see {}", self.log.display());
             std::thread::sleep(Duration::from_millis(200));
         }
     }
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_lines_of_rounds_are_read_and_nothing_else() {
+    fn only_complete_lines_of_rounds_are_read() {
         let log = "{\"message\":\"listening\"}\n\
                    {\"message\":\"round done\",\"took_ms\":812,\"lag_us\":70}\n\
                    {\"message\":\"round done: no agent has answered\",\"lag_us\":9}\n\
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_whole_or_there_is_none() {
+    fn an_incomplete_number_is_not_read() {
         let line = r#"{"took_ms":812,"lag_us":"7","asked":}"#;
         assert_eq!(number(line, "took_ms"), Some(812));
         assert_eq!(number(line, "lag_us"), None);

@@ -1,4 +1,4 @@
-//! The API beside nginx: the same bytes, once from the aggregator and once from files; and what answering costs the collector.
+//! The API beside nginx with the same bytes as files, and the effect of answers on the collector.
 #![expect(clippy::cast_precision_loss, reason = "people read three digits of them")]
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::nginx::{self, Files, Nginx};
 use crate::process::Cpu;
 
 const LIST: &str = "/api/violations";
-/// So rarely that the list does not change while it is measured beside a file.
+/// An interval longer than a measurement, so that the list does not change beside its file.
 const NEVER: Duration = Duration::from_hours(24);
 /// Longer than any measurement.
 const UNTIL_STOPPED: Duration = Duration::from_hours(24);
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Threads that serve, of the aggregator and of nginx
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// Connections that are kept
+    /// Persistent connections
     #[arg(long, default_value_t = 32)]
     connections: usize,
     /// How often each is measured, in turns; the median counts
@@ -128,7 +128,7 @@ fn start_nginx(
         let theirs = load(options, nginx::PORT, LIST, headers).once()?;
         let encoding = |answer: &Answer| answer.header("content-encoding").map(str::to_owned);
         let is_same = theirs.body == ours.body && encoding(&theirs) == encoding(ours);
-        anyhow::ensure!(is_same, "nginx sends something else:\n{}", theirs.head);
+        anyhow::ensure!(is_same, "nginx sends another answer:\n{}", theirs.head);
     }
     Ok(nginx)
 }

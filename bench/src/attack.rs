@@ -29,7 +29,7 @@ const PROBE_LIMIT: Duration = Duration::from_millis(100);
 const MEMORY_LIMIT: u64 = 100_000_000;
 /// The longest from the answer that shows a change to the output.
 const CHANGE_LIMIT: Duration = Duration::from_secs(2);
-/// A token of the aggregator's file: half of the clients that send no body have it.
+/// A token of the aggregator's file. Half of the clients that send no body have it.
 const TOKEN: &str = "a-token-of-the-simulated-attack";
 /// Texts that the log has only after a failure of the program.
 const FAILED: [&str; 2] = ["panicked", "died"];
@@ -94,12 +94,12 @@ pub(crate) struct Options {
     /// Hostile clients of the API
     #[arg(long, default_value_t = 1000)]
     clients: usize,
-    /// Where files and logs stay
+    /// A directory for files and logs, which are not removed
     #[arg(long)]
     keep: Option<PathBuf>,
 }
 
-/// The behaviour of some nodes that follow each other.
+/// The behaviour of some consecutive nodes.
 struct Group {
     behaviour: &'static str,
     nodes: std::ops::Range<usize>,
@@ -116,8 +116,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if missed.is_empty() {
         return Ok(());
     }
-    let kept = if options.keep.is_some() { directory.to_owned() } else { temp.keep() };
-    println!("what was written is in {}", kept.display());
+    let files = if options.keep.is_some() { directory.to_owned() } else { temp.keep() };
+    println!("files and logs are in {}", files.display());
     anyhow::bail!("missed: {}", missed.join("; "))
 }
 
@@ -130,7 +130,7 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
         .map(|group| format!("{}:{}", group.behaviour, group.nodes.len()))
         .collect();
     let nodes = options.healthy + options.flooding + options.faulty;
-    // Each answer shows another scan.
+    // Agents scan between any two rounds, so that each answer has another scan.
     let mut fleet = Simulated::start(nodes, 1, options.interval / 4, &faults, directory)?;
     fleet.command("misbehave")?;
     let miners = miners(&mut fleet, options.healthy, &groups)?;
@@ -156,15 +156,15 @@ fn measure(options: &Options, directory: &Path) -> anyhow::Result<Vec<String>> {
         }
         stop.store(true, Ordering::Relaxed);
         let probes = probes.join().map_err(|_| anyhow::anyhow!("the probes have panicked"))??;
-        let listed = listed.join().map_err(|_| anyhow::anyhow!("the look at the list has panicked"))?;
+        let listed = listed.join().map_err(|_| anyhow::anyhow!("the check of the list has panicked"))?;
         anyhow::Ok((waits?, probes, listed))
     })?;
     let took = started.elapsed();
     let peak = aggregator.process.memory("VmHWM")? << 10;
     let cpu = cpu.spent()?;
-    let told = clients.stop()?;
+    let table = clients.stop()?;
     println!();
-    print!("{told}");
+    print!("{table}");
     println!(
         "\nCPU of the aggregator {:.1} s, of the fleet {:.1} s, in {:.1} s; peak memory of the fleet {:.1} MB",
         cpu.as_secs_f64(),
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_that_can_be_simulated_are_there() {
+    fn every_simulated_fault_is_in_the_attack() {
         let forms = Behaviour::forms();
         let all: BTreeSet<&str> = forms.split(", ").map(name).filter(|name| *name != "healthy").collect();
         let here = FAULTS.iter().map(|(fault, _)| *fault).chain(FLOODS);

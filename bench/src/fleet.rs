@@ -38,21 +38,24 @@ pub(crate) struct Options {
     targets: PathBuf,
 }
 
-/// How often the fleet checks whether a node has been asked. So exact is the time of an answer.
+/// How often the fleet checks for new requests, and so the precision of the time of an answer.
 const CHECK_EVERY: Duration = Duration::from_millis(1);
 
 /// A change that is reported once its node has answered with it.
 struct Waiting {
     node: usize,
-    /// Reported once the node has had so many requests.
+    /// The change is reported once the node has received this many requests.
     requests: u64,
     pod: String,
 }
 
-/// Prints `ready`, then takes commands from its standard input. `offend NODE` starts one more process on a node. When the node has answered with it, prints
-/// `answered NODE POD MICROSECONDS`, the time since the epoch. `calm NODE ANSWERS` ends the last one, and the same is printed
-/// when the node has answered so often without it. `misbehave` begins the faults, `behave` ends them. `miners` prints
-/// `miner NODE POD` for each Pod that has an offender, and then `all`.
+/// Prints `ready`, then takes commands from its standard input:
+///
+/// - `offend NODE` starts one more process on a node. After the node's answer with it, the fleet prints
+///   `answered NODE POD MICROSECONDS`, the time since the epoch.
+/// - `calm NODE ANSWERS` ends the last process. The fleet prints the same line after this many answers without it.
+/// - `misbehave` begins the faults, and `behave` ends them.
+/// - `miners` prints `miner NODE POD` for each Pod that has an offender, and then `all`.
 #[tokio::main]
 pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let fleet = Fleet::start(
@@ -74,7 +77,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     }
     std::fs::write(&options.targets, list)?;
     let (sender, mut commands) = tokio::sync::mpsc::channel(1024);
-    // Its standard input ends with the process that has started it.
+    // The standard input ends with the parent process.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             if sender.blocking_send(line).is_err() {
@@ -107,9 +110,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Carries out a command; returns the change that has to be reported.
 fn carry_out(fleet: &Fleet, options: &Options, line: &str) -> anyhow::Result<Option<Waiting>> {
-    let words: Vec<&str> = line.split(' ').collect();
+    let fields: Vec<&str> = line.split(' ').collect();
     let last = |node| fleet.offenders(node).last().map(|offender| offender.pod.clone()).unwrap_or_default();
-    match words.as_slice() {
+    match fields.as_slice() {
         ["misbehave"] => fleet.inject(&options.fault)?,
         ["behave"] => (0..options.nodes).for_each(|node| fleet.set_behaviour(node, Behaviour::Healthy)),
         ["miners"] => {
@@ -195,7 +198,7 @@ impl Simulated {
             }
         });
         let ready = answers.recv_timeout(READY).context("the fleet does not start")?;
-        anyhow::ensure!(ready == "ready", "the fleet says: {ready}");
+        anyhow::ensure!(ready == "ready", "invalid report of the fleet: {ready}");
         Ok(Self { commands, answers, process })
     }
 
@@ -209,11 +212,11 @@ impl Simulated {
         let mut miners = Vec::new();
         loop {
             let line = self.answers.recv_timeout(READY).context("the fleet does not answer")?;
-            let words: Vec<&str> = line.split(' ').collect();
-            match words.as_slice() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            match fields.as_slice() {
                 ["miner", node, pod] => miners.push((node.parse()?, (*pod).to_owned())),
                 ["all"] => return Ok(miners),
-                _ => anyhow::bail!("the fleet says: {line}"),
+                _ => anyhow::bail!("invalid report of the fleet: {line}"),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Asks one URL over persistent connections, from one thread. The load is the same for each server that is measured.
+//! Requests one URL over persistent connections, from one thread. Each measured server gets the same load.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -26,7 +26,7 @@ pub(crate) struct Load<'a> {
     /// The length of each body; `None` accepts any.
     pub(crate) length: Option<usize>,
     pub(crate) connections: usize,
-    /// Requests per second on a schedule, however late the answers are. `None`: each request follows the answer before it.
+    /// Requests per second on a schedule, which late answers do not delay. `None`: each request follows the answer before it.
     pub(crate) per_second: Option<u32>,
 }
 
@@ -92,7 +92,7 @@ impl Load<'_> {
         let mut events = Events::with_capacity(self.connections);
         let mut all = Vec::new();
         for token in 0..self.connections {
-            // Connects at once over loopback. The time is in no figure.
+            // The figures do not include the time of the connection, which is short over loopback.
             let stream = std::net::TcpStream::connect(self.address())?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
@@ -207,7 +207,7 @@ impl Connection {
                 (length, bytes.len() - (end - before))
             }
         };
-        anyhow::ensure!(body <= missing, "more than was announced");
+        anyhow::ensure!(body <= missing, "a body longer than its Content-Length");
         outcome.bytes += u64::try_from(body)?;
         self.reading = Reading::Body(missing - body);
         Ok(body == missing)
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_whole_with_its_last_byte_however_it_is_cut() {
+    fn an_answer_in_any_pieces_is_complete_with_its_last_byte() {
         let whole = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
         for cut in 1..whole.len() {
             let (a, b) = whole.split_at(cut);
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_answer_is_an_error() {
+    fn a_wrong_answer_is_an_error() {
         for bad in [
             "HTTP/1.1 500 Oh\r\ncontent-length: 5\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n",
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn not_modified_has_no_body_whatever_length_it_names() {
+    fn not_modified_has_no_body_despite_a_content_length() {
         let head = Head::of("HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n").unwrap();
         assert_eq!(head, Head { status: 304, length: 0 });
     }

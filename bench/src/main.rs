@@ -1,6 +1,6 @@
 //! Measures the aggregator on this machine, beside the limits of the machine: a bare loop over raw sockets for the rounds, nginx
-//! for the API. It also kills the aggregator and checks what is left, and attacks it with hostile agents, tenants and clients.
-//! Every part runs in a process of its own, so that its CPU and memory are its own.
+//! for the API. It also kills the aggregator and checks the remaining files, and attacks it with hostile agents, tenants and
+//! clients. Every part runs in its own process, because its CPU time and memory are measured alone.
 
 mod aggregator;
 mod api;
@@ -31,7 +31,7 @@ enum What {
     Rounds(rounds::Options),
     /// The API, beside nginx with the same bytes as files
     Api(api::Options),
-    /// Kills while the fleet misbehaves, and what they leave behind
+    /// Kills while the fleet misbehaves, and checks of the output after each
     Soak(soak::Options),
     /// Faulty agents, flooding tenants and hostile clients at once, and their effect on healthy nodes and probes
     Attack(attack::Options),

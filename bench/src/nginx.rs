@@ -26,16 +26,16 @@ pub(crate) struct Nginx {
 pub(crate) fn find(program: &Path) -> anyhow::Result<PathBuf> {
     let candidates = [program, Path::new(USUAL)];
     let version = |path| Some((path, Command::new(path).arg("-V").output().ok()?.stderr));
-    let (path, said) = candidates.into_iter().find_map(version).with_context(|| {
+    let (path, version) = candidates.into_iter().find_map(version).with_context(|| {
         format!(
             "{}: not found; install nginx (the package `nginx` of Debian and others), name it with --nginx, or measure without \
              it by --no-nginx",
             program.display()
         )
     })?;
-    let said = String::from_utf8_lossy(&said);
+    let version = String::from_utf8_lossy(&version);
     anyhow::ensure!(
-        said.contains("--with-http_gzip_static_module"),
+        version.contains("--with-http_gzip_static_module"),
         "{}: built without the module gzip_static, which sends a body as it was compressed before",
         path.display()
     );
@@ -87,8 +87,8 @@ impl Nginx {
                 break pids;
             }
             if let Some(status) = process.child().try_wait()? {
-                let said = std::fs::read_to_string(&log)?;
-                anyhow::bail!("nginx has ended: {status}\n{said}");
+                let errors = std::fs::read_to_string(&log)?;
+                anyhow::bail!("nginx has ended: {status}\n{errors}");
             }
             anyhow::ensure!(Instant::now() < deadline, "nginx does not start");
             std::thread::sleep(Duration::from_millis(20));
@@ -104,7 +104,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // A signal that ends it in order: killed, it would leave its workers running.
+        // The signal ends nginx in order, because a killed one would leave its workers running.
         if let Some(Err(error)) = self.process.take().map(Running::stop) {
             eprintln!("nginx: {error:#}");
         }

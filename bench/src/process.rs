@@ -30,7 +30,7 @@ impl Cpu {
         Self::of(Pid::this())
     }
 
-    /// How much it has used since this value was made.
+    /// The CPU time that the process has used since this value was made.
     pub(crate) fn spent(&self) -> anyhow::Result<Duration> {
         Ok(self.now()?.saturating_sub(self.since))
     }
@@ -40,7 +40,7 @@ impl Cpu {
     }
 }
 
-/// The soft limit of open files that a program gets from systemd and from current container runtimes.
+/// The soft limit of open files under systemd and current container runtimes.
 const USUAL_FILES: u64 = 1024;
 
 /// Runs `start` with the usual soft limit of open files, which its child processes inherit.
@@ -78,7 +78,7 @@ impl Running {
         Ok(kib.parse()?)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the process ends by itself.
     pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         kill(self.pid()?, Signal::SIGTERM)?;
         let deadline = Instant::now() + GOODBYE;
@@ -92,7 +92,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended before.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

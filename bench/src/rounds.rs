@@ -12,7 +12,7 @@ use crate::fleet::{BASE, PORT, Simulated, micros};
 use crate::process::Cpu;
 use crate::table::{Row, Table};
 
-/// How many rounds after the last fault the memory is measured. By then all failed targets have been asked again.
+/// The rounds between the last fault and the measurement of memory. In this time all failed targets are asked again.
 const RECOVERY: u32 = 3;
 /// How often the output is checked for changes.
 const CHECK_EVERY: Duration = Duration::from_millis(5);
@@ -103,11 +103,11 @@ fn measure(options: &Options, nodes: usize, directory: &Path) -> anyhow::Result<
     let mut bare = Pass::default();
     for round in 1..=options.rounds {
         // In the last fifth of a round only the bare loop asks the nodes. The cost of a connection differs from minute to minute on
-        // a machine that shares its host, so only measurements that take turns can be compared.
+        // a shared host, so only measurements that take turns can be compared.
         bare.add(&Pass::run(answering)?);
         std::thread::sleep((options.interval * round).saturating_sub(started.elapsed()));
     }
-    // If the rounds are too short for the bare loop, more of them have passed.
+    // If the rounds are too short for the bare loop, more rounds have passed.
     let per_round = cpu.spent()?.div_duration_f64(started.elapsed()) * options.interval.as_secs_f64();
     let cpu = Cpu::of(aggregator.process.pid()?)?;
     let waits = changes(options, nodes, directory, &mut fleet)?;

@@ -1,9 +1,9 @@
-//! Kills the aggregator again and again while a fleet misbehaves, and compares its output with the offenders that really ran.
+//! Kills the aggregator many times while a fleet misbehaves, and compares its output with the offenders that really ran.
 //!
 //! The laws: no block is lost. No App is blocked that never offended. Every file is whole. An App that offends on a node that
-//! answers is blocked in the end, and an App that does not is released. The seed decides everything except the moments of the
-//! kills, which depend on the machine.
-#![expect(clippy::indexing_slicing, reason = "what a JSON value does not have is null")]
+//! answers is blocked in the end, and an App that does not offend is released. The seed decides all events except the moments of
+//! the kills, which depend on the machine.
+#![expect(clippy::indexing_slicing, reason = "a missing member of a JSON value is null")]
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -26,7 +26,7 @@ const CLEAR_AFTER: Duration = Duration::from_secs(8);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How old evidence may be when it arrives. Answers of a node in this time count.
 const SLACK: Duration = Duration::from_secs(3);
-/// The longest wait for anything.
+/// The longest wait for a condition.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How often a node may change.
 const TICK: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// The aggregator
     #[arg(long, default_value = "target/release/procscan-aggregator")]
     program: PathBuf,
-    /// For how long; it ends with the rest after that
+    /// For how long; afterwards the last part without kills still runs
     #[arg(long, default_value_t = 120)]
     seconds: u64,
     /// The seed of all events; by default a new one each time
@@ -58,7 +58,7 @@ enum Speech {
     True,
     /// It gives no usable answer, which proves nothing.
     None,
-    /// It answers that nothing runs, which is believed in the end.
+    /// It answers `[]`, so that the App is released in the end.
     Empty,
 }
 
@@ -89,7 +89,7 @@ struct Node {
     speech: Speech,
     /// Whether an offender ever ran there.
     has_offended: bool,
-    /// Since when its agent could have answered that nothing runs.
+    /// Since when no answer lists an offender of the node.
     absent_since: Option<Instant>,
 }
 
@@ -165,7 +165,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         peak_kib >> 10
     );
     if done.is_err() {
-        println!("what was written is in {}", directory.keep().display());
+        println!("files and logs are in {}", directory.keep().display());
     }
     done.with_context(|| format!("seed {seed}"))
 }
@@ -221,7 +221,7 @@ impl Soak<'_> {
         Ok(())
     }
 
-    /// Starts it, changes nodes, and kills it at some moment: soon, or after a few rounds.
+    /// Starts the aggregator, changes nodes, and kills it soon or after a few rounds.
     fn until_killed(&mut self) -> anyhow::Result<()> {
         let mut process = self.start()?;
         let most = if self.random.below(3) == 0 { 300 } else { 6000 };
@@ -235,9 +235,9 @@ impl Soak<'_> {
             self.change();
             self.look()?;
         }
-        ensure!(process.child().try_wait()?.is_none(), "it has ended by itself; see its log");
+        ensure!(process.child().try_wait()?.is_none(), "the aggregator has ended by itself; see its log");
         self.figures.peak_kib = self.figures.peak_kib.max(process.memory("VmHWM")?);
-        // SIGKILL.
+        // Dropping the process sends SIGKILL.
         drop(process);
         self.figures.kills += 1;
         self.look()
@@ -264,12 +264,12 @@ impl Soak<'_> {
         let ready = get(self.api, "/readyz")?;
         ensure!(ready["state"]["ok"] == true, "the state is not ok: {ready}");
         let plan = get(self.api, "/api/v1/plan")?;
-        ensure!(plan["mode"] == "enforce", "it does not enforce any more: {}", plan["mode"]);
+        ensure!(plan["mode"] == "enforce", "the mode is not enforce: {}", plan["mode"]);
         let blocks = plan["blocks"].as_array().context("blocks")?.len();
         ensure!(blocks == wanted.len(), "{blocks} blocks in the plan, {} written", wanted.len());
-        let is_left = |name: &String| name.starts_with('.') && name != ".procscan.lock";
-        let leftovers = self.listing()?.into_iter().filter(is_left).collect::<Vec<_>>();
-        ensure!(leftovers.len() <= 1, "what kills have left is never tidied away: {leftovers:?}");
+        let is_temporary = |name: &String| name.starts_with('.') && name != ".procscan.lock";
+        let leftovers = self.listing()?.into_iter().filter(is_temporary).collect::<Vec<_>>();
+        ensure!(leftovers.len() <= 1, "temporary files of kills are not removed: {leftovers:?}");
         self.figures.peak_kib = self.figures.peak_kib.max(process.memory("VmHWM")?);
         process.stop()?;
         self.figures.rests += 1;
@@ -294,7 +294,7 @@ impl Soak<'_> {
                     self.behave(node, behaviour, *speech);
                 }
             }
-            // Half of them never offend.
+            // The nodes with odd numbers never offend.
             1 | 2 if node.is_multiple_of(2) => {
                 let Some(it) = self.nodes.get_mut(node) else { return };
                 it.offends = !it.offends;
@@ -336,12 +336,12 @@ impl Soak<'_> {
         };
         for service in &now {
             let node = self.node_of(service)?;
-            ensure!(node.has_offended, "{service} is closed, and nothing ever ran there");
+            ensure!(node.has_offended, "{service} is closed, and no offender ever ran there");
         }
         for service in self.closed.difference(&now) {
             let quiet = self.node_of(service)?.absent_since.map(|since| since.elapsed());
             let is_right = quiet.is_some_and(|quiet| quiet + SLACK >= CLEAR_AFTER);
-            ensure!(is_right, "the block of {service} is lost; nothing shows that it runs for {quiet:?}");
+            ensure!(is_right, "the block of {service} is lost after {quiet:?} without its offender");
         }
         self.figures.new_blocks += now.difference(&self.closed).count();
         self.figures.releases += self.closed.difference(&now).count();
@@ -365,13 +365,16 @@ impl Soak<'_> {
         let mut closed = None;
         for name in self.listing()?.into_iter().filter(|name| !name.starts_with('.')) {
             let text = match std::fs::read_to_string(self.directory.join("objects").join(&name)) {
-                // Released since it was listed.
+                // The aggregator has deleted it since it was listed.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 text => text?,
             };
             let object: Value =
-                serde_saphyr::from_str(&text).with_context(|| format!("{name} is not whole"))?;
-            ensure!(object["kind"].is_string() && object["spec"].is_object(), "{name} is not whole:\n{text}");
+                serde_saphyr::from_str(&text).with_context(|| format!("{name} is not complete"))?;
+            ensure!(
+                object["kind"].is_string() && object["spec"].is_object(),
+                "{name} is not complete:\n{text}"
+            );
             if object["kind"] == "WasmPlugin" {
                 let rules = object["spec"]["matchRules"].as_array().context("rules")?;
                 let services = rules.iter().filter_map(|rule| rule["service"].as_array()).flatten();

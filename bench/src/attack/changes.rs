@@ -12,16 +12,16 @@ use crate::rounds::plugin;
 
 /// How often the output is checked for changes.
 const CHECK_EVERY: Duration = Duration::from_millis(5);
-/// A miner has ended with the answer that comes so many rounds after the last one that listed it: the first one after
+/// A miner ends with the answer of this many rounds after the last one that listed it. It is the first answer after
 /// [`clear_after`].
 const ROUNDS_TO_CLEAR: u32 = 7;
-/// For so many rounds no miner begins. The ledger learns an agent's scan interval from the times of its answers, the first two of which
-/// are further apart than later ones. Until it has learned it, it allows for a restart of the agent, and a miner ends one answer later
-/// than [`ROUNDS_TO_CLEAR`] says.
+/// The rounds before the first miner begins. The ledger learns an agent's scan interval from the times of its answers, and the
+/// first two are further apart than later ones. Until then the ledger allows for a restart of the agent, and a miner ends one
+/// answer later than after [`ROUNDS_TO_CLEAR`].
 const ROUNDS_BEFORE_MINERS: u32 = 2;
 
-/// `detection.clear_after` for rounds of this length: between two answers, and longer than the six scans that an agent is given at
-/// least.
+/// `detection.clear_after` for rounds of this length: between two answers, and longer than six scans, which is the shortest time of
+/// the ledger.
 pub(super) fn clear_after(interval: Duration) -> Duration {
     (interval * ROUNDS_TO_CLEAR).saturating_sub(interval / 2)
 }
@@ -31,7 +31,7 @@ pub(super) fn clear_after(interval: Duration) -> Duration {
 pub(super) struct Waits {
     /// Times from the first answer that lists a miner.
     pub(super) begun: Kind,
-    /// Times from the answer after which its end is believed.
+    /// Times from the answer with which the miner clears.
     pub(super) ended: Kind,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Kind {
 /// A change that is not in the output yet.
 struct Change {
     begins: bool,
-    /// The miner's Pod, and when the node has answered with what is needed, in microseconds since the epoch.
+    /// The miner's Pod, and the time of the answer that shows the change, in microseconds since the epoch.
     answered: Option<(String, u64)>,
 }
 
@@ -78,9 +78,9 @@ pub(super) fn run(
         }
         let mut is_news = output.refresh()?;
         for line in fleet.answers.try_iter() {
-            let words: Vec<&str> = line.split(' ').collect();
-            let ["answered", node, pod, at] = words.as_slice() else {
-                anyhow::bail!("the fleet says: {line}")
+            let fields: Vec<&str> = line.split(' ').collect();
+            let ["answered", node, pod, at] = fields.as_slice() else {
+                anyhow::bail!("invalid report of the fleet: {line}")
             };
             if let Entry::Occupied(mut change) = waiting.entry(node.parse()?) {
                 change.get_mut().answered = Some(((*pod).to_owned(), at.parse()?));
@@ -182,11 +182,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_output_is_all_of_its_files_as_they_are_now() {
+    fn the_output_has_the_current_content_of_each_file() {
         let directory = tempfile::tempdir().unwrap();
         let mut output = Output { objects: directory.path().to_owned(), files: Vec::new() };
         let write = |index, text: &str| {
-            // As the aggregator does: another file under the same name.
+            // The aggregator replaces a file by another one with the same name.
             let temp = directory.path().join(".temp");
             std::fs::write(&temp, text).unwrap();
             std::fs::rename(temp, directory.path().join(plugin(index))).unwrap();

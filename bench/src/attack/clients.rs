@@ -1,7 +1,6 @@
 //! Hostile clients of the API, in a process of their own.
 //!
-//! Each client does the same for as long as it runs. It opens another connection after a pause, once it has been answered or
-//! disconnected.
+//! Each client repeats one behaviour. After an answer or a disconnection it waits, and opens another connection.
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader};
@@ -28,13 +27,13 @@ use crate::process::Running;
 const PAUSE: Duration = Duration::from_secs(1);
 /// The same for a client that reads its answers, as an ordinary one does.
 const READER_PAUSE: Duration = Duration::from_millis(200);
-/// How often a client that withholds something sends a byte or another request.
+/// How often a client that withholds a part of its request sends a byte or another request.
 const BEAT: Duration = Duration::from_secs(2);
 /// How often a slow reader reads, and how many bytes.
 const SLOW: (Duration, usize) = (Duration::from_millis(250), 512);
-/// One connection is never used for longer.
+/// The longest time that a client uses one connection.
 const LIFETIME: Duration = Duration::from_mins(1);
-/// The receive buffer of a client that does not read, in bytes: so little fits between server and client.
+/// The receive buffer of a client that does not read, in bytes. A small one fills early, so that the server has to wait.
 const SMALL: u32 = 4096;
 /// The time within which all clients begin.
 const SPREAD: Duration = Duration::from_secs(2);
@@ -44,15 +43,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The behaviour of a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Announces a body and does not send it, or sends a byte of it every [`BEAT`]. Half of them have a token. Two connections each.
+    /// Announces a body and does not send it, or sends a byte of it every [`BEAT`]. Half of the clients have a token. Two connections
+    /// each.
     NoBody,
-    /// Asks again and again, and reads nothing. Two connections each.
+    /// Repeats a request and reads no answer. Two connections each.
     NoReading,
     /// Reads large answers a few bytes at a time.
     SlowReading,
     /// Sends a head without its end, a byte every [`BEAT`].
     HalfHead,
-    /// Asks once, and keeps the connection.
+    /// Sends one request, and leaves the connection open.
     Idle,
     /// HTTP/1.1 with no Host, or with two.
     BadHost,
@@ -66,7 +66,7 @@ const KINDS: [(Kind, &str, usize, usize); 7] = [
     (Kind::NoReading, "nothing is read", 200, 2),
     (Kind::SlowReading, "read slowly", 200, 1),
     (Kind::HalfHead, "half a head", 200, 1),
-    (Kind::Idle, "kept and idle", 100, 1),
+    (Kind::Idle, "open and idle", 100, 1),
     (Kind::BadHost, "no Host, or two", 50, 1),
     (Kind::Lists, "whole lists", 50, 1),
 ];
@@ -145,7 +145,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let pause = SPREAD / u32::try_from(all.len().max(1))?;
     for client in all {
         let cancel = cancel.clone();
-        tasks.spawn(async move { cancel.run_until_cancelled(client.keep_on()).await });
+        tasks.spawn(async move { cancel.run_until_cancelled(client.run()).await });
         sleep(pause).await;
     }
     println!("ready");
@@ -170,10 +170,10 @@ struct Client {
 }
 
 impl Client {
-    async fn keep_on(self) {
+    async fn run(self) {
         let pause = if self.kind == Kind::Lists { READER_PAUSE } else { PAUSE };
         for turn in self.number.. {
-            // Most of them are disconnected, which is no error here.
+            // The server disconnects most clients, which is no error here.
             let _ = timeout(LIFETIME, self.act(turn)).await;
             sleep(pause).await;
         }
@@ -240,7 +240,7 @@ impl Client {
             self.address
         );
         stream.write_all(request.as_bytes()).await?;
-        // Half of those with a token, and half of those without.
+        // Half of the clients with a token do so, and half of the others.
         let drips = turn & 2 == 0;
         self.beat(&mut stream, if drips { b" " } else { b"" }).await
     }
@@ -326,7 +326,7 @@ impl Clients {
             }
         });
         let ready = lines.recv_timeout(PATIENCE).context("the clients do not start")?;
-        anyhow::ensure!(ready == "ready", "the clients say: {ready}");
+        anyhow::ensure!(ready == "ready", "invalid report of the clients: {ready}");
         Ok(Self { process, input, lines })
     }
 
@@ -349,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_thousand_clients_each_has_its_kind() {
+    fn a_thousand_clients_have_the_shares_of_their_kinds() {
         let shares = KINDS.map(|(_, _, share, _)| share);
         assert_eq!(shares.iter().sum::<usize>(), OF);
         let connections: usize = KINDS.iter().map(|(_, _, share, connections)| share * connections).sum();
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_announced_and_never_sent() {
+    async fn a_client_announces_a_body_and_sends_none() {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let count = Arc::new(Count::default());

@@ -9,7 +9,7 @@ use crate::load::Load;
 
 /// How often the list is read.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How soon a client that got no list tries again: hostile clients hold all places most of the time.
+/// How soon a client without an answer tries again, because hostile clients take all places most of the time.
 const RETRY: Duration = Duration::from_millis(50);
 const TICK: Duration = Duration::from_millis(100);
 

@@ -21,12 +21,12 @@ pub(super) struct Latencies {
     pub(super) is_judged: bool,
     /// The times from when a probe was due to the end of its answer, ordered.
     pub(super) answered: Vec<Duration>,
-    /// No answer, or not the right one.
+    /// Probes without an answer, or with a wrong one.
     pub(super) failed: usize,
 }
 
-/// Asks until it is stopped. A bare socket in this process is asked by the same means, and shows how much of the time is due to
-/// the machine.
+/// Sends probes until it is stopped. A bare socket in this process gets the same probes, and shows the part of the machine in each
+/// time.
 pub(super) fn run(port: u16, stop: &AtomicBool) -> anyhow::Result<Vec<Latencies>> {
     let bare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let bare_port = bare.local_addr()?.port();

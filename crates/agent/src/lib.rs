@@ -1,7 +1,7 @@
 //! The reference node agent, and a simulated fleet of agents.
 //!
 //! The agent ([`server`]) scans real processes and follows the wire contract. The nodes of the fleet ([`simulate`])
-//! misbehave on command, also in the ways in which the agents in the field misbehave.
+//! misbehave on command, also in the ways of the real agent.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

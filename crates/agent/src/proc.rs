@@ -45,7 +45,7 @@ const CGROUP_LIMIT: u64 = 16 * 1024;
 pub struct HostIdentity {
     /// Must start with [`TENANT_PREFIX`], because other namespaces are not reported.
     pub namespace: String,
-    /// Any name.
+    /// Any name, such as that of the machine.
     pub pod: String,
 }
 
@@ -122,8 +122,8 @@ pub struct Scanner {
     pub containers_root: PathBuf,
     /// The rules by which processes are judged.
     pub rules: Rules,
-    /// The name under which processes outside of pods are reported. `None` ignores them, and makes this the agent of a node,
-    /// which must see all of its node. On a person's own machine, the processes that this person may see are enough.
+    /// The name under which processes outside of pods are reported. `None` ignores them, and requires that the scanner sees the
+    /// whole node. With a name, the processes that the user of the agent may see are enough.
     pub host: Option<HostIdentity>,
     /// The most that a scan reads.
     pub limits: Limits,
@@ -156,7 +156,7 @@ impl Scanner {
     /// Scans all processes once.
     ///
     /// # Errors
-    /// Fails if processes can't be listed, or if a node's agent does not see all of its node. A process that ends
+    /// Fails if processes can't be listed, or if a node's agent does not see its whole node. A process that ends
     /// during the scan is no error.
     pub fn scan(&mut self) -> Result<Scan, ScanError> {
         let is_of_node = self.host.is_none();
@@ -212,7 +212,7 @@ impl Scanner {
         Ok(Home::of(&String::from_utf8_lossy(&cgroup)))
     }
 
-    /// The processes that may have to be reported, by owner. Of other processes nothing more is read.
+    /// The processes of tenants that are not exempt, by owner. Other processes are not read any further.
     fn tenants(&self, processes: &[u32], names: &Names, unseen: &mut Unseen) -> Tenants {
         let mut tenants = Tenants::new();
         let host = self.host.as_ref();

@@ -1,7 +1,7 @@
-//! The wire record, written byte for byte as the agents in the field write it.
+//! The wire record, with the same bytes as the real agent writes.
 //!
-//! They are Go programs whose encoder escapes for HTML. This encoder escapes too, so that no reader comes to depend on the
-//! unescaped form.
+//! The real agent is a Go program whose encoder escapes for HTML. This encoder escapes too, because a reader must not depend on
+//! the unescaped form.
 
 use std::io;
 
@@ -18,7 +18,7 @@ pub struct Record {
     pub namespace: String,
     /// The name of the process that broke the rule: from its command line, its program or the kernel.
     pub process: String,
-    /// The command line, words separated by spaces; agents in the field send all of it.
+    /// The command line, with its arguments separated by spaces; the real agent sends all of it.
     pub cmdline: String,
     /// The process rule that matched; empty when a keyword of the command line did.
     pub regex: String,
@@ -49,7 +49,7 @@ pub fn stamp(at: &Zoned) -> String {
 
 /// The most bytes of a process name in a body. Aggregators refuse a longer one by default.
 pub const MOST_PROCESS: usize = 256;
-/// The most bytes of a command line in a body; an aggregator keeps as many by default.
+/// The most bytes of a command line in a body; an aggregator stores as many by default.
 pub const MOST_CMDLINE: usize = 4096;
 /// The most bytes of a pattern in a body.
 pub const MOST_REGEX: usize = 512;
@@ -60,11 +60,11 @@ const BEFORE_MATCH: usize = 64;
 
 /// The beginning of `text` that takes up to `most` bytes in a body.
 pub fn cut(text: &str, most: usize) -> &str {
-    let mut left = most;
-    let end = text.char_indices().find_map(|(at, sign)| match left.checked_sub(width(sign)) {
+    let mut rest = most;
+    let end = text.char_indices().find_map(|(at, sign)| match rest.checked_sub(width(sign)) {
         None => Some(at),
         Some(less) => {
-            left = less;
+            rest = less;
             None
         }
     });
@@ -116,12 +116,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_an_array_too() {
+    fn a_list_without_records_is_an_empty_array() {
         assert_eq!(encode(&[]), b"[]\n");
     }
 
     #[test]
-    fn fields_keep_their_order_and_html_is_escaped_as_go_does() {
+    fn fields_are_in_order_and_html_is_escaped_as_in_go() {
         let record = Record {
             pod: "p".into(),
             cmdline: "a <b> && \"c\" \u{2028}\u{2029} é \u{1b}\n".into(),
@@ -160,11 +160,11 @@ mod tests {
     #[test]
     fn a_shortened_command_line_contains_the_match() {
         let text = format!("/bin/a {} --url=pool {}", "x".repeat(70_000), "y".repeat(70_000));
-        let kept = excerpt(&text, text.find("--url").unwrap(), 400);
-        assert!(kept.starts_with("/bin/a xxx") && kept.contains("xx --url=pool yy"), "{kept}");
+        let shortened = excerpt(&text, text.find("--url").unwrap(), 400);
+        assert!(shortened.starts_with("/bin/a xxx") && shortened.contains("xx --url=pool yy"), "{shortened}");
         assert_eq!(excerpt(&text, 3, 400), text[..400]);
         assert_eq!(excerpt("short", 9, 400), "short");
-        // Nothing is repeated if the match is near the end of the beginning.
+        // If the match is near the end of the beginning, the excerpt repeats no part.
         let near = excerpt(&text, 395, 400);
         assert!(near.starts_with("/bin/a ") && near.contains(GAP), "{near}");
     }

@@ -1,6 +1,6 @@
-//! Detection rules in the format operators already have.
+//! Detection rules in the format of the real agent.
 //!
-//! The file of an agent in the field works unchanged, and so does the `ConfigMap` that holds it.
+//! The file of a real agent works unchanged, and so does the `ConfigMap` that has it.
 
 mod file;
 #[cfg(any(test, fuzzing))]
@@ -14,10 +14,10 @@ pub use self::pattern::{Pattern, PatternError};
 /// Why a rules file was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
-    /// Not YAML, or not of the expected shape; the source says where.
+    /// Not YAML, or not of the expected shape; the source names the place.
     #[error("cannot read the rules: {0}")]
     Shape(Box<serde_saphyr::Error>),
-    /// The same, in a file that a `ConfigMap` holds.
+    /// The same, in a file of a `ConfigMap`.
     #[error("{place} cannot read the rules: {source}")]
     ShapeInside {
         /// The entry of the `ConfigMap`.
@@ -25,16 +25,16 @@ pub enum RulesError {
         /// What is wrong, and where in the entry.
         source: Box<serde_saphyr::Error>,
     },
-    /// The file has no `detectionRules`, so nothing could ever be detected.
+    /// The file has no `detectionRules`, so no process could be detected.
     #[error("the rules have no section `detectionRules`")]
     Missing,
-    /// Several sections are given, and which one counts is not known.
+    /// Several sections are given, and it is not known which one applies.
     #[error("the file has {0} sections `detectionRules`; one is allowed")]
     Several(usize),
-    /// All rules are refused, so nothing could ever be detected.
+    /// All rules are refused, so no process could be detected.
     #[error("no pattern of the blacklist can be used; the first: {0}")]
     NoneLeft(Refused),
-    /// An exemption is refused: what it exempts would be accused.
+    /// An exemption is refused, because processes that it exempts would be accused.
     #[error("{0}; without this exemption, what it exempts would be accused")]
     Exemption(Refused),
 }
@@ -109,13 +109,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Reads the `detectionRules` of a rules file, or of the `ConfigMap` that holds it; other sections are ignored.
+    /// Reads the `detectionRules` of a rules file, or of the `ConfigMap` that has it. Other sections are ignored.
     ///
     /// A pattern of the blacklist that can't be used is left out, see [`refused`](Self::refused); the others are in force.
     ///
     /// # Errors
-    /// Fails if the file is not of the expected shape, no rule of its blacklist can be used, or a pattern of its whitelist can't be
-    /// used.
+    /// Fails if the file has a wrong shape, if no rule of its blacklist is usable, or if a pattern of its whitelist is not.
     pub fn from_yaml(text: &str) -> Result<Self, RulesError> {
         let (place, Detection { blacklist, whitelist }) = file::read(text)?;
         let (black, white) = (blacklist.unwrap_or_default(), whitelist.unwrap_or_default());
@@ -139,7 +138,7 @@ impl Rules {
                 return Err(RulesError::NoneLeft(first.clone()));
             }
         }
-        // Without an exemption, what it exempts would be accused.
+        // Without the exemption, processes that it exempts would be accused.
         let of_whitelist = |refused: &&Refused| {
             refused.place.contains("detectionRules.whitelist")
                 && !matches!(refused.problem, Problem::NotRead(_))
@@ -178,7 +177,7 @@ impl Rules {
         (!any(&self.exempt_commands, cmdline)).then_some(hit)
     }
 
-    /// Whether any part of a command line may exempt its process.
+    /// Whether a part of a command line can exempt its process.
     pub fn exempts_commands(&self) -> bool {
         !self.exempt_commands.is_empty()
     }
@@ -190,9 +189,8 @@ impl Rules {
 }
 
 impl Default for Rules {
-    /// A short list of miners and mass scanners, and two command lines that only they have. Names are whole and
-    /// keywords demand the option in front, so that an editor or a search with such a name among its arguments matches
-    /// none.
+    /// A short list of miners and mass scanners, and two command lines that only they have. Patterns of names are anchored, and
+    /// keywords include the option in front. So an editor or a search with such a name among its arguments matches none.
     fn default() -> Self {
         let built_in = Self::from_yaml(include_str!("rules.yaml"));
         debug_assert!(built_in.is_ok(), "the built-in rules are tested");

@@ -1,9 +1,8 @@
 //! The agent: scans on a schedule and answers with the list of the latest scan.
 //!
-//! Each scan replaces the published list as a whole, which the agents in the field do not do. So an empty answer means that
-//! no process offends, and a listed process ran at its timestamp. An agent that can't see its whole node, or whose scan has
-//! failed or takes too long, answers 503 and names the reason. The header `procscan-left-out` counts what is left out of a
-//! list.
+//! Each scan replaces the published list as a whole, unlike a scan of the real agent. So an empty answer means that no process
+//! offends, and a listed process ran at its timestamp. An agent that can't see its whole node, or whose scan has failed or
+//! takes too long, answers 503 and names the reason. The header `procscan-left-out` counts omitted processes.
 
 use std::{
     io,
@@ -43,11 +42,11 @@ use published::Published;
 use troubles::{Change, Trouble, Troubles};
 
 /// How long running answers may take after cancellation.
-const FAREWELL: Duration = Duration::from_secs(5);
-/// How long a scan may take until the list of the last one is too old for an answer. A few intervals, if those are longer.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+/// How long a scan may take until the list of the last one is too old for an answer; at least [`LATE_INTERVALS`] intervals.
 const SLOWEST_SCAN: Duration = Duration::from_secs(30);
 const LATE_INTERVALS: u32 = 3;
-/// A scan costs CPU time, and shorter intervals show hardly more.
+/// The shortest interval, because each scan costs CPU time and a shorter one shows hardly more.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How to run an agent.
@@ -55,7 +54,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Options {
     /// Address to answer on; port 0 takes a free one.
     pub bind: SocketAddr,
-    /// Time between the starts of two scans; at least 100 ms are kept.
+    /// Time between the starts of two scans, at least 100 ms.
     pub scan_interval: Duration,
     /// The rules by which processes are judged.
     pub rules: Rules,
@@ -87,15 +86,15 @@ impl Default for Options {
 /// Why an agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// Processes of the host would never be reported.
+    /// The host's namespace is not a tenant's, so its processes would never be reported.
     #[error("the host's namespace `{0}` must start with `{TENANT_PREFIX}`: others are not reported")]
     HostNamespace(String),
-    /// The first scan failed, most likely because a root is not what it should be.
+    /// The first scan failed, most likely because a root is a wrong path.
     #[error("cannot scan the processes in {}: {source}", proc_root.display())]
     Scan {
         /// The root of the processes.
         proc_root: PathBuf,
-        /// Why that failed.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The address is taken or not ours.
@@ -103,7 +102,7 @@ pub enum AgentError {
     Bind {
         /// The address asked for.
         bind: SocketAddr,
-        /// Why that failed.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// A task of the agent ended early.
@@ -114,19 +113,19 @@ pub enum AgentError {
 /// The list of an agent's answers. Cheap to clone: the scans that publish and the server that reads share it.
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
-    said: Arc<Mutex<Said>>,
+    current: Arc<Mutex<Current>>,
 }
 
 /// The current answer.
 #[derive(Clone, Debug)]
-enum Said {
+enum Current {
     /// The result of the last scan.
     List(Arc<Published>),
     /// Why there is no list.
     Nothing(Arc<str>),
 }
 
-impl Default for Said {
+impl Default for Current {
     fn default() -> Self {
         Self::List(Arc::default())
     }
@@ -138,27 +137,27 @@ impl Agent {
         Self::default()
     }
 
-    /// Replaces the list, from which nothing is left out.
+    /// Replaces the list with a complete one.
     pub fn publish(&self, records: &[Record]) {
         self.publish_part(records, &LeftOut::default());
     }
 
-    /// Replaces the list. `left_out` is not in it.
+    /// Replaces the list. `left_out` counts the processes that are not in it.
     pub fn publish_part(&self, records: &[Record], left_out: &LeftOut) {
-        self.say(Said::List(Arc::new(Published::new(records, left_out))));
+        self.set(Current::List(Arc::new(Published::new(records, left_out))));
     }
 
     /// Answers 503 until a list is published, because the offending processes are not known.
     pub fn publish_nothing(&self, why: &str) {
-        self.say(Said::Nothing(why.into()));
+        self.set(Current::Nothing(why.into()));
     }
 
-    fn say(&self, said: Said) {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    fn set(&self, current: Current) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
-    fn said(&self) -> Said {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn current(&self) -> Current {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -181,7 +180,7 @@ pub async fn start(
     let mut publisher = Publisher { agent: agent.clone(), troubles: Troubles::default() };
     let mut scanner = Scanner::new(proc_root.clone(), pods_root, rules, host);
     scanner.containers_root = containers_root;
-    // The first scan comes before the first answer: an agent that has not scanned must not answer `[]`.
+    // The first scan comes before the first answer, because an agent without a scan must not answer `[]`.
     let (scanner, seen) = scan(scanner).await.map_err(AgentError::Stopped)?;
     match seen {
         Err(ScanError::Processes(source)) => return Err(AgentError::Scan { proc_root, source }),
@@ -196,7 +195,7 @@ pub async fn start(
         let scans = keep_scanning(publisher, scanner, scan_interval.max(SHORTEST_INTERVAL));
         tokio::select! {
             ended = serve(listener, agent, cancel) => ended,
-            Err(died) = scans => Err(died),
+            Err(failed) = scans => Err(failed),
         }
         .map_err(AgentError::Stopped)
     });
@@ -216,7 +215,7 @@ pub async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToke
         .into_future();
     let overdue = async {
         cancel.cancelled().await;
-        sleep(FAREWELL).await;
+        sleep(SHUTDOWN).await;
     };
     tokio::select! {
         ended = ended => ended,
@@ -225,9 +224,9 @@ pub async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToke
 }
 
 async fn violations(State(agent): State<Agent>, asked: HeaderMap) -> Response {
-    match agent.said() {
-        Said::List(published) => published.answer(&asked),
-        Said::Nothing(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    match agent.current() {
+        Current::List(published) => published.answer(&asked),
+        Current::Nothing(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
 
@@ -240,7 +239,7 @@ async fn only_get() -> impl IntoResponse {
     (StatusCode::METHOD_NOT_ALLOWED, headers, "method not allowed\n")
 }
 
-/// Ends only with the error that made further scans impossible.
+/// Scans in each interval. It returns only with an error after which no further scan is possible.
 async fn keep_scanning(mut publisher: Publisher, mut scanner: Scanner, every: Duration) -> io::Result<()> {
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -252,8 +251,7 @@ async fn keep_scanning(mut publisher: Publisher, mut scanner: Scanner, every: Du
     }
 }
 
-/// Waits for a scan. If that takes too long (a file below `/proc` can block), the list of the scan before must not be
-/// served as current.
+/// Waits for a scan. If it takes too long (a file below `/proc` can block), the server answers 503 instead of an old list.
 async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, publisher: &mut Publisher) -> T {
     let mut scan = std::pin::pin!(scan);
     let patience = SLOWEST_SCAN.max(every.saturating_mul(LATE_INTERVALS));
@@ -266,11 +264,11 @@ async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, publisher: &
 
 /// Scans on a thread where blocking is allowed. The outer error is that of the thread.
 async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, Result<Scan, ScanError>)> {
-    let look = move || {
+    let work = move || {
         let seen = scanner.scan();
         (scanner, seen)
     };
-    tokio::task::spawn_blocking(look).await.map_err(io::Error::from)
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::from)
 }
 
 /// Publishes the results of scans, and logs their problems.
@@ -309,7 +307,7 @@ impl Publisher {
     }
 }
 
-/// The problems of a scan whose list is published all the same.
+/// The problems of a scan whose list is published nevertheless.
 fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
     let mut troubles = Vec::new();
     if seen.unknown_pods > 0 {
@@ -336,7 +334,7 @@ fn troubles_of(seen: &Scan, scanner: &Scanner) -> Vec<Trouble> {
         );
         troubles.push(Trouble { kind: "processes in control groups with too long a path".into(), text });
     }
-    // On a person's own machine, the processes that this person may see are enough.
+    // An agent that names its host may run without root, and then sees its own user's programs only.
     if seen.hidden_programs > 0 && scanner.host.is_none() {
         let text = format!(
             "the programs of {} processes can't be seen, so that only names are judged which a process can choose: run the \

@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::record::Record;
 
-/// No answer in a test takes longer.
+/// The longest time for an answer in a test.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Answer {
@@ -21,7 +21,7 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn parse(bytes: &[u8]) -> Self {
-        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head");
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a complete head");
         Self { head: String::from_utf8(bytes[..end].to_vec()).unwrap(), body: bytes[end + 4..].to_vec() }
     }
 

@@ -1,4 +1,4 @@
-//! An API server that can't be reached: `/readyz` and the log say so, with its address, and take it back when it answers.
+//! An unreachable API server: `/readyz` and the log report it with its address. They report its recovery too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// A service of a cluster whose API server is at `api`, with targets of its own.
+/// Writes the configuration of a service with static targets, whose API server is at port `api`.
 fn configure(directory: &Path, port: u16, api: u16) {
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -31,7 +31,7 @@ fn configure(directory: &Path, port: u16, api: u16) {
     std::fs::write(directory.join("config.yaml"), config).unwrap();
 }
 
-/// Answers every request: there is no such thing.
+/// Answers every request with 404.
 fn answer(listener: TcpListener) {
     let body =
         json!({"kind": "Status", "status": "Failure", "message": "no", "reason": "NotFound", "code": 404});
@@ -42,7 +42,7 @@ fn answer(listener: TcpListener) {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            // A client may go away in the midst of its request.
+            // A client may close the connection before its request is complete.
             while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
             let _ = write!(stream, "{head} {}\r\n\r\n{body}", body.len());
         }
@@ -50,7 +50,7 @@ fn answer(listener: TcpListener) {
 }
 
 #[test]
-fn an_api_server_that_cannot_be_reached_is_told_with_its_address_and_since_when() {
+fn an_unreachable_api_server_is_reported_with_its_address_and_since_when() {
     let temp = tempfile::tempdir().unwrap();
     let (port, api) = (free_port(), free_port());
     configure(temp.path(), port, api);
@@ -61,8 +61,11 @@ fn an_api_server_that_cannot_be_reached_is_told_with_its_address_and_since_when(
         (ready["status"] == "ready").then_some(ready)
     };
     let log = || std::fs::read_to_string(temp.path().join("stderr")).unwrap();
-    let ready_after =
-        |is: bool| wait_for("the word", LIMIT, || ready().filter(|it| it["api_server"]["ok"] == is));
+    let ready_after = |is: bool| {
+        wait_for("the API server's state in /readyz", LIMIT, || {
+            ready().filter(|it| it["api_server"]["ok"] == is)
+        })
+    };
 
     let lost = ready_after(false);
     let at = format!("127.0.0.1:{api}");
@@ -75,7 +78,7 @@ fn an_api_server_that_cannot_be_reached_is_told_with_its_address_and_since_when(
         let error = lost[part]["error"].as_str().unwrap();
         assert!(error.starts_with(&begins) && error.contains("Connection refused"), "{part}: {error}");
     }
-    // The parts that have asked name it too.
+    // The parts that have sent requests name the address too.
     for part in ["state", "leader"] {
         let error = lost[part]["error"].as_str().unwrap();
         assert!(error.contains(&format!("the API server can't be reached at {at}: ")), "{part}: {error}");
@@ -85,7 +88,7 @@ fn an_api_server_that_cannot_be_reached_is_told_with_its_address_and_since_when(
     let back = ready_after(true);
     assert_eq!(back["api_server"], json!({"ok": true, "address": at}));
     assert_eq!(back["evidence"]["ok"], true, "{back}");
-    wait_for("the line", LIMIT, || log().contains("the API server can be reached again").then_some(()));
+    wait_for("the log entry", LIMIT, || log().contains("the API server can be reached again").then_some(()));
     let lines = |text: &str| log().lines().filter(|line| line.contains(text)).count();
     assert_eq!(lines(r#""alert":"api_server""#), 1, "{}", log());
     assert_eq!(lines("the API server can be reached again"), 1, "{}", log());

@@ -1,4 +1,4 @@
-//! The command line: mistakes are told in one line, and a signal at any moment ends in order.
+//! The command line: a mistake is reported in one line, and a signal at any moment ends the program in order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -15,7 +15,7 @@ use procscan_core::state::{Incident, IncidentSpec, incident};
 use serde_json::json;
 
 fn output(directory: &Path, args: &[&str]) -> (Option<i32>, String) {
-    // The test runner's own setting would add a backtrace where there is one to print.
+    // With this setting, an error that had a backtrace would print it.
     let Output { status, stderr, .. } =
         Command::new(PROGRAM).args(args).current_dir(directory).env("RUST_BACKTRACE", "1").output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap())
@@ -52,7 +52,7 @@ fn a_bad_configuration_is_one_clear_line_and_exit_code_2() {
     assert_eq!(output(temp.path(), &["check-config"]), (Some(0), String::new()));
 }
 
-/// A configuration that is valid, in which two things have no effect.
+/// A valid configuration in which two values have no effect.
 const WITHOUT_EFFECT: &str = r#"
 discovery: {mode: static, targets: [127.0.0.1:9]}
 output: {mode: directory}
@@ -64,7 +64,7 @@ gateway: {max_service_entries: 0}
 "#;
 
 #[test]
-fn what_is_valid_but_has_no_effect_is_a_warning_with_its_place_at_the_check_and_at_the_start() {
+fn a_valid_value_without_effect_is_a_warning_at_the_check_and_at_the_start() {
     let temp = tempfile::tempdir().unwrap();
     std::fs::write(temp.path().join("config.yaml"), WITHOUT_EFFECT).unwrap();
     let (code, stderr) = output(temp.path(), &["check-config"]);
@@ -76,7 +76,7 @@ fn what_is_valid_but_has_no_effect_is_a_warning_with_its_place_at_the_check_and_
     let place = "warning: config.yaml: gateway.max_service_entries: with 0 the gateway closes no App without an Ingress";
     assert!(gateway.starts_with(place), "{stderr}");
 
-    // The port is taken, so that it ends by itself.
+    // The port is taken, so the service ends by itself.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let text = format!("{WITHOUT_EFFECT}aggregator: {{address: 127.0.0.1, port: {port}}}\n");
@@ -105,7 +105,7 @@ fn blocked(namespace: &str) -> Incident {
 }
 
 #[test]
-fn simulate_and_plan_withhold_an_exemption_that_the_service_would_withhold_and_say_so() {
+fn simulate_and_plan_report_an_exemption_that_the_service_would_withhold() {
     let temp = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -128,12 +128,12 @@ fn simulate_and_plan_withhold_an_exemption_that_the_service_would_withhold_and_s
     let (code, text) = simulate("");
     assert_eq!(code, Some(0), "{text}");
     let first = text.lines().next().unwrap();
-    let says = "! enforcement.exemptions[0] would open the gateway to 3 tenants at once, more than 2 (brake.max_releases)";
-    assert!(first.starts_with(says) && first.contains("`confirm: 3`"), "{text}");
+    let warning = "! enforcement.exemptions[0] would open the gateway to 3 tenants at once, more than 2 (brake.max_releases)";
+    assert!(first.starts_with(warning) && first.contains("`confirm: 3`"), "{text}");
     assert!(text.ends_with("3 Apps were accused; 3 were blocked, 3 would be. 0 would differ.\n"), "{text}");
     let plan = Command::new(PROGRAM).arg("plan").current_dir(temp.path()).output().unwrap();
     let plan = String::from_utf8(plan.stdout).unwrap();
-    assert!(plan.lines().any(|line| line.starts_with(says)), "{plan}");
+    assert!(plan.lines().any(|line| line.starts_with(warning)), "{plan}");
     let (code, text) = simulate(", confirm: 3");
     assert_eq!(code, Some(3), "{text}");
     assert!(text.ends_with("3 Apps were accused; 3 were blocked, 0 would be. 3 would differ.\n"), "{text}");
@@ -142,7 +142,7 @@ fn simulate_and_plan_withhold_an_exemption_that_the_service_would_withhold_and_s
 #[test]
 fn bad_usage_is_exit_code_2_and_help_has_examples() {
     let temp = tempfile::tempdir().unwrap();
-    // Mistakes are found before the port is asked for.
+    // The program finds mistakes before it opens the port.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = taken.local_addr().unwrap().to_string();
     for args in [
@@ -175,7 +175,7 @@ fn bad_usage_is_exit_code_2_and_help_has_examples() {
 }
 
 #[test]
-fn an_agent_warns_of_rules_that_name_nothing() {
+fn an_agent_warns_of_rules_without_processes_and_keywords() {
     let temp = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = taken.local_addr().unwrap().to_string();
@@ -200,7 +200,7 @@ fn a_taken_port_is_a_clear_error() {
     assert!(last.starts_with(&format!("error: can't listen on 127.0.0.1:{port}: ")), "{stderr}");
 }
 
-/// Whether a process has a handler for SIGTERM: before its first instructions no program has.
+/// Whether a process has installed its handler for SIGTERM.
 fn catches_sigterm(pid: u32) -> bool {
     const SIGTERM: u64 = 1 << 14;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -211,7 +211,7 @@ fn catches_sigterm(pid: u32) -> bool {
 #[test]
 fn a_signal_at_any_moment_ends_in_order_with_whole_files() {
     let temp = tempfile::tempdir().unwrap();
-    // From the first moment at which a program can listen for signals, in the midst of the first round, and after it.
+    // Delays after the handler is installed: at once, during the first round, and after it.
     for delay in [0, 10, 30, 60, 120, 250, 500, 900, 1400, 2100] {
         let directory = temp.path().join(delay.to_string());
         std::fs::create_dir(&directory).unwrap();
@@ -224,18 +224,18 @@ fn a_signal_at_any_moment_ends_in_order_with_whole_files() {
         wait_for("the signal handler", Duration::from_secs(10), || {
             catches_sigterm(demo.0.id()).then_some(())
         });
-        // The moment is what the test is about.
+        // The test is about this delay, so there is no condition to wait for.
         std::thread::sleep(Duration::from_millis(delay));
         let status = demo.terminate(Duration::from_secs(5));
         assert_eq!(status.code(), Some(0), "after {delay} ms: {status}");
         objects(&directory.join("objects"));
-        let left = listing(&directory.join("objects"));
-        assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
+        let files = listing(&directory.join("objects"));
+        assert!(files.iter().all(|name| !name.starts_with('.')), "{files:?}");
     }
 }
 
 #[test]
-fn a_hang_up_does_not_end_the_service_and_is_said_once_each_time() {
+fn a_hang_up_does_not_end_the_service_and_is_logged_once_each_time() {
     let temp = tempfile::tempdir().unwrap();
     let port = free_port();
     let text = format!(
@@ -248,20 +248,21 @@ fn a_hang_up_does_not_end_the_service_and_is_said_once_each_time() {
     wait_for("the API", Duration::from_secs(10), || try_get(address, "/health"));
     for times in 1..=2 {
         signal(service.0.id(), "HUP");
-        wait_for("the line", Duration::from_secs(10), || {
+        wait_for("the log entry", Duration::from_secs(10), || {
             let log = std::fs::read_to_string(temp.path().join("stderr")).unwrap();
-            let said = log.lines().filter(|line| line.contains("SIGHUP") && line.contains("restart")).count();
-            assert!(said <= times, "{log}");
-            (said == times).then_some(())
+            let entries =
+                log.lines().filter(|line| line.contains("SIGHUP") && line.contains("restart")).count();
+            assert!(entries <= times, "{log}");
+            (entries == times).then_some(())
         });
         assert_eq!(try_get(address, "/health").unwrap().status, 200);
     }
     assert_eq!(service.terminate(Duration::from_secs(5)).code(), Some(0));
 }
 
-/// A terminal that closes sends a signal, and afterwards nothing can be written to standard error.
+/// A closed terminal sends SIGHUP. After that every write to standard error fails.
 #[test]
-fn a_terminal_that_closes_does_not_end_the_service() {
+fn a_closed_terminal_does_not_end_the_service() {
     let temp = tempfile::tempdir().unwrap();
     let port = free_port();
     let text = format!(

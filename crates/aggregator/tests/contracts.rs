@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 #[test]
-fn everything_that_can_be_configured_and_planned_is_valid() {
+fn objects_of_every_configuration_and_plan_are_valid() {
     let Some(crds) = contracts() else { return };
     let now = jiff::Timestamp::UNIX_EPOCH;
     let mut plan = Plan::empty(Mode::Enforce, now);
@@ -62,8 +62,8 @@ fn everything_that_can_be_configured_and_planned_is_valid() {
     }
 }
 
-/// A validator that accepts everything would prove nothing: the objects that a naive reader of the original README would
-/// write are refused, for the reasons that a real API server gives.
+/// The validator refuses objects as the seed describes them, for the same reasons as a real API server. A validator without
+/// refusals would prove nothing.
 #[test]
 fn the_validator_refuses_what_the_real_api_server_refuses() {
     let Some(crds) = contracts() else { return };

@@ -1,5 +1,4 @@
-//! What operators do at run time, with a real service: what a command answers, and what the log of decisions says of it afterwards,
-//! after a restart too.
+//! Operator commands with a real service: their output, and their entries in the log of decisions, also after a restart.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -15,7 +14,7 @@ use serde_json::Value;
 
 const TOKEN: &str = "0123456789abcdef";
 
-/// A service in which operators may do something, with one App blocked and one that a brake holds.
+/// A service with an operator's token, one blocked App, and one App that a brake holds.
 fn stage(directory: &Path) -> (procscan_agent::simulate::Fleet, SocketAddr, Process) {
     let (fleet, address) = scene(directory);
     let config = std::fs::read_to_string(directory.join("config.yaml")).unwrap();
@@ -33,7 +32,7 @@ fn stage(directory: &Path) -> (procscan_agent::simulate::Fleet, SocketAddr, Proc
     (fleet, address, service)
 }
 
-/// What a command prints, and its exit code.
+/// The exit code of a command, and all that it prints.
 fn operate(address: SocketAddr, args: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(PROGRAM);
     command.args(args).env("PROCSCAN_URL", format!("http://{address}")).env("PROCSCAN_TOKEN", TOKEN);
@@ -49,7 +48,7 @@ fn done(address: SocketAddr, args: &[&str]) -> String {
 }
 
 #[test]
-fn a_release_says_what_it_has_changed_and_until_when() {
+fn a_release_prints_what_it_has_changed_and_until_when() {
     let runtime = runtime();
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();
@@ -65,23 +64,23 @@ fn a_release_says_what_it_has_changed_and_until_when() {
     for (app, what) in [
         (&blocked, "it was blocked, and the gateway opens to it again"),
         (&held, "a brake held its block; it is not blocked"),
-        // Once more: nothing is blocked any more, and the release is prolonged.
+        // A second release of the same App only prolongs the first one.
         (&blocked, "it was not blocked, and is not blocked for these accusations"),
     ] {
-        let said = release(app);
+        let text = release(app);
         let begins = format!("released: {app} until {until}; {what} (incident {}", &app[..8]);
-        assert!(said.starts_with(&begins) && said.lines().count() == 1, "{said}");
+        assert!(text.starts_with(&begins) && text.lines().count() == 1, "{text}");
     }
     // Without a date it lasts for 30 days.
-    let said = done(address, &["release", &held]);
-    assert!(said.starts_with(&format!("released: {held} until 20")), "{said}");
-    let (code, said) = operate(address, &["release", "ns-sim-9/web"]);
+    let text = done(address, &["release", &held]);
+    assert!(text.starts_with(&format!("released: {held} until 20")), "{text}");
+    let (code, text) = operate(address, &["release", "ns-sim-9/web"]);
     assert_eq!(code, Some(1));
-    assert!(said.starts_with("error: there is no open incident of ns-sim-9/web"), "{said}");
+    assert!(text.starts_with("error: there is no open incident of ns-sim-9/web"), "{text}");
     assert_eq!(service.terminate(Duration::from_secs(10)).code(), Some(0));
 }
 
-/// The entries of the log that belong to no App, the latest first: kind, exemption, actor, reason.
+/// The entries of the log of decisions without an App, latest first: kind, exemption, actor, reason.
 fn declared(address: SocketAddr) -> Vec<[String; 4]> {
     let log = get_json(address, "/api/v1/decisions?limit=1000");
     let entries = log["decisions"].as_array().unwrap().iter().filter(|entry| entry.get("app").is_none());
@@ -124,7 +123,7 @@ fn the_mode_and_exemptions_are_in_the_log_of_decisions_and_outlast_a_kill() {
     assert!(row.contains("(all)") && row.contains("paused") && row.contains("alice"), "{table}");
     let of_exemption = done(address, &["decisions", "--decision", "exemption_made"]);
     assert!(of_exemption.contains("(exemption red)"), "{of_exemption}");
-    // Those of an App are others.
+    // The log of a tenant has none of these entries.
     let of_tenant = get_json(address, "/api/v1/decisions?namespace=ns-sim-0");
     assert!(
         of_tenant["decisions"]
@@ -134,7 +133,7 @@ fn the_mode_and_exemptions_are_in_the_log_of_decisions_and_outlast_a_kill() {
             .all(|entry| entry["app"]["namespace"] == "ns-sim-0")
     );
 
-    // SIGKILL.
+    // Dropping the process sends SIGKILL.
     drop(service);
     let service = start(temp.path());
     wait_for("the API", LIMIT, || try_get(address, "/health"));

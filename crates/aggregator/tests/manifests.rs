@@ -1,4 +1,4 @@
-//! The manifests that are shipped fit the program that they are shipped with.
+//! The shipped manifests match the program.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::process::Command;
@@ -32,9 +32,9 @@ fn texts(list: &serde_json::Value) -> Vec<&str> {
     list.as_array().into_iter().flatten().map(|text| text.as_str().unwrap()).collect()
 }
 
-/// The kinds say which rights they need: the roles have these, and no others for them.
+/// The roles grant exactly the rights that each kind names.
 #[test]
-fn the_rights_for_each_kind_of_object_are_those_that_it_names() {
+fn the_roles_grant_the_rights_that_each_kind_names() {
     let settings = Config::default().settings();
     let manifest = include_str!("../../../deploy/manifests/rbac.yaml");
     let documents: Vec<serde_json::Value> =
@@ -48,7 +48,7 @@ fn the_rights_for_each_kind_of_object_are_those_that_it_names() {
                 _ => continue,
             };
             for rule in role["rules"].as_array().unwrap() {
-                // A rule for several resources would have to be for all of their kinds.
+                // A rule may have one resource only, because several resources would share its verbs.
                 if texts(&rule["apiGroups"]).contains(&kind.group())
                     && texts(&rule["resources"]).contains(&kind.plural())
                 {
@@ -69,15 +69,15 @@ fn the_rights_for_each_kind_of_object_are_those_that_it_names() {
     }
 }
 
-/// A token that was stolen must not give the Lease of another program, nor a plugin of another one in the gateway.
+/// A stolen token must not give access to the Lease or the WasmPlugin of another program.
 #[test]
-fn what_has_fixed_names_may_be_changed_by_these_names_only() {
+fn rights_on_objects_with_fixed_names_are_bound_to_these_names() {
     let gateway = Config::default().settings().gateway;
     let mut bound = Vec::new();
     for (resource, rule) in rules() {
         let (verbs, names) = (texts(&rule["verbs"]), texts(&rule["resourceNames"]));
         if names.is_empty() {
-            // These are made in a request that has no name, or have names that tenants and operators choose.
+            // Requests for these have no name, or tenants and operators choose the names.
             let is_named = |verb: &&str| !["list", "watch", "create"].contains(verb);
             let has_any_name = match &*resource {
                 "namespaces" | "pods" | "services" | "notifications" | "incidents" | "incidents/status"
@@ -87,7 +87,7 @@ fn what_has_fixed_names_may_be_changed_by_these_names_only() {
             assert!(has_any_name, "{resource}: {verbs:?}");
             continue;
         }
-        // With names, RBAC grants none of these.
+        // RBAC grants none of these verbs to a rule with names.
         assert!(
             !verbs.iter().any(|verb| ["list", "watch", "create"].contains(verb)),
             "{resource}: {verbs:?}"
@@ -109,10 +109,10 @@ fn what_has_fixed_names_may_be_changed_by_these_names_only() {
     assert_eq!(bound, expected.map(|(resource, verbs, name)| (resource.into(), verbs.into(), name.into())));
 }
 
-/// `kubectl apply` compares the lists of a `NetworkPolicy` as a whole, so a field that the API server adds makes a
-/// difference each time.
+/// `kubectl apply` compares a list of a `NetworkPolicy` as a whole. A default that the API server adds would be a difference at
+/// each apply.
 #[test]
-fn network_policies_leave_nothing_to_be_added_by_the_api_server() {
+fn network_policies_set_every_field_that_the_api_server_would_default() {
     let manifest = include_str!("../../../deploy/manifests/deployment.yaml");
     let mut ports = 0;
     for document in manifest.split("\n---\n").filter(|document| document.contains("\nkind: NetworkPolicy\n"))

@@ -18,7 +18,7 @@ use procscan_core::snapshot::{Snapshot, State};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A fleet whose nodes scan only when they are told to.
+/// A fleet whose nodes scan only at a call of `scan_now`.
 fn fleet(nodes: usize) -> Fleet {
     let options = FleetOptions {
         nodes,
@@ -36,7 +36,7 @@ fn list(fleet: &Fleet, nodes: std::ops::Range<usize>) -> String {
     lines.join("\n") + "\n"
 }
 
-/// Whole at once: whoever reads a file while it is written sees a part of it.
+/// Replaces a file atomically, because a reader would see a half-written one.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
@@ -72,7 +72,7 @@ async fn until(service: &Service, what: &str, mut check: impl FnMut(&Snapshot) -
     tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap_or_else(|_| panic!("{what} never came"))
 }
 
-/// Waits until a snapshot is published, which whoever reads brings about.
+/// Waits until a snapshot is published. After a quiet second it asks for one, as a reader of the API does.
 async fn next(service: &Service, published: &mut watch::Receiver<Published>) {
     while tokio::time::timeout(Duration::from_secs(1), published.changed()).await.is_err() {
         service.views().snapshots.fresh().await;
@@ -90,7 +90,7 @@ async fn output_until(service: &Service, what: &str, mut check: impl FnMut() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_answered_flows_through_to_the_objects() {
+async fn answers_of_agents_become_objects() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(3);
     std::fs::write(temp.path().join("targets"), list(&fleet, 0..3)).unwrap();
@@ -105,7 +105,7 @@ async fn what_is_answered_flows_through_to_the_objects() {
     until(&service, "the violation", |snapshot| snapshot.list.len() == 1).await;
     output_until(&service, "the block", || blocked_services(&directory).len() == 2).await;
     assert_eq!(objects(&directory).len(), 3);
-    // Five more rounds without a change of the plan: not a byte is written.
+    // In five more rounds without a change of the plan, no file is written.
     let written = || -> Vec<_> {
         listing(&directory)
             .iter()
@@ -116,7 +116,7 @@ async fn what_is_answered_flows_through_to_the_objects() {
     fleet.scan_now(1);
     until(&service, "five more rounds", |snapshot| snapshot.rounds >= rounds + 5).await;
     assert_eq!(written(), before);
-    // Somebody edits a file, and then removes everything: put right without any other change.
+    // An edited file is repaired, and a removed directory is written again, without a change of the plan.
     let whole = objects(&directory);
     std::fs::write(
         directory.join(&listing(&directory)[0]),
@@ -133,7 +133,7 @@ async fn what_is_answered_flows_through_to_the_objects() {
     assert_eq!(objects(&directory), whole);
 }
 
-/// When and how long each file in a directory was written.
+/// The name, modification time and length of each file in a directory.
 fn written(directory: &Path) -> Vec<(String, std::time::SystemTime, u64)> {
     let files = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
     let mut written: Vec<_> = files
@@ -147,7 +147,7 @@ fn written(directory: &Path) -> Vec<(String, std::time::SystemTime, u64)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_nothing_changes_nothing_is_written_or_made_anew() {
+async fn without_a_change_no_file_is_written_and_no_body_is_built() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(3);
     std::fs::write(temp.path().join("targets"), list(&fleet, 0..3)).unwrap();
@@ -157,32 +157,32 @@ async fn when_nothing_changes_nothing_is_written_or_made_anew() {
     until(&service, "the violations", |snapshot| snapshot.list.len() == 2).await;
     let (objects, state) = (temp.path().join("objects"), temp.path().join("state"));
     output_until(&service, "the blocks", || blocked_services(&objects).len() == 3).await;
-    // What is heard of the tenants' Notifications is kept after they are written.
+    // After the Notifications are written, the policy persists `written_at` in the next rounds.
     let rounds = service.views().snapshots.published().borrow().rounds;
     until(&service, "a quiet round", |snapshot| snapshot.rounds >= rounds + 2).await;
     let body = |path| common::get(service.address(), path).body;
     let bodies = || [body("/api/violations"), body("/api/v1/plan"), body("/api/v1/incidents")];
-    let (before, files, told) =
+    let (before, files, first) =
         (service.views().snapshots.fresh().await, [written(&objects), written(&state)], bodies());
     assert!(files.iter().all(|files| !files.is_empty()));
     until(&service, "five more rounds", |snapshot| snapshot.rounds >= before.rounds + 5).await;
     assert_eq!([written(&objects), written(&state)], files);
     let after = service.views().snapshots.fresh().await;
-    assert!(Arc::ptr_eq(&before.list, &after.list), "the list is the same one, and so are its bodies");
-    assert_eq!(bodies(), told);
+    assert!(Arc::ptr_eq(&before.list, &after.list), "the list was built anew");
+    assert_eq!(bodies(), first);
     service.stop().await;
 }
 
-/// The objects, unless one of them is not whole at the moment.
+/// The objects, or `None` while a file can't be read as YAML.
 fn try_objects(directory: &Path) -> Option<Vec<serde_json::Value>> {
     let read =
         |name: String| serde_saphyr::from_str(&std::fs::read_to_string(directory.join(name)).ok()?).ok();
     listing(directory).into_iter().filter(|name| !name.starts_with('.')).map(read).collect()
 }
 
-/// How long is measured and printed, not judged: `cargo test -p procscan-aggregator --test pipeline -- --nocapture soon`.
+/// The test prints the delays and checks none: `cargo test -p procscan-aggregator --test pipeline -- --nocapture soon`.
 #[tokio::test(flavor = "multi_thread")]
-async fn healthy_nodes_are_shown_soon_after_their_answer_whatever_the_others_do() {
+async fn healthy_nodes_are_shown_soon_after_their_answer_despite_faulty_nodes() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(200);
     let faults =
@@ -208,17 +208,17 @@ async fn healthy_nodes_are_shown_soon_after_their_answer_whatever_the_others_do(
     service.stop().await;
 }
 
-/// Twenty nodes that hang, and places for eight: without places of their own they would take all of them, each for a whole
-/// timeout, and no healthy node would be asked every round.
+/// Twenty nodes hang, and the collector has eight places. Without the slow lane, hanging nodes would take every place for a whole
+/// timeout, and healthy nodes would miss rounds.
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_that_hang_hold_up_each_other_only() {
+async fn hanging_nodes_delay_no_healthy_node() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(40);
     fleet.inject(&["hang:20".parse().unwrap()]).unwrap();
     std::fs::write(temp.path().join("targets"), list(&fleet, 0..40)).unwrap();
     let service = start(temp.path(), "collector: {concurrency: 8, max_backoff_rounds: 0}\n").await;
     until(&service, "an answer of every healthy node", |snapshot| snapshot.coverage.fresh == 20).await;
-    // Wait until every one that hangs has shown it, then count who is asked how often.
+    // Count requests only after every hanging node has failed once.
     until(&service, "a failure of every other node", |snapshot| {
         snapshot.targets.iter().filter(|target| target.consecutive_failures > 0).count() == 20
     })
@@ -228,15 +228,15 @@ async fn nodes_that_hang_hold_up_each_other_only() {
     let rounds = service.views().snapshots.published().borrow().rounds;
     until(&service, "ten more rounds", |snapshot| snapshot.rounds >= rounds + 10).await;
     let (healthy, hanging) = (asked(0..20) - healthy, asked(20..40) - hanging);
-    // Every healthy node in every round, but for those at the edges of the count.
+    // One request to every healthy node in every round, except at both ends of the count.
     assert!(healthy >= 9 * 20, "{healthy}");
-    // Two places, each for a second at a time: far from all twenty per round.
+    // The slow lane has two places, each taken for a second, so far fewer than twenty requests a round.
     assert!(hanging <= healthy / 3, "{hanging} requests to nodes that hang, {healthy} to healthy ones");
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
+async fn targets_follow_their_file_and_a_bad_file_leaves_the_last_targets() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(3);
     let targets = temp.path().join("targets");
@@ -252,11 +252,11 @@ async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
     replace(&targets, "not:a:target\n");
     let mut sets = service.views().targets.clone();
     let broken = tokio::time::timeout(Duration::from_secs(30), sets.wait_for(|set| set.error.is_some()));
-    let kept = broken.await.unwrap().unwrap().clone();
-    assert_eq!(kept.targets.len(), 3);
-    assert!(kept.error.as_ref().unwrap().contains("entry 1"), "{kept:?}");
+    let set = broken.await.unwrap().unwrap().clone();
+    assert_eq!(set.targets.len(), 3);
+    assert!(set.error.as_ref().unwrap().contains("entry 1"), "{set:?}");
 
-    // A target that leaves keeps its violation: silence is evidence of nothing.
+    // The violation of a removed target stays, because silence proves no absence.
     replace(&targets, &list(&fleet, 0..1));
     let snapshot = until(&service, "one target again", |snapshot| snapshot.coverage.expected() == 1).await;
     assert_eq!(snapshot.list.len(), 1);
@@ -264,7 +264,7 @@ async fn targets_come_and_go_with_their_file_and_a_bad_one_keeps_the_last() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dry_run_decides_and_touches_nothing() {
+async fn dry_run_decides_and_writes_no_object() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(1);
     fleet.scan_now(0);
@@ -280,7 +280,7 @@ async fn dry_run_decides_and_touches_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_fails_is_asked_less_often_and_at_once_believed_when_it_is_back() {
+async fn a_failing_node_is_asked_less_often_and_counts_again_at_its_first_answer() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(2);
     fleet.set_behaviour(0, Behaviour::Error500);
@@ -289,7 +289,11 @@ async fn a_node_that_fails_is_asked_less_often_and_at_once_believed_when_it_is_b
     let service = start(temp.path(), "collector: {max_backoff_rounds: 1}\n").await;
     let snapshot = until(&service, "eight rounds", |snapshot| snapshot.rounds >= 8).await;
     let failing = snapshot.targets.iter().find(|target| &*target.node.0 == "sim-0000").unwrap();
-    assert!(failing.consecutive_failures < 8, "some rounds are left out: {}", failing.consecutive_failures);
+    assert!(
+        failing.consecutive_failures < 8,
+        "a failing node was asked in every round: {}",
+        failing.consecutive_failures
+    );
     assert_eq!(failing.last_failure.as_ref().unwrap().1.detail, "HTTP 500 instead of 200");
     fleet.set_behaviour(0, Behaviour::Healthy);
     until(&service, "its violation", |snapshot| snapshot.list.len() == 1 && snapshot.coverage.fresh == 2)
@@ -298,7 +302,7 @@ async fn a_node_that_fails_is_asked_less_often_and_at_once_believed_when_it_is_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn our_own_restart_releases_nothing() {
+async fn a_restart_of_the_aggregator_releases_no_app() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(2);
     (0..2).for_each(|node| fleet.scan_now(node));
@@ -309,58 +313,58 @@ async fn our_own_restart_releases_nothing() {
     service.stop().await;
     let before = objects(&directory);
 
-    // After the restart nobody answers, or a restarted agent answers `[]`, or everything is paused: rounds pass, and every
-    // block and Notification stays what it was.
+    // After the restart no agent answers, or restarted agents answer `[]`, or decisions are paused. Every block and Notification
+    // stays the same for some rounds.
     for (what, more) in [
-        ("nobody answers", "detection: {clear_after: 1s, assumed_scan_interval: 1s}\n"),
+        ("no answers", "detection: {clear_after: 1s, assumed_scan_interval: 1s}\n"),
         ("agents restarted", "detection: {clear_after: 1h}\n"),
         ("brakes", "detection: {clear_after: 1h}\nbrake: {max_new_tenants: 0}\n"),
-        // The last: that the processes are gone is known from then on, and kept; only nobody is released.
+        // This is the last one, because it persists that the processes have cleared. No App is released while paused.
         ("paused", "detection: {clear_after: 1s, assumed_scan_interval: 1s}\nenforcement: {mode: paused}\n"),
     ] {
         for node in 0..2 {
-            let behaviour = if what == "nobody answers" { Behaviour::Hang } else { Behaviour::Restarted };
+            let behaviour = if what == "no answers" { Behaviour::Hang } else { Behaviour::Restarted };
             fleet.set_behaviour(node, behaviour);
         }
         let service = start(temp.path(), more).await;
         until(&service, "four rounds", |snapshot| snapshot.rounds >= 4).await;
         service.stop().await;
-        // The summary says since when it is so: since the start, as far as this run knows.
+        // The summary's timestamp is the start of each run, so it differs.
         let lasting = |all: Vec<serde_json::Value>| -> Vec<serde_json::Value> {
             all.into_iter().filter(|object| object["metadata"]["namespace"] != "default").collect()
         };
         assert_eq!(lasting(objects(&directory)), lasting(before.clone()), "{what}");
     }
 
-    // When every node has answered long enough, what is not accused any more is released.
+    // An App is released after every node has answered for `clear_after` without evidence.
     let service = start(temp.path(), "detection: {clear_after: 2s, assumed_scan_interval: 1s}\n").await;
     output_until(&service, "the release", || blocked_services(&directory).len() == 1).await;
     service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_output_is_told_and_recovers_without_a_restart() {
+async fn a_failing_output_is_reported_and_recovers_without_a_restart() {
     let temp = tempfile::tempdir().unwrap();
     let fleet = fleet(1);
     std::fs::write(temp.path().join("targets"), list(&fleet, 0..1)).unwrap();
     let directory = temp.path().join("objects");
     std::fs::create_dir(&directory).unwrap();
-    let stranger = directory.join("wasmplugin_higress-system_procscan-violations.yaml");
-    std::fs::write(&stranger, "kind: Mine\n").unwrap();
+    let foreign = directory.join("wasmplugin_higress-system_procscan-violations.yaml");
+    std::fs::write(&foreign, "kind: Mine\n").unwrap();
     let service = start(temp.path(), "").await;
     let mut status = service.views().output.clone();
     let failed =
         tokio::time::timeout(Duration::from_secs(30), status.wait_for(|status| status.error.is_some()));
     let error = failed.await.unwrap().unwrap().error.clone().unwrap();
     assert!(error.contains("move it away"), "{error}");
-    std::fs::remove_file(&stranger).unwrap();
+    std::fs::remove_file(&foreign).unwrap();
     let recovered = status.wait_for(|status| status.error.is_none() && status.has_written);
     tokio::time::timeout(Duration::from_secs(30), recovered).await.unwrap().unwrap();
     assert_eq!(blocked_services(&directory), ["procscan-sentinel.invalid"]);
     service.stop().await;
 }
 
-/// Each of the two keeps its decisions in a directory of its own, so only the output directory is the same.
+/// The two aggregators have different state directories, and share only the output directory.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_aggregator_does_not_start_while_another_one_writes_in_its_output_directory() {
     let temp = tempfile::tempdir().unwrap();

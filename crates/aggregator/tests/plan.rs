@@ -1,4 +1,4 @@
-//! `plan` without a cluster: asks real agents on loopback, says what would change, and leaves every file as it is.
+//! `plan` without a cluster asks simulated agents on loopback, prints the changes, and writes no file of the service.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -14,33 +14,33 @@ use common::service::{self, LIMIT, closed, runtime, start};
 use common::{PROGRAM, Process, get_json, listing, objects, wait_for};
 use procscan_agent::simulate::Fleet;
 
-/// A scene in which nothing clears and no answer is late, however slow the machine is.
+/// A scene with long timeouts, so that no violation clears and no answer is late on a slow machine.
 fn scene(directory: &Path) -> (Fleet, SocketAddr) {
     let scene = service::scene(directory);
     let config = directory.join("config.yaml");
     let mut text = fs::read_to_string(&config).unwrap();
-    for (usual, patient) in [
+    for (usual, longer) in [
         ("scan_interval: 1s}", "scan_interval: 10s}"),
         ("timeout: 1s, connect_timeout: 1s", "timeout: 10s, connect_timeout: 10s"),
         ("clear_after: 3s", "clear_after: 1h"),
     ] {
         assert!(text.contains(usual), "{usual} in {text}");
-        text = text.replacen(usual, patient, 1);
+        text = text.replacen(usual, longer, 1);
     }
     fs::write(config, text).unwrap();
     scene
 }
 
-/// Everything below a directory: when it was changed, and what is in a file.
+/// Every path below a directory, with its modification time, and the content of a file.
 type Tree = BTreeMap<PathBuf, (SystemTime, Option<Vec<u8>>)>;
 
 fn tree(directory: &Path) -> Tree {
     let mut all = Tree::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(path) = left.pop() {
+    let mut pending = vec![directory.to_owned()];
+    while let Some(path) = pending.pop() {
         let metadata = fs::symlink_metadata(&path).unwrap();
         if metadata.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
         let content = metadata.is_file().then(|| fs::read(&path).unwrap());
         all.insert(path, (metadata.modified().unwrap(), content));
@@ -54,15 +54,15 @@ fn spawn(directory: &Path, temporary: &Path) -> Child {
     plan.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Its exit code, what it prints, and what it complains of. The temporary directory is empty again.
+/// Runs `plan`. Returns its exit code, standard output and standard error. Fails unless the temporary directory is empty again.
 fn plan(directory: &Path) -> (Option<i32>, String, String) {
     let temporary = tempfile::tempdir().unwrap();
     let ran = ended(spawn(directory, temporary.path()));
-    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "the copy of the state is left");
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "the copy of the state was not deleted");
     ran
 }
 
-/// Whether no object is half written.
+/// Whether the directory has no temporary file.
 fn written(directory: &Path) -> bool {
     listing(&directory.join("objects")).iter().all(|name| !name.starts_with('.'))
 }
@@ -82,7 +82,7 @@ fn blocked_once(fleet: &Fleet, directory: &Path) -> Process {
 }
 
 #[test]
-fn where_no_service_has_run_nothing_is_made() {
+fn plan_before_the_first_start_creates_no_file() {
     let runtime = runtime();
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();
@@ -98,7 +98,7 @@ fn where_no_service_has_run_nothing_is_made() {
 }
 
 #[test]
-fn what_a_service_has_left_is_read_and_stays_as_it_is() {
+fn plan_after_a_stopped_service_reads_its_files_and_changes_none() {
     let runtime = runtime();
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();
@@ -106,10 +106,10 @@ fn what_a_service_has_left_is_read_and_stays_as_it_is() {
     let (fleet, _) = scene(directory);
     let service = blocked_once(&fleet, directory);
     assert_eq!(service.terminate(Duration::from_secs(10)).code(), Some(0));
-    // What a crash has left, and what is another program's.
+    // A temporary file of a crashed service, and a file of another program.
     fs::write(directory.join("objects/.procscan-left.yaml"), "half").unwrap();
     fs::write(directory.join("objects/mine.yaml"), "kind: Mine\n").unwrap();
-    // The next offender, and the first one still.
+    // A second node reports an offender, and the first node still reports its own.
     (0..2).for_each(|node| fleet.scan_now(node));
     let before = tree(directory);
     let (code, stdout, stderr) = plan(directory);
@@ -117,19 +117,19 @@ fn what_a_service_has_left_is_read_and_stays_as_it_is() {
     assert!(stdout.contains("\nblock ns-sim-0/") && stdout.contains("\nblock ns-sim-1/"), "{stdout}");
     let plugin = "\nchange wasmplugin_higress-system_procscan-violations.yaml\n";
     assert!(stdout.contains(plugin) && stdout.contains("\ncreate notification_ns-sim-1_"), "{stdout}");
-    assert!(!stdout.contains("notification_ns-sim-0_"), "its tenant was told: {stdout}");
+    assert!(!stdout.contains("notification_ns-sim-0_"), "its tenant was notified before: {stdout}");
     assert_eq!(tree(directory), before);
 }
 
 #[test]
-fn beside_a_service_that_holds_the_state_it_reads_what_the_service_has_decided() {
+fn plan_beside_a_running_service_reads_the_decisions_of_the_service() {
     let runtime = runtime();
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();
     let directory = temp.path();
     let (fleet, address) = scene(directory);
     let service = blocked_once(&fleet, directory);
-    // Everything is written: the tenant and the administrators are told.
+    // Wait for the WasmPlugin, the tenant's Notification and the summary.
     wait_for("the messages", LIMIT, || {
         (objects(&directory.join("objects")).len() == 3 && written(directory)).then_some(())
     });
@@ -144,7 +144,7 @@ fn beside_a_service_that_holds_the_state_it_reads_what_the_service_has_decided()
 }
 
 #[test]
-fn a_state_that_cannot_be_copied_is_named_with_the_place_of_the_copy() {
+fn an_error_of_the_copy_of_the_state_names_the_place_of_the_copy() {
     let runtime = runtime();
     let _context = runtime.enter();
     let temp = tempfile::tempdir().unwrap();

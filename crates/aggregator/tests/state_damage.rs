@@ -1,4 +1,4 @@
-//! A state file that was damaged: what operators had said is lost with it, and so nobody new is blocked before they have looked.
+//! A damaged state file: operators' commands are lost with it, so no further App is blocked until an operator resumes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -29,7 +29,7 @@ fn command(directory: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
+fn after_damage_of_the_state_the_service_is_paused_and_blocks_stay() {
     let runtime = runtime();
     let _context = runtime.enter();
     let directory = tempfile::tempdir().unwrap();
@@ -52,10 +52,10 @@ fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
     };
     assert_eq!(wait_for("the mode", LIMIT, mode), "paused");
     let reason = get_json(address, "/api/v1/enforcement")["reason"].as_str().unwrap().to_owned();
-    for said in ["what brakes held is lost", "`incidents --state watched`", "may be blocked"] {
-        assert!(reason.contains(said), "{reason}");
+    for text in ["what brakes held is lost", "`incidents --state watched`", "may be blocked"] {
+        assert!(reason.contains(text), "{reason}");
     }
-    // Ten rounds in which others offend.
+    // Other Apps offend for ten rounds.
     let rounds = || get_json(address, "/readyz")["rounds"].as_u64().unwrap();
     let last = rounds() + 10;
     wait_for("ten rounds", LIMIT, || {
@@ -64,10 +64,10 @@ fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
     });
     assert_eq!(closed(directory.path()), before);
     assert!(running.terminate(LIMIT).success());
-    // The same where the state is gone, and the objects are still there.
+    // The same holds for a deleted state beside existing objects.
     fs::remove_dir_all(directory.path().join("state")).unwrap();
     let running = start(directory.path());
-    // What is blocked is known only after the API has begun.
+    // The API starts before the service has read the objects, so the pause comes later.
     wait_for("the pause", LIMIT, || mode().filter(|mode| mode == "paused"));
     let reason = get_json(address, "/api/v1/enforcement")["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("the state file was new"), "{reason}");
@@ -78,23 +78,23 @@ fn after_damage_the_service_is_paused_and_what_is_blocked_stays_blocked() {
     });
     assert_eq!(closed(directory.path()), before);
     assert!(running.terminate(LIMIT).success());
-    // Where there is nothing at all, it is the first start.
+    // Without state and objects it is a first start, which blocks.
     fs::remove_dir_all(directory.path().join("state")).unwrap();
     fs::remove_dir_all(directory.path().join("objects")).unwrap();
     let _running = start(directory.path());
-    wait_for("the others to be blocked", LIMIT, || {
+    wait_for("the other blocks", LIMIT, || {
         (0..5).for_each(|node| fleet.scan_now(node));
         (closed(directory.path()).len() >= 5).then_some(())
     });
 }
 
-/// The start that finds the damage may be killed before it has written down what follows from it.
+/// The service may be killed after it has found the damage, and before it has persisted the pause.
 #[tokio::test]
-async fn the_next_start_is_paused_where_the_one_that_found_the_damage_was_killed() {
+async fn the_pause_after_damage_survives_a_kill_before_it_is_persisted() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("state.db"), "garbage").unwrap();
-    let (killed, aside) = Sqlite::open(directory.path()).await.unwrap();
-    assert_eq!(aside.len(), 1);
+    let (killed, damaged) = Sqlite::open(directory.path()).await.unwrap();
+    assert_eq!(damaged.len(), 1);
     drop(killed);
     let paused = EnforcementSpec { mode: Some(Mode::Paused), ..EnforcementSpec::default() };
     let mode = async || {
@@ -105,14 +105,14 @@ async fn the_next_start_is_paused_where_the_one_that_found_the_damage_was_killed
     };
     let (store, first) = mode().await;
     assert_eq!(first, Some(Mode::Paused));
-    // Who has looked resumes, once and for all.
+    // An operator resumes, and the next start is not paused.
     OperatorCommands::File(store.clone()).set_enforcement(&EnforcementSpec::default()).await.unwrap();
     drop(store);
     assert_eq!(mode().await.1, None);
 }
 
 #[test]
-fn simulate_reads_only() {
+fn simulate_creates_and_changes_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let _context = runtime.enter();
@@ -132,7 +132,7 @@ fn simulate_reads_only() {
 }
 
 #[test]
-fn plan_works_before_the_first_start_and_then_beside_what_is_kept() {
+fn plan_works_before_the_first_start_beside_the_service_and_after_it() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let _context = runtime.enter();
@@ -148,13 +148,13 @@ fn plan_works_before_the_first_start_and_then_beside_what_is_kept() {
     let (code, beside) = plan(directory.path());
     assert!(code == Some(0) && beside.contains("Nothing would change."), "{beside}");
     assert!(running.terminate(LIMIT).success());
-    // The reason is the one that is kept.
+    // The reason is the persisted one.
     let (code, after) = plan(directory.path());
     assert!(code == Some(0) && after.contains("matches rule"), "{after}");
 }
 
 #[test]
-fn after_damage_of_the_objects_what_is_kept_says_what_is_closed_and_without_it_nothing_is_written() {
+fn damaged_objects_are_restored_from_the_state_and_left_alone_without_it() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let _context = runtime.enter();
@@ -172,17 +172,17 @@ fn after_damage_of_the_objects_what_is_kept_says_what_is_closed_and_without_it_n
     let (code, text) = plan(directory.path());
     assert!(code == Some(3) && text.contains("would change"), "{text}");
 
-    // The agent has not scanned again, so nothing but what is kept says that the App is blocked.
+    // The agent has not scanned again, so only the persisted state has the block.
     let running = start(directory.path());
     wait_for("the file to be whole again", LIMIT, || {
         (fs::read_to_string(&file).unwrap() != damaged).then_some(())
     });
     assert_eq!(closed(directory.path()), before);
-    let kept = objects.join("wasmplugin_higress-system_procscan-violations.yaml.damaged");
-    assert_eq!(fs::read_to_string(kept).unwrap(), damaged);
+    let copy = objects.join("wasmplugin_higress-system_procscan-violations.yaml.damaged");
+    assert_eq!(fs::read_to_string(copy).unwrap(), damaged);
     assert!(running.terminate(LIMIT).success());
 
-    // With nothing kept, the file is all that says what is closed.
+    // Without persisted state, only the file has the block, so the service leaves it alone.
     fs::remove_dir_all(directory.path().join("state")).unwrap();
     fs::write(&file, &damaged).unwrap();
     let _running = start(directory.path());
@@ -191,10 +191,10 @@ fn after_damage_of_the_objects_what_is_kept_says_what_is_closed_and_without_it_n
             serde_json::from_str(&common::try_get(address, "/readyz")?.body).ok()?;
         ready["output"]["error"].as_str().map(str::to_owned)
     };
-    let error = wait_for("the trouble to be told", LIMIT, error);
+    let error = wait_for("the error in /readyz", LIMIT, error);
     assert!(error.contains("repair or remove it"), "{error}");
     assert_eq!(fs::read_to_string(&file).unwrap(), damaged);
-    // As soon as it is repaired, it counts.
+    // The repaired file is read again.
     fs::write(&file, &whole).unwrap();
     wait_for("the block to be found", LIMIT, || {
         let plan = common::try_get(address, "/api/v1/plan")?;
@@ -206,7 +206,7 @@ fn after_damage_of_the_objects_what_is_kept_says_what_is_closed_and_without_it_n
 
 /// A backup of the state is older than the last block, and the file that lists the block is damaged.
 #[test]
-fn after_damage_of_the_objects_an_older_state_opens_nothing_that_it_does_not_know() {
+fn with_damaged_objects_an_older_state_opens_no_app_that_it_does_not_have() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let _context = runtime.enter();
@@ -239,13 +239,17 @@ fn after_damage_of_the_objects_an_older_state_opens_nothing_that_it_does_not_kno
             serde_json::from_str(&common::try_get(address, "/readyz")?.body).ok()?;
         ready["output"]["error"].as_str().map(str::to_owned)
     };
-    let error = wait_for("the trouble to be told", LIMIT, error);
+    let error = wait_for("the error in /readyz", LIMIT, error);
     assert!(error.contains(name) && error.contains("Restore the latest state"), "{error}");
-    assert_eq!(error.matches("ns-").count(), 1, "only what no Incident is persisted of: {error}");
+    assert_eq!(
+        error.matches("ns-").count(),
+        1,
+        "expected only the App without a persisted Incident: {error}"
+    );
     assert_eq!(fs::read_to_string(&file).unwrap(), damaged);
     let refused = command(directory.path(), &["plan", "--config", "config.yaml"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("Restore the latest state"), "{refused:?}");
-    // As soon as it is repaired, it counts.
+    // The repaired file is read again.
     fs::write(&file, &whole).unwrap();
     wait_for("the blocks to be found", LIMIT, || {
         let plan = common::try_get(address, "/api/v1/plan")?;

@@ -1,5 +1,4 @@
-//! A disk that is full or can't be written, under the whole service: it says so, keeps what is blocked as it is, and goes on by
-//! itself.
+//! A full or read-only disk: the whole service reports it, neither blocks nor releases an App, and recovers by itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
@@ -14,10 +13,10 @@ use common::service::{LIMIT, Outage, runtime, scene, start};
 use common::{try_get, wait_for};
 use procscan_aggregator::state::FileStore;
 
-/// Where the part of a test that runs in a mount namespace of its own finds its directory.
+/// The environment variable with the directory for the part of a test that runs in its own mount namespace.
 const DIRECTORY: &str = "PROCSCAN_TEST_DIRECTORY";
 
-/// How to get a mount namespace of one's own; `None` where that is not allowed.
+/// The options of `unshare` for a new mount namespace; `None` where the system allows none.
 fn namespace() -> Option<Vec<&'static str>> {
     let ways = [vec!["--mount"], vec!["--user", "--map-root-user", "--mount"]];
     let try_it = ["sh", "-c", "mount -t tmpfs none /tmp"];
@@ -27,16 +26,15 @@ fn namespace() -> Option<Vec<&'static str>> {
     })
 }
 
-/// Runs a test of this file, which is ignored otherwise, where it may mount.
+/// Runs an ignored test of this file in a new mount namespace, where it may mount file systems.
 fn succeeds_within(namespace: &[&str], test: &str) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new("unshare");
     command.args(namespace).arg(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
     let output = command.env(DIRECTORY, directory.path()).output().unwrap();
-    let (said, complained) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("1 passed"), "{command:?}: {said}\n{complained}");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && stdout.contains("1 passed"), "{command:?}: {stdout}\n{stderr}");
 }
 
 fn given_directory() -> PathBuf {
@@ -49,8 +47,8 @@ fn run(program: &str, args: &[&str]) {
 }
 
 #[test]
-#[ignore = "a part of `a_full_disk_is_waited_out_by_the_service`, which runs it"]
-fn has_no_room() {
+#[ignore = "a part of `the_service_recovers_from_a_full_disk`, which runs it"]
+fn part_with_a_full_disk() {
     let runtime = runtime();
     let _context = runtime.enter();
     let directory = given_directory();
@@ -68,18 +66,18 @@ fn has_no_room() {
     outage.is_over();
 }
 
-/// Wherever this test runs, the limit works; `EFBIG` is then what a full disk is elsewhere.
+/// Needs no mount: a write beyond the limit fails with `EFBIG`, as a write to a full disk fails with `ENOSPC`.
 #[test]
-fn files_that_may_not_grow_are_waited_out_by_the_service() {
+fn the_service_recovers_from_a_limit_on_the_size_of_files() {
     let runtime = runtime();
     let _context = runtime.enter();
     let directory = tempfile::tempdir().unwrap();
-    // Whoever exceeds the limit is killed otherwise. What is told goes through a pipe, to a file of a process without limit.
-    let first = "trap '' XFSZ; mkfifo told; cat <told >stderr & exec \"$0\" \"$@\" 2>told";
+    // Without the trap, SIGXFSZ would kill the service. Its log goes through a pipe to a process without the limit.
+    let first = "trap '' XFSZ; mkfifo log; cat <log >stderr & exec \"$0\" \"$@\" 2>log";
     let outage = Outage::after_a_block(&["sh", "-ec", first], directory.path());
     let limit =
         |limit: &str| run("prlimit", &[&format!("--fsize={limit}:"), "--pid", &outage.pid().to_string()]);
-    // Less than the state, more than any object of a handful of Apps.
+    // Smaller than the state file, and larger than any object of this test.
     limit("8192");
     outage.offends();
     outage.lasts("state.db can't be written: the disk takes no more of it");
@@ -88,19 +86,19 @@ fn files_that_may_not_grow_are_waited_out_by_the_service() {
 }
 
 #[test]
-fn a_full_disk_is_waited_out_by_the_service() {
+fn the_service_recovers_from_a_full_disk() {
     let Some(namespace) = namespace() else {
-        eprintln!("no mount namespaces here: a full disk is tried as a limit on the size of files only");
-        return files_that_may_not_grow_are_waited_out_by_the_service();
+        eprintln!("no mount namespaces here: only a limit on the size of files is tested");
+        return the_service_recovers_from_a_limit_on_the_size_of_files();
     };
-    succeeds_within(&namespace, "has_no_room");
+    succeeds_within(&namespace, "part_with_a_full_disk");
 }
 
-/// A file system that is used can't be made read-only, so the service sees another one with the same in it: as when a volume
-/// is attached again.
+/// A file system in use can't be made read-only. So the test mounts a read-only copy of the state over it, as if a volume was
+/// attached again.
 #[test]
-#[ignore = "a part of `a_read_only_disk_is_waited_out_by_the_service`, which runs it"]
-fn is_read_only() {
+#[ignore = "a part of `the_service_recovers_from_a_read_only_disk`, which runs it"]
+fn part_with_a_read_only_disk() {
     let runtime = runtime();
     let _context = runtime.enter();
     let directory = given_directory();
@@ -111,53 +109,53 @@ fn is_read_only() {
     run("mount", &["--bind", from, at]);
     run("mount", &["-o", "remount,bind,ro", at]);
     outage.offends();
-    let says = "state.lock can't be locked: the file system is read-only; make it writable";
-    outage.lasts(says);
+    let expected = "state.lock can't be locked: the file system is read-only; make it writable";
+    outage.lasts(expected);
     outage.kill();
     outage.start(&[]);
-    outage.lasts(says);
+    outage.lasts(expected);
     run("mount", &["-o", "remount,bind,rw", at]);
     outage.is_over();
 }
 
 #[test]
-fn a_read_only_disk_is_waited_out_by_the_service() {
+fn the_service_recovers_from_a_read_only_disk() {
     let Some(namespace) = namespace() else {
-        eprintln!("no mount namespaces here: what can't be written is tried by permissions only");
-        return a_state_that_may_not_be_written_is_waited_out_by_the_service();
+        eprintln!("no mount namespaces here: only missing permissions are tested");
+        return the_service_recovers_from_missing_permissions_on_the_state();
     };
-    succeeds_within(&namespace, "is_read_only");
+    succeeds_within(&namespace, "part_with_a_read_only_disk");
 }
 
-/// Permissions are looked at when a file is opened, so it is the next start that may not write.
+/// The kernel checks permissions when a file is opened, so only the next start fails.
 #[test]
-fn a_state_that_may_not_be_written_is_waited_out_by_the_service() {
+fn the_service_recovers_from_missing_permissions_on_the_state() {
     let runtime = runtime();
     let _context = runtime.enter();
     let directory = tempfile::tempdir().unwrap();
-    // Permissions don't hold for root, unless it is without the right to pass over them.
+    // Root ignores permissions, unless it runs without `CAP_DAC_OVERRIDE`.
     let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
     let way: &[&str] = if is_root { &["setpriv", "--bounding-set=-dac_override"] } else { &[] };
     let mut outage = Outage::after_a_block(way, directory.path());
     outage.kill();
     let state = directory.path().join("state");
-    let may = |directory, files| {
+    let set_modes = |directory, files| {
         let modes =
             [(state.clone(), directory), (state.join("state.db"), files), (state.join("state.lock"), files)];
         for (path, mode) in modes {
             fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
         }
     };
-    may(0o555, 0o444);
+    set_modes(0o555, 0o444);
     outage.start(way);
     outage.offends();
     outage.lasts("state.lock can't be locked: permission denied; make it writable");
-    may(0o755, 0o644);
+    set_modes(0o755, 0o644);
     outage.is_over();
 }
 
 #[tokio::test]
-async fn what_could_not_be_read_once_is_read_again() {
+async fn a_deleted_state_is_an_error_once_and_the_next_load_succeeds() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
     let store = FileStore::open(&state).await.unwrap();
@@ -167,9 +165,9 @@ async fn what_could_not_be_read_once_is_read_again() {
     assert_eq!(store.load().await.unwrap().incidents, []);
 }
 
-/// Nothing is ever kept then, which would show that the state is well again.
+/// A dry run writes no Incident, so no write could show that the state has recovered.
 #[test]
-fn a_dry_run_that_begins_without_its_state_says_when_it_is_there() {
+fn a_dry_run_that_starts_without_its_state_reports_the_recovery() {
     let runtime = runtime();
     let _context = runtime.enter();
     let directory = tempfile::tempdir().unwrap();
@@ -183,7 +181,7 @@ fn a_dry_run_that_begins_without_its_state_says_when_it_is_there() {
         let ready: serde_json::Value = serde_json::from_str(&try_get(address, "/readyz")?.body).ok()?;
         (ready["state"]["ok"] == wanted).then_some(())
     };
-    wait_for("the trouble to be told", LIMIT, || is_well(false));
+    wait_for("the error in /readyz", LIMIT, || is_well(false));
     fs::remove_file(&state).unwrap();
-    wait_for("its end to be told", LIMIT, || is_well(true));
+    wait_for("the recovery in /readyz", LIMIT, || is_well(true));
 }

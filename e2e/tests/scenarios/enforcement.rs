@@ -1,4 +1,4 @@
-//! From an accusation to a closed gateway and a told tenant, and back: never without evidence.
+//! An accusation closes the gateway and notifies the tenant; only evidence opens the gateway again.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use serde_json::json;
 
 use crate::world::{Beginning, GATEWAY, LIMIT, ROUNDS, World, config, delete};
 
-/// Scenarios 1 and 2, against the CRDs that are given.
+/// Scenarios 1 and 2, with these CRDs.
 async fn a_miner_is_blocked_and_nothing_more_is_written(crds: Crds) -> anyhow::Result<()> {
     let world = World::begin(Beginning { crds: Some(crds), ..Beginning::default() }).await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
-    // Another App of the same tenant, and a Service that has nothing to do with either.
+    // Another App of the same tenant, and a Service that selects no Pod of either App.
     world.stage.deployment("ns-a", "innocent", &[], "sim-0000").await?;
     world.stage.service("ns-a", "innocent-1", &[("app", "innocent")]).await?;
     world.stage.service("ns-a", "web", &[("app", "other")]).await?;
@@ -34,14 +34,14 @@ async fn a_miner_is_blocked_and_nothing_more_is_written(crds: Crds) -> anyhow::R
         json!({"pod": pod, "namespace": "ns-a", "process": "xmrig", "type": "app", "name": "web"});
     ensure!(spec["defaultConfig"]["violations"] == json!([violation]), "{spec}");
 
-    let told = world.until_told("ns-a", "unread", |told| told.labels()["isRead"] == "false").await?;
-    let spec = &told.data["spec"];
+    let notification = world.until_told("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
+    let spec = &notification.data["spec"];
     ensure!(spec["title"] == "Application web has been blocked", "{spec}");
     ensure!(spec["timestamp"].as_i64().is_some_and(|seconds| seconds > 1_700_000_000), "{spec}");
-    ensure!(!spec.to_string().contains("pool.example.com"), "no command line in it: {spec}");
+    ensure!(!spec.to_string().contains("pool.example.com"), "it has a command line: {spec}");
 
     world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
-    // Everything was done with the shipped rights: nothing was refused.
+    // The shipped rights suffice: the API server refused no request.
     for event in world.cluster.audit_of_aggregator()? {
         let code = event["responseStatus"]["code"].as_i64().unwrap_or(0);
         ensure!(code != 403, "{event}");
@@ -63,42 +63,42 @@ async fn a_miner_is_blocked_and_nothing_more_is_written_real_crds() -> anyhow::R
     a_miner_is_blocked_and_nothing_more_is_written(Crds::Contracts).await
 }
 
-/// Who can't be told has the whole grace from when it can.
+/// The grace begins with the written warning: a tenant whose warning is refused at first still has the whole grace.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_is_told_first_and_blocked_after_the_grace() -> anyhow::Result<()> {
+async fn a_tenant_is_warned_first_and_blocked_after_the_grace() -> anyhow::Result<()> {
     let grace = json!({"enforcement": {"grace": "5s"}});
     let world = World::begin(Beginning { config: grace, ..Beginning::default() }).await?;
     let a = world.tenant("ns-a", "web", "sim-0000").await?;
     let b = world.tenant("ns-b", "web", "sim-0001").await?;
-    let told = world.notifications("ns-b");
+    let refused = world.notifications("ns-b");
     let probe = json!({
         "apiVersion": "notification.sealos.io/v1", "kind": "Notification", "metadata": {"name": "probe"},
         "spec": {"from": "probe", "title": "probe", "message": "probe", "timestamp": 1},
     });
-    world.fill("ns-b", &told, "count/notifications.notification.sealos.io", 0, probe).await?;
+    world.fill("ns-b", &refused, "count/notifications.notification.sealos.io", 0, probe).await?;
     world.accuse(0, &[("ns-a", &a)]);
     world.accuse(1, &[("ns-b", &b)]);
-    let title = |told: &DynamicObject| told.data["spec"]["title"].as_str().unwrap_or_default().to_owned();
-    let warning = world.until_told("ns-a", "the warning", |told| title(told).contains("will be")).await?;
-    ensure!(world.closed().await?.is_empty(), "told first: {warning:?}");
+    let title = |notice: &DynamicObject| notice.data["spec"]["title"].as_str().unwrap_or_default().to_owned();
+    let warning = world.until_told("ns-a", "the warning", |it| title(it).contains("will be")).await?;
+    ensure!(world.closed().await?.is_empty(), "blocked before the grace has ended: {warning:?}");
     world.until_closed(&["web-x7k2.ns-a"]).await?;
     let incident = world.incident("ns-a").await?;
-    let told_at = incident.data["status"]["decisions"].as_array().into_iter().flatten();
-    let kinds: Vec<_> = told_at.map(|decision| &decision["decision"]).collect();
+    let log = incident.data["status"]["decisions"].as_array().into_iter().flatten();
+    let kinds: Vec<_> = log.map(|decision| &decision["decision"]).collect();
     ensure!(kinds == ["warned", "blocked"], "{incident:?}");
-    world.until_told("ns-a", "the block", |told| title(told).contains("has been blocked")).await?;
+    world.until_told("ns-a", "the block", |it| title(it).contains("has been blocked")).await?;
     world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
 
     delete(&world.stage.api::<ResourceQuota>("ns-b"), "full").await?;
-    world.until_told("ns-b", "the warning", |told| title(told).contains("will be")).await?;
+    world.until_told("ns-b", "the warning", |it| title(it).contains("will be")).await?;
     let closed = world.closed().await?;
-    ensure!(closed.len() == 1, "told first: {closed:?}\n{}", world.last_words());
+    ensure!(closed.len() == 1, "blocked before the grace has ended: {closed:?}\n{}", world.last_words());
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await
 }
 
 /// Scenario 3.
 #[tokio::test(flavor = "multi_thread")]
-async fn silence_and_a_restarted_agent_release_nobody_and_a_deleted_pod_does() -> anyhow::Result<()> {
+async fn a_block_outlasts_silence_and_a_restarted_agent_and_ends_with_the_last_pod() -> anyhow::Result<()> {
     let world = World::start().await?;
     world.stage.namespace("ns-a").await?;
     world.stage.pod("ns-a", "web-0", "sim-0000", &[("app", "web")]).await?;
@@ -116,16 +116,16 @@ async fn silence_and_a_restarted_agent_release_nobody_and_a_deleted_pod_does() -
     delete(&world.stage.api::<Pod>("ns-a"), "web-0").await?;
     world.until_closed(&[]).await?;
     let plugins = world.plugins().await?;
-    ensure!(plugins.len() == 1, "it stays, with its sentinel only");
+    ensure!(plugins.len() == 1, "the WasmPlugin stays, with its sentinel only");
     ensure!(plugins[0].data["spec"]["defaultConfig"]["violations"] == json!([]));
-    world.until_told("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
+    world.until_told("ns-a", "read", |it| it.labels()["isRead"] == "true").await?;
     world.until_logged(&["released", "no Pod of the App remains"]).await?;
     Ok(())
 }
 
 /// Scenario 4, first half.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_accuses_pods_of_others_is_not_believed() -> anyhow::Result<()> {
+async fn a_node_that_accuses_pods_of_other_nodes_is_disputed() -> anyhow::Result<()> {
     let world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(1, &[("ns-a", &pod), ("ns-a", "no-such-pod"), ("ns-none", "web")]);
@@ -138,10 +138,10 @@ async fn a_node_that_accuses_pods_of_others_is_not_believed() -> anyhow::Result<
         plan["disputes"].as_array().into_iter().flatten().map(|dispute| &dispute["reason"]).collect();
     ensure!(reasons.contains(&&json!("the Pod runs on node sim-0000")), "{reasons:?}");
     world.stays_closed(&[], ROUNDS).await?;
-    // Said once for each namespace.
+    // The log has one entry for each namespace.
     world.until_logged(&["disputed", "Pod no-such-pod and 1 more in namespace ns-a"]).await?;
     world.until_logged(&["disputed", "there is no such Pod", "Pod web in namespace ns-none"]).await?;
-    // It never weakens what the Pod's own node says.
+    // A dispute does not weaken the evidence of the Pod's own node.
     world.accuse(0, &[("ns-a", &pod)]);
     world.until_closed(&["web-x7k2.ns-a"]).await
 }
@@ -157,7 +157,7 @@ async fn a_pod_that_moves_is_accused_by_its_new_node_only() -> anyhow::Result<()
     world.accuse(0, &[("ns-a", "db-0")]);
     world.until_closed(&["db.ns-a"]).await?;
 
-    // Its old node goes on listing the record as it was, while the Pod comes up elsewhere, and is clean there.
+    // The old node still lists the record with its old timestamp. The Pod starts on another node, and is clean there.
     world.fleet.set_behaviour(0, Behaviour::StaleTimestamps);
     let sets = world.stage.api::<StatefulSet>("ns-a");
     let moved = json!({"spec": {"template": {"spec": {"nodeName": "sim-0001"}}}});
@@ -170,13 +170,13 @@ async fn a_pod_that_moves_is_accused_by_its_new_node_only() -> anyhow::Result<()
     })
     .await?;
     world.stays_closed(&["db.ns-a"], ROUNDS).await?;
-    // Even fresh evidence of the old node counts for nothing now.
+    // Fresh evidence of the old node is disputed.
     world.fleet.set_behaviour(0, Behaviour::Healthy);
     world.until_logged(&["disputed", "the Pod runs on node sim-0001"]).await?;
     world.accuse(1, &[("ns-a", "db-0")]);
     world
         .aggregator
-        .wait_for("the new node's word", LIMIT, "/api/v1/plan", |plan| {
+        .wait_for("the new node's evidence", LIMIT, "/api/v1/plan", |plan| {
             plan["blocks"][0]["grounds"]
                 .as_array()
                 .is_some_and(|grounds| grounds.iter().any(|g| g["node"] == "sim-0001"))
@@ -204,19 +204,19 @@ async fn a_tenant_does_not_unblock_itself_by_deleting_its_pods() -> anyhow::Resu
         .await?;
         world.stays_closed(&["web-x7k2.ns-a"], Duration::from_secs(3)).await?;
     }
-    // Tenants can make Services at any time.
-    world.stage.service("ns-a", "back-door", &[("app", "web")]).await?;
-    world.until_closed(&["back-door.ns-a", "web-x7k2.ns-a"]).await?;
+    // The App's tenant creates another Service.
+    world.stage.service("ns-a", "added", &[("app", "web")]).await?;
+    world.until_closed(&["added.ns-a", "web-x7k2.ns-a"]).await?;
     delete(&world.stage.api::<Deployment>("ns-a"), "web").await?;
     world.until_closed(&[]).await
 }
 
-/// Scenario 12, second half, and namespaces that go while their tenant is blocked.
+/// Scenario 12, second half. Another namespace is deleted while its App is blocked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminating_namespace_is_left_alone() -> anyhow::Result<()> {
     let world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
-    // A finalizer keeps the Pod, and with it the namespace, in between.
+    // A finalizer holds the Pod, so the namespace stays in Terminating.
     let keep = json!({"metadata": {"finalizers": ["example.com/keep"]}});
     let pods = world.stage.api::<Pod>("ns-a");
     pods.patch(&pod, &PatchParams::default(), &Patch::Merge(keep)).await?;
@@ -226,22 +226,22 @@ async fn a_terminating_namespace_is_left_alone() -> anyhow::Result<()> {
     world.accuse(1, &[("ns-b", &bound)]);
     world.until_closed(&["web-x7k2.ns-b"]).await?;
     world.stays_closed(&["web-x7k2.ns-b"], ROUNDS).await?;
-    let told = world.notifications("ns-a").list(&kube::api::ListParams::default()).await?;
-    ensure!(told.items.is_empty(), "{told:?}");
+    let notifications = world.notifications("ns-a").list(&kube::api::ListParams::default()).await?;
+    ensure!(notifications.items.is_empty(), "{notifications:?}");
     let free = json!({"metadata": {"finalizers": null}});
     pods.patch(&pod, &PatchParams::default(), &Patch::Merge(free)).await?;
     delete(&world.stage.all::<Namespace>(), "ns-b").await?;
     world.until_closed(&[]).await
 }
 
-/// A restart is evidence of nothing: what is blocked is read back, and nobody is told twice.
+/// A restarted replica reads the blocks from the persisted state, and changes no Notification.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_releases_nobody_and_tells_nobody_twice() -> anyhow::Result<()> {
+async fn a_restart_releases_no_app_and_notifies_no_tenant_twice() -> anyhow::Result<()> {
     let mut world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    let told = world.until_told("ns-a", "unread", |told| told.labels()["isRead"] == "false").await?;
+    let before = world.until_told("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
     for silent in [false, true] {
         if silent {
             world.accuse(0, &[]);
@@ -249,15 +249,15 @@ async fn a_restart_releases_nobody_and_tells_nobody_twice() -> anyhow::Result<()
         world.restart(&json!({}))?;
         world.aggregator.wait_for("the first round", LIMIT, "/readyz", |_| true).await?;
         world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
-        let now = world.notifications("ns-a").get(&told.name_any()).await?;
-        ensure!(now.resource_version() == told.resource_version(), "{now:?}");
+        let now = world.notifications("ns-a").get(&before.name_any()).await?;
+        ensure!(now.resource_version() == before.resource_version(), "{now:?}");
     }
     Ok(())
 }
 
-/// `plan`, `unblock-all` and `uninstall`, which work with the service dead.
+/// `plan`, `unblock-all` and `uninstall` work while the service does not run.
 #[tokio::test(flavor = "multi_thread")]
-async fn commands_work_with_the_service_dead() -> anyhow::Result<()> {
+async fn commands_work_while_the_service_does_not_run() -> anyhow::Result<()> {
     let mut world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.until_installed().await?;
@@ -274,14 +274,14 @@ async fn commands_work_with_the_service_dead() -> anyhow::Result<()> {
     world.fleet.scan_now(0);
     let plan = run_command(&["plan", "--config", &file], &by_service).await?;
     ensure!(plan.code == Some(3), "{plan:?}");
-    for words in [
+    for text in [
         "block ns-a/app/web: process `xmrig`",
         "+ spec.matchRules[0].service: web-x7k2.ns-a.svc.cluster.local",
         "create Notification ns-a/",
     ] {
-        ensure!(plan.stdout.contains(words), "{words}: {}", plan.stdout);
+        ensure!(plan.stdout.contains(text), "{text} is missing: {}", plan.stdout);
     }
-    ensure!(world.closed().await?.is_empty(), "a plan changes nothing");
+    ensure!(world.closed().await?.is_empty(), "`plan` has closed the gateway");
 
     world.restart(&json!({}))?;
     world.until_closed(&["web-x7k2.ns-a"]).await?;
@@ -290,7 +290,7 @@ async fn commands_work_with_the_service_dead() -> anyhow::Result<()> {
     ensure!(opened.code == Some(0) && opened.stdout.contains("suspended"), "{opened:?}");
     world.until_logged(&["suspended", "WasmPlugin higress-system/procscan-violations"]).await?;
     world.stays_closed(&[], ROUNDS).await?;
-    // As the command itself says.
+    // The command that `unblock-all` prints.
     let resume =
         ["annotate", "wasmplugins", "-n", GATEWAY, "procscan-violations", "procscan-aggregator/suspend-"];
     ensure!(world.cluster.kubectl(&resume).await?.status.success());
@@ -300,7 +300,7 @@ async fn commands_work_with_the_service_dead() -> anyhow::Result<()> {
     let refused = run_command(&["uninstall", "--config", &file], &by_service).await?;
     ensure!(
         refused.code == Some(1) && refused.stderr.contains("cannot"),
-        "the service may not delete: {refused:?}"
+        "the service's own rights allow no uninstall: {refused:?}"
     );
     let dry_run = run_command(&["uninstall", "--dry-run", "--config", &file], &by_admin).await?;
     ensure!(dry_run.code == Some(0) && dry_run.stdout.lines().count() == 4, "{dry_run:?}");

@@ -1,4 +1,5 @@
-//! Two replicas, one writer: whatever happens to the leader, nobody is released or told twice, and no late write counts.
+//! Two replicas, of which only the leader writes: a failure of the leader releases no App and notifies no tenant twice, and
+//! no late write takes effect.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -21,9 +22,9 @@ use crate::world::{Beginning, LIMIT, World, hosts, offender};
 
 /// How often the leader is killed, and how often it is frozen.
 const TIMES: usize = 20;
-/// How soon another has to write.
+/// How soon the other replica has to write.
 const TAKE_OVER: Duration = Duration::from_secs(20);
-/// Those who are blocked from the beginning.
+/// The tenants that are blocked from the beginning.
 const FIRST: usize = 3;
 
 /// The aggregator's Lease.
@@ -33,12 +34,12 @@ struct Replicas {
     world: World,
     second: Aggregator,
     pods: Vec<(String, String)>,
-    /// Ends when the gateway is opened to anybody: sees every version of the WasmPlugin.
+    /// Ends with an error when the gateway is opened to an App. It sees every version of the WasmPlugin.
     opened: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Replicas {
-    /// Two replicas, and so many tenants whom somebody may accuse later.
+    /// Starts two replicas, and creates `later` tenants that the scenario may accuse later.
     async fn start(later: usize) -> anyhow::Result<Self> {
         // All tenants offend within minutes, by the same rule, and the brakes must not hold them here.
         let brake = json!({"max_new_tenants": 1000, "max_tenants_per_node": 1000, "max_apps_per_node": 1000, "max_tenants_per_rule": 1000});
@@ -59,12 +60,12 @@ impl Replicas {
         replicas.accuse(FIRST);
         replicas.until_closed(FIRST, LIMIT).await?;
         for n in 0..FIRST {
-            replicas.world.until_told(&replicas.pods[n].0, "told", |_| true).await?;
+            replicas.world.until_told(&replicas.pods[n].0, "there", |_| true).await?;
         }
         Ok(replicas)
     }
 
-    /// Another replica. Each has an identity of its own in the audit log.
+    /// Starts a replica. Each has an identity of its own in the audit log.
     fn spawn(world: &World, is_second: bool) -> anyhow::Result<Aggregator> {
         let cluster = &world.cluster;
         let kubeconfig =
@@ -74,13 +75,13 @@ impl Replicas {
         Aggregator::spawn(&config, &aggregator::Options::kubeconfig(kubeconfig))
     }
 
-    /// From now on the first so many offend, and go on offending.
+    /// From now on the agent of node 0 lists the Pods of the first `count` tenants.
     fn accuse(&self, count: usize) {
         let offenders = self.pods[..count].iter().map(|(namespace, pod)| offender(namespace, pod));
         self.world.fleet.set_offenders(0, offenders.collect());
     }
 
-    /// Waits until the gateway is closed to the first so many, and to nobody else. It is not opened to anybody meanwhile.
+    /// Waits until the gateway is closed to the first `count` tenants only. Fails if it was opened to an App meanwhile.
     async fn until_closed(&self, count: usize, limit: Duration) -> anyhow::Result<()> {
         let expected = self.hosts(count);
         until(&format!("{count} closed hosts"), limit, async || {
@@ -89,7 +90,7 @@ impl Replicas {
             Ok(())
         })
         .await?;
-        ensure!(!self.opened.is_finished(), "it was opened to somebody, or nobody has watched");
+        ensure!(!self.opened.is_finished(), "the gateway was opened to an App, or the watch has ended");
         Ok(())
     }
 
@@ -97,9 +98,9 @@ impl Replicas {
         self.pods[..count].iter().map(|(ns, _)| format!("web-x7k2.{ns}.svc.cluster.local")).collect()
     }
 
-    /// Whether each replica leads, the first one first.
+    /// Waits until exactly one replica leads. `true` if it is the first one.
     async fn until_one_leads(&self) -> anyhow::Result<bool> {
-        until("one of them to lead", TAKE_OVER, async || {
+        until("one replica to lead", TAKE_OVER, async || {
             let leads = async |replica: &Aggregator| match replica.get("/readyz").await {
                 Ok((_, ready)) => ready["leader"]["leading"] == true,
                 Err(_) => false,
@@ -113,23 +114,23 @@ impl Replicas {
         .await
     }
 
-    /// The versions of what the first tenants were told.
-    async fn told(&self) -> anyhow::Result<BTreeSet<String>> {
+    /// The versions of the first tenants' Notifications.
+    async fn notification_versions(&self) -> anyhow::Result<BTreeSet<String>> {
         let mut versions = BTreeSet::new();
         for (namespace, _) in &self.pods[..FIRST] {
-            for told in self.world.notifications(namespace).list(&ListParams::default()).await?.items {
-                let version = told.resource_version().unwrap_or_default();
-                versions.insert(format!("{namespace}/{}@{version}", told.name_any()));
+            for object in self.world.notifications(namespace).list(&ListParams::default()).await?.items {
+                let version = object.resource_version().unwrap_or_default();
+                versions.insert(format!("{namespace}/{}@{version}", object.name_any()));
             }
         }
         Ok(versions)
     }
 
-    /// No decision but blocks, in any incident.
-    async fn nobody_was_released(&self, replica: &Aggregator) -> anyhow::Result<()> {
+    /// Fails if an incident has a decision other than a block.
+    async fn has_only_blocks(&self, replica: &Aggregator) -> anyhow::Result<()> {
         let all = |body: &Value| body["decisions"].as_array().cloned().unwrap_or_default();
         let blocked = |body: &Value| all(body).iter().filter(|d| d["decision"] == "blocked").count();
-        // One that has just thawed has to be told first.
+        // A replica that was just thawed reads the persisted state first.
         let body = replica
             .wait_for("every block, decided once", LIMIT, "/api/v1/decisions?limit=1000", |body| {
                 blocked(body) == self.pods.len()
@@ -143,7 +144,7 @@ impl Replicas {
     }
 }
 
-/// Ends with an error as soon as a host is closed no longer.
+/// Ends with an error as soon as a closed host is opened.
 async fn until_opened(plugins: Api<DynamicObject>) -> anyhow::Result<()> {
     let config = watcher::Config::default().fields("metadata.name=procscan-violations");
     let mut versions = std::pin::pin!(watcher(plugins, config).default_backoff().touched_objects());
@@ -157,24 +158,24 @@ async fn until_opened(plugins: Api<DynamicObject>) -> anyhow::Result<()> {
     bail!("the watch has ended")
 }
 
-/// No decision but blocks in the log of a replica, and nobody's but its own.
-fn releases_nobody(replica: &Aggregator) -> anyhow::Result<()> {
+/// Fails if a replica has logged a decision other than a block.
+fn logs_only_blocks(replica: &Aggregator) -> anyhow::Result<()> {
     let logs = replica.logs();
     let other = logs.iter().find(|entry| entry.get("decision").is_some_and(|kind| kind != "blocked"));
     other.map_or(Ok(()), |entry| bail!("{entry}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_killed_is_followed_by_another_and_nothing_is_forgotten() -> anyhow::Result<()> {
+async fn a_killed_leader_is_replaced_and_releases_no_app() -> anyhow::Result<()> {
     let mut replicas = Replicas::start(TIMES).await?;
-    let told = replicas.told().await?;
+    let before = replicas.notification_versions().await?;
     let mut slowest = Duration::ZERO;
     for time in 0..TIMES {
         let is_first = replicas.until_one_leads().await?;
         let killed = Instant::now();
         let leader = if is_first { &replicas.world.aggregator } else { &replicas.second };
         leader.kill()?;
-        releases_nobody(leader)?;
+        logs_only_blocks(leader)?;
         replicas.accuse(FIRST + time + 1);
         let replacement = Replicas::spawn(&replicas.world, !is_first)?;
         if is_first {
@@ -186,24 +187,25 @@ async fn a_leader_that_is_killed_is_followed_by_another_and_nothing_is_forgotten
         let took = killed.elapsed();
         println!("kill {time}: the new block after {took:?}");
         slowest = slowest.max(took);
-        ensure!(replicas.told().await? == told, "the first tenants are not told again");
+        let now = replicas.notification_versions().await?;
+        ensure!(now == before, "the first tenants were notified again: {now:?}");
     }
-    println!("{TIMES} kills; the slowest new block came {slowest:?} after one");
-    replicas.nobody_was_released(&replicas.second).await?;
-    releases_nobody(&replicas.world.aggregator)?;
-    releases_nobody(&replicas.second)?;
-    each_is_told_once(&replicas, true).await
+    println!("{TIMES} kills; the slowest new block came {slowest:?} after a kill");
+    replicas.has_only_blocks(&replicas.second).await?;
+    logs_only_blocks(&replicas.world.aggregator)?;
+    logs_only_blocks(&replicas.second)?;
+    each_is_notified_once(&replicas, true).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_is_frozen_writes_nothing_more_when_it_thaws() -> anyhow::Result<()> {
+async fn a_frozen_leader_writes_nothing_after_it_is_thawed() -> anyhow::Result<()> {
     let replicas = Replicas::start(2 * TIMES).await?;
-    let told = replicas.told().await?;
+    let before = replicas.notification_versions().await?;
     let mut slowest = Duration::ZERO;
     for time in 0..TIMES {
         let is_first = replicas.until_one_leads().await?;
         let leader = if is_first { &replicas.world.aggregator } else { &replicas.second };
-        // In the middle of its work, each time at another point: what it was about to write is still to come.
+        // The signal comes at another point of the leader's work each time, so that some writes are still to come.
         let early = FIRST + 2 * time + 1;
         replicas.accuse(early);
         tokio::time::sleep(Duration::from_millis(u64::try_from(time)? * 97 % 1200)).await;
@@ -216,33 +218,38 @@ async fn a_leader_that_is_frozen_writes_nothing_more_when_it_thaws() -> anyhow::
         slowest = slowest.max(took);
         let other = if is_first { &replicas.second } else { &replicas.world.aggregator };
         other
-            .wait_for("the other to lead", TAKE_OVER, "/readyz", |ready| ready["leader"]["leading"] == true)
+            .wait_for("the other replica to lead", TAKE_OVER, "/readyz", |ready| {
+                ready["leader"]["leading"] == true
+            })
             .await?;
         leader.signal("CONT")?;
-        leader.wait_for("it to know", LIMIT, "/readyz", |ready| ready["leader"]["leading"] == false).await?;
-        ensure!(replicas.told().await? == told, "the first tenants are not told again");
+        leader
+            .wait_for("it to follow", LIMIT, "/readyz", |ready| ready["leader"]["leading"] == false)
+            .await?;
+        let now = replicas.notification_versions().await?;
+        ensure!(now == before, "the first tenants were notified again: {now:?}");
     }
-    println!("{TIMES} freezes; the slowest new block came {slowest:?} after one");
+    println!("{TIMES} freezes; the slowest new block came {slowest:?} after a freeze");
     for replica in [&replicas.world.aggregator, &replicas.second] {
-        replicas.nobody_was_released(replica).await?;
-        releases_nobody(replica)?;
+        replicas.has_only_blocks(replica).await?;
+        logs_only_blocks(replica)?;
     }
-    each_is_told_once(&replicas, false).await?;
+    each_is_notified_once(&replicas, false).await?;
     only_leaders_write(&replicas)
 }
 
-/// A Notification for each block, and by the API server's own log no second write to any of them. If leaders `were_killed`, the log
-/// may lack the success of a write whose writer was killed before the answer: then the Notification itself counts.
-async fn each_is_told_once(replicas: &Replicas, were_killed: bool) -> anyhow::Result<()> {
-    // The gateway comes first, and the log after the answer.
-    let writes = until("every tenant to be told", LIMIT, async || {
+/// Each block has a Notification, and the audit log has at most one write to each. If leaders `were_killed`, the log may lack the
+/// success of a write, because its writer was killed before the answer. Then the Notification itself counts.
+async fn each_is_notified_once(replicas: &Replicas, were_killed: bool) -> anyhow::Result<()> {
+    // The leader writes the gateway first, and the API server logs a write after its answer.
+    let writes = until("every tenant to be notified", LIMIT, async || {
         let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
-        let is_untold = |(namespace, _): &&(String, String)| told(&writes, namespace).is_empty();
-        for (namespace, _) in replicas.pods.iter().filter(is_untold) {
+        let is_missing = |(namespace, _): &&(String, String)| writes_to(&writes, namespace).is_empty();
+        for (namespace, _) in replicas.pods.iter().filter(is_missing) {
             let there = replicas.world.notifications(namespace).list(&ListParams::default()).await?.items;
             ensure!(
                 were_killed && there.len() == 1,
-                "{namespace} was not told: {} Notifications",
+                "{namespace} was not notified: {} Notifications",
                 there.len()
             );
         }
@@ -250,21 +257,21 @@ async fn each_is_told_once(replicas: &Replicas, were_killed: bool) -> anyhow::Re
     })
     .await?;
     for (namespace, _) in &replicas.pods {
-        let told = told(&writes, namespace);
-        ensure!(told.len() <= 1, "{told:?}");
+        let found = writes_to(&writes, namespace);
+        ensure!(found.len() <= 1, "{found:?}");
     }
     Ok(())
 }
 
 /// The writes to the Notifications of a tenant.
-fn told<'a>(writes: &'a [audit::Write], namespace: &str) -> Vec<&'a audit::Write> {
+fn writes_to<'a>(writes: &'a [audit::Write], namespace: &str) -> Vec<&'a audit::Write> {
     let of_tenant = |write: &&audit::Write| {
         write.resource == "notifications" && write.object.starts_with(&format!("{namespace}/"))
     };
     writes.iter().filter(of_tenant).collect()
 }
 
-/// By the API server's own log: nothing but the Lease is written by anybody but its holder.
+/// Only the holder of the Lease wrote anything but the Lease, by the audit log.
 fn only_leaders_write(replicas: &Replicas) -> anyhow::Result<()> {
     let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
     let mut holders: Vec<_> = writes.iter().filter_map(|write| write.holder.as_ref()).collect();
@@ -277,7 +284,7 @@ fn only_leaders_write(replicas: &Replicas) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()> {
+async fn a_release_through_a_follower_is_carried_out_after_the_leader_is_killed() -> anyhow::Result<()> {
     let replicas = Replicas::start(0).await?;
     replicas.world.allow("alice").await?;
     let is_first = replicas.until_one_leads().await?;
@@ -288,7 +295,7 @@ async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()
     };
     let name_of = async |namespace: &str| -> anyhow::Result<String> {
         let path = format!("/api/v1/incidents?namespace={namespace}");
-        let found = follower.wait_for("it on the follower", LIMIT, &path, |body| body["total"] == 1).await?;
+        let found = follower.wait_for("the incident", LIMIT, &path, |body| body["total"] == 1).await?;
         Ok(found["incidents"][0]["name"].as_str().context("no name")?.to_owned())
     };
     let (first, second) = (name_of("ns-00").await?, name_of("ns-01").await?);
@@ -308,7 +315,7 @@ async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()
     let all = replicas.hosts(FIRST);
     let until_released = async |count: usize| {
         let released = replicas.hosts(count);
-        until("the gateway to be open to those who were released", LIMIT, async || {
+        until("the gateway to be open to the released Apps", LIMIT, async || {
             let closed = replicas.world.closed().await?;
             ensure!(closed == all.difference(&released).cloned().collect(), "{closed:?}");
             Ok(())
@@ -317,16 +324,16 @@ async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()
     };
     until_released(1).await?;
 
-    // What is asked for while nobody leads is kept, and done by whoever leads next.
+    // A release that comes while no replica leads is persisted, and the next leader carries it out.
     leader.kill()?;
-    let kept = ask(&second, alice).await?;
-    ensure!([200, 202].contains(&kept.status), "{} {}", kept.status, kept.json());
-    println!("while nobody leads: {}", kept.status);
+    let answer = ask(&second, alice).await?;
+    ensure!([200, 202].contains(&answer.status), "{} {}", answer.status, answer.json());
+    println!("while no replica leads: {}", answer.status);
     until_released(2).await?;
     follower
         .wait_for("the follower to lead", TAKE_OVER, "/readyz", |ready| ready["leader"]["leading"] == true)
         .await?;
-    // The agents go on accusing.
+    // The agents still list the Apps.
     let rounds = |ready: &Value| ready["rounds"].as_u64().unwrap_or(0);
     let before = rounds(&follower.get("/readyz").await?.1);
     follower.wait_for("five more rounds", LIMIT, "/readyz", |ready| rounds(ready) >= before + 5).await?;
@@ -338,11 +345,11 @@ async fn a_release_through_a_follower_outlives_its_leader() -> anyhow::Result<()
         ensure!(kinds == ["released", "blocked"], "{log:?}");
         ensure!(log[0]["actor"] == "alice" && log[0].to_string().contains("a false alarm"), "{log:?}");
     }
-    // By the API server's own log: nobody was blocked again in between, and told so.
+    // The audit log has no Notification of another block in between.
     let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
-    let told = |namespace: &str| {
+    let count = |namespace: &str| {
         writes.iter().filter(|write| write.object.starts_with(&format!("{namespace}/"))).count()
     };
-    ensure!(told("ns-00") == 2 && told("ns-01") == 2, "{} and {}", told("ns-00"), told("ns-01"));
+    ensure!(count("ns-00") == 2 && count("ns-01") == 2, "{} and {}", count("ns-00"), count("ns-01"));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Fleets as large as real ones, found and asked while they change.
+//! Discovery and rounds of large fleets, while their targets change.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::{GATEWAY, LIMIT, RBAC, config};
 
-/// A little more slowly, for a machine that plays all nodes as well.
+/// A configuration with slower rounds, because the same machine simulates all nodes.
 fn large() -> Value {
     config(&json!({"aggregator": {"scan_interval": "5s"}, "collector": {"timeout": "4s"}}))
 }
@@ -38,7 +38,7 @@ async fn fleet_of(
     Ok((cluster, stage, fleet, stop))
 }
 
-/// Waits until so many agents are expected, and all of them have answered.
+/// Waits until `nodes` agents are expected, and all of them have answered.
 async fn until_fresh(aggregator: &Aggregator, nodes: usize) -> anyhow::Result<Value> {
     aggregator
         .wait_for(&format!("{nodes} agents"), LIMIT, "/readyz", |ready| {
@@ -47,7 +47,7 @@ async fn until_fresh(aggregator: &Aggregator, nodes: usize) -> anyhow::Result<Va
         .await
 }
 
-/// A node with an IPv6 address: what comes there goes on to an agent of the fleet.
+/// Forwards connections to an IPv6 address to an agent of the fleet.
 async fn forward(from: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(from).await?;
     tokio::spawn(async move {
@@ -63,7 +63,7 @@ async fn forward(from: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
 
 /// Scenario 9.
 #[tokio::test(flavor = "multi_thread")]
-async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyhow::Result<()> {
+async fn targets_follow_changed_slices_of_fifteen_hundred_nodes() -> anyhow::Result<()> {
     let (cluster, stage, fleet, _stop) = fleet_of(1600, Options::default()).await?;
     let targets = fleet.targets();
     stage.endpoint_slices(&targets[..1500]).await?;
@@ -77,7 +77,7 @@ async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyho
         .items;
     ensure!(all.len() == 15, "{} slices", all.len());
 
-    // One slice goes, one loses an endpoint, one is added that lists another one's nodes once more.
+    // One slice is deleted, one loses an endpoint, and two are added that list 100 known and 100 new nodes.
     crate::world::delete(&slices, &all[0].name_any()).await?;
     until_fresh(&aggregator, 1400).await?;
     let mut endpoints = serde_json::to_value(&all[1])?["endpoints"].clone();
@@ -99,7 +99,7 @@ async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyho
     stage.make::<EndpointSlice>(slice("twice-b", "IPv4", &twice[100..])).await?;
     until_fresh(&aggregator, 1499).await?;
 
-    // A node in two slices is asked as often as any other.
+    // A node in two slices gets as many requests as any other.
     let before: Vec<u64> = (0..1600).map(|node| fleet.requests(node)).collect();
     let rounds = aggregator.get("/readyz").await?.1["rounds"].as_u64().unwrap_or(0);
     aggregator
@@ -107,7 +107,7 @@ async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyho
         .await?;
     for (node, before) in before.iter().enumerate() {
         let asked = fleet.requests(node) - before;
-        // The first slice's nodes, and the last one of the second.
+        // The nodes of the first slice, and the last node of the second.
         let is_gone = node < 100 || node == 199;
         ensure!(
             if is_gone { asked == 0 } else { (2..=5).contains(&asked) },
@@ -125,7 +125,7 @@ async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyho
         found.is_some_and(|node| node["address"] == "[fd00:64::6]:9090" && node["state"] == "fresh"),
         "{found:?}"
     );
-    // The API server has been watched, not polled.
+    // The aggregator watches the slices, and does not poll them.
     let lists = cluster
         .audit_of_aggregator()?
         .into_iter()
@@ -136,7 +136,7 @@ async fn fifteen_hundred_nodes_are_followed_while_their_slices_change() -> anyho
 
 /// Scenario 9, last part: a cluster that refuses EndpointSlices.
 #[tokio::test(flavor = "multi_thread")]
-async fn endpoints_are_asked_for_where_slices_are_refused() -> anyhow::Result<()> {
+async fn endpoints_replace_slices_that_the_api_server_refuses() -> anyhow::Result<()> {
     let without = Options {
         apiserver_args: vec!["--runtime-config=discovery.k8s.io/v1=false".into()],
         ..Options::default()

@@ -1,4 +1,4 @@
-//! Another leader takes over the list that names Ingresses: it opens nothing, and writes only what has changed.
+//! A new leader takes over a list that names Ingresses. It opens no Ingress, and writes only changed objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::world::{Beginning, LIMIT, ROUNDS, World, delete};
 
-/// More tenants than are looked at together.
+/// More tenants than one group of look-ups has.
 const TENANTS: usize = 12;
 
 fn texts<'a>(rule: &'a Value, list: &str) -> BTreeSet<&'a str> {
@@ -43,7 +43,7 @@ fn ingresses(plugins: &[DynamicObject]) -> BTreeSet<String> {
     rules.flat_map(|rule| texts(rule, "ingress")).map(str::to_owned).collect()
 }
 
-/// Two Ingresses of each tenant: one existed before the block, the other one was added later.
+/// The Ingresses of all tenants. Each tenant has one from before its block, and one that it adds later.
 fn all() -> BTreeSet<String> {
     (0..TENANTS).flat_map(|n| ["first", "later"].map(|name| format!("ns-{n:02}/{name}"))).collect()
 }
@@ -64,7 +64,7 @@ async fn generations(world: &World) -> anyhow::Result<BTreeMap<String, i64>> {
     Ok(plugins.iter().map(|plugin| (plugin.name_any(), plugin.metadata.generation.unwrap_or(0))).collect())
 }
 
-/// Fails when one of the Services is opened on one of its Ingresses; sees every version of the WasmPlugin.
+/// Fails when a Service is opened on one of these Ingresses. It sees every version of the WasmPlugin.
 fn until_opened(world: &World, names: &'static [&'static str]) -> JoinHandle<anyhow::Result<()>> {
     let only = watcher::Config::default().fields("metadata.name=procscan-violations");
     let versions = watcher(world.wasm_plugins(), only);
@@ -76,7 +76,7 @@ fn until_opened(world: &World, names: &'static [&'static str]) -> JoinHandle<any
                     let ingress = format!("ns-{n:02}/{name}");
                     ensure!(
                         closes(&version, &service(n), &ingress),
-                        "{ingress} is opened: {:?}",
+                        "{ingress} was opened: {:?}",
                         version.data["spec"]
                     );
                 }
@@ -89,14 +89,14 @@ fn until_opened(world: &World, names: &'static [&'static str]) -> JoinHandle<any
 async fn restart(world: &mut World, config: &Value) -> anyhow::Result<()> {
     world.restart(config)?;
     let leads = |ready: &Value| ready["leader"]["leading"] == true && ready["output"]["ok"] == true;
-    world.aggregator.wait_for("it to lead", LIMIT, "/readyz", leads).await?;
+    world.aggregator.wait_for("the restarted replica to lead", LIMIT, "/readyz", leads).await?;
     let hosts: Vec<String> = (0..TENANTS).map(|n| format!("web-x7k2.ns-{n:02}")).collect();
     let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
     world.stays_closed(&hosts, 2 * ROUNDS).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Result<()> {
+async fn a_new_leader_opens_no_ingress_that_was_added_after_the_block() -> anyhow::Result<()> {
     // All tenants offend within minutes, by the same rule, and the brakes must not hold them here.
     let brake = json!({"max_new_tenants": 1000, "max_tenants_per_node": 1000, "max_apps_per_node": 1000, "max_tenants_per_rule": 1000});
     let config = json!({"gateway": {"max_service_entries": 1}, "brake": brake});
@@ -124,12 +124,12 @@ async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Resu
         restart(&mut world, &config).await?;
         let after = generations(&world).await?;
         ensure!(!opened.is_finished(), "{:?}", opened.await);
-        ensure!(before == after, "nothing has changed, and it was written: {before:?}, then {after:?}");
+        ensure!(before == after, "an unchanged object was written: {before:?}, then {after:?}");
     }
     opened.abort();
 
-    // While no replica leads every tenant replaces an Ingress. Nothing is opened until all have been looked at, then
-    // all at once.
+    // While no replica leads, every tenant replaces an Ingress. The new leader opens the deleted ones at once, after it has
+    // looked up all tenants.
     let opened = until_opened(&world, &["later"]);
     let before = generations(&world).await?;
     world.aggregator.kill()?;
@@ -143,10 +143,9 @@ async fn another_leader_opens_no_ingress_that_was_closed_later() -> anyhow::Resu
     let after = generations(&world).await?;
     ensure!(!opened.is_finished(), "{:?}", opened.await);
     let writes: i64 = after.values().sum::<i64>() - before.values().sum::<i64>();
-    // One write for each group that was looked at together, to close new Ingresses, and one to open those that are
-    // gone.
+    // One write for each group of look-ups closes new Ingresses, and one write opens the deleted ones.
     ensure!((1..=4).contains(&writes), "{writes} writes");
-    let kept = world.incidents().list(&ListParams::default()).await?.items;
-    ensure!(kept.len() == TENANTS, "{} Incidents", kept.len());
+    let incidents = world.incidents().list(&ListParams::default()).await?.items;
+    ensure!(incidents.len() == TENANTS, "{} Incidents", incidents.len());
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Many Incidents, nearly all of them over: a new leader decides within seconds, writes none of them, and gives the
-//! Lease back within a second.
+//! Many Incidents, nearly all ended: a new leader decides within seconds and writes none of them. At SIGTERM it gives the Lease
+//! back within a second.
 //!
 //! With `PROCSCAN_E2E_FULL` there are 20,000, which takes some minutes; without it 2,000.
 
@@ -17,12 +17,12 @@ use serde_json::{Value, json};
 
 use crate::world::{LIMIT, OWN, World, config};
 
-/// From the beginning of its term until a new leader decides, whatever is kept.
+/// The longest time from the beginning of a term until the new leader decides.
 const DECIDES: Duration = Duration::from_secs(5);
-/// From SIGTERM until another replica may lead.
+/// The longest time from SIGTERM until another replica may lead.
 const HANDS_OVER: Duration = Duration::from_secs(1);
 
-/// Creates an Incident that ended at `at`, with what is usually kept of one.
+/// Creates an Incident that ended at `at`, with the usual fields.
 async fn make(api: &Api<DynamicObject>, number: usize, at: Timestamp) -> anyhow::Result<()> {
     let (name, namespace) = (format!("history-{number:05}"), format!("past-{:03}", number % 1000));
     let app = json!({"namespace": namespace, "type": "app", "name": format!("web-{number}")});
@@ -59,7 +59,7 @@ fn leads(ready: &Value) -> bool {
     ready["leader"]["leading"] == true
 }
 
-/// When the replica logged it.
+/// Waits for a log entry, and returns its timestamp.
 async fn logged(
     replica: &Aggregator,
     what: &str,
@@ -69,17 +69,18 @@ async fn logged(
     Ok(entry["timestamp"].as_str().context("no timestamp")?.parse()?)
 }
 
-/// How long after the beginning of its term a replica had read what is kept, and had decided to block the tenant's App.
+/// Two times since the beginning of a replica's term: until it had read the persisted state, and until it decided to block the
+/// tenant's App.
 async fn first_decision(replica: &Aggregator, tenant: &str) -> anyhow::Result<(Duration, Duration)> {
-    let began = logged(replica, "that it leads", |entry| entry["message"] == "leading").await?;
+    let began = logged(replica, "the beginning of the term", |entry| entry["message"] == "leading").await?;
     let is_read = |entry: &Value| entry["message"] == "incidents and inherited blocks were taken over";
-    let read = logged(replica, "that it has read what is kept", is_read).await?;
+    let read = logged(replica, "the read of the persisted state", is_read).await?;
     let is_decided = |entry: &Value| entry["decision"] == "blocked" && entry.to_string().contains(tenant);
     let decided = logged(replica, "the block", is_decided).await?;
     Ok(((read.duration_since(began)).try_into()?, (decided.duration_since(began)).try_into()?))
 }
 
-/// The writes to Incidents of the past, by the API server's own log.
+/// The writes to ended Incidents, by the audit log.
 fn writes(world: &World) -> anyhow::Result<Vec<Value>> {
     let mut events = world.cluster.audit_of_aggregator()?;
     events.retain(|event| {
@@ -106,22 +107,22 @@ async fn with_many_incidents_a_new_leader_decides_within_seconds_and_writes_none
     let made = stream::iter(0..count).map(|number| make(&api, number, at)).buffer_unordered(32);
     made.try_collect::<Vec<()>>().await?;
 
-    // The Lease stays, so it waits until the Lease has run out, and sees all of them meanwhile.
+    // The killed leader's Lease still runs, so the new replica waits for its end. Meanwhile it reads all Incidents.
     world.accuse(1, &[("ns-b", &pods[1])]);
     world.aggregator = spawn(&world)?;
     let decided = first_decision(&world.aggregator, "ns-b").await;
     let (read, decided) = decided.with_context(|| world.last_words())?;
     println!(
-        "{count} Incidents: a replica that has just started has read them {read:?} after it leads, and blocks after {decided:?}"
+        "{count} Incidents: a new replica has read them {read:?} after its term began, and blocks after {decided:?}"
     );
     ensure!(decided < DECIDES, "{decided:?}");
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
 
-    // Another replica that has seen all of them takes over.
+    // Another replica, which has read all Incidents, takes over.
     let standby = spawn(&world)?;
     standby.wait_for("the first round", LIMIT, "/readyz", |ready| !leads(ready)).await?;
     let path = format!("/api/v1/incidents?name=web-{}", count - 1);
-    standby.wait_for("all of them", LIMIT, &path, |body| body["total"] == 1).await?;
+    standby.wait_for("all Incidents", LIMIT, &path, |body| body["total"] == 1).await?;
     let leases: Api<Lease> = Api::namespaced(world.cluster.admin(), OWN);
     let holder = async || {
         let lease = leases.get("procscan-aggregator").await?;
@@ -131,7 +132,7 @@ async fn with_many_incidents_a_new_leader_decides_within_seconds_and_writes_none
     let stopped = Instant::now();
     world.aggregator.signal("TERM")?;
     until("the Lease to be given back", LIMIT, async || {
-        ensure!(holder().await? != first, "it is held");
+        ensure!(holder().await? != first, "the first replica holds the Lease");
         Ok(())
     })
     .await?;
@@ -139,12 +140,12 @@ async fn with_many_incidents_a_new_leader_decides_within_seconds_and_writes_none
     world.accuse(2, &[("ns-c", &pods[2])]);
     let (read, decided) = first_decision(&standby, "ns-c").await?;
     println!(
-        "the Lease is given back after {handed_over:?}; the other has read them {read:?} after it leads, and blocks after {decided:?}"
+        "the Lease is given back after {handed_over:?}; the other replica has read them {read:?} after its term began, and blocks after {decided:?}"
     );
     ensure!(handed_over < HANDS_OVER, "{handed_over:?}");
     ensure!(decided < DECIDES, "{decided:?}");
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b", "web-x7k2.ns-c"]).await?;
     let writes = writes(&world)?;
-    ensure!(writes.is_empty(), "{} writes of what has not changed: {}", writes.len(), writes[0]);
+    ensure!(writes.is_empty(), "{} writes to ended Incidents: {}", writes.len(), writes[0]);
     Ok(())
 }

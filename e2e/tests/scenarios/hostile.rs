@@ -1,4 +1,4 @@
-//! Names that were made to break things.
+//! Names that hostile tenants may choose.
 
 use anyhow::ensure;
 use procscan_agent::record::Record;
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::world::{LIMIT, ROUNDS, World, offender};
 
-/// Processes are called what a tenant wants.
+/// Names of processes. A tenant chooses them freely.
 const NAMES: &[&str] = &[
     "it's \"quoted\" \\ and `ticked`",
     "a: b\n- c: {d: [e, f]}\n---\nkind: Secret",
@@ -20,13 +20,13 @@ const NAMES: &[&str] = &[
 
 /// Scenario 12, first half.
 #[tokio::test(flavor = "multi_thread")]
-async fn names_made_to_break_things_are_data_or_refused_and_counted() -> anyhow::Result<()> {
+async fn hostile_names_are_data_or_are_refused_and_counted() -> anyhow::Result<()> {
     let world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     let named = |process: &str| Record { process: process.to_owned(), ..offender("ns-a", &pod) };
     let mut records: Vec<Record> = NAMES.iter().map(|name| named(name)).collect();
     records.push(Record { cmdline: "x".repeat(1 << 20), ..named("huge") });
-    // Neither a Pod nor a namespace can be called this.
+    // No Pod and no namespace can have these names.
     records.push(Record { namespace: "ns-a/../kube-system".to_owned(), ..named("a") });
     records.push(Record { namespace: "NS-A\n".to_owned(), ..named("b") });
     records.push(Record { pod: "../../default/pods/x".to_owned(), ..named("c") });
@@ -36,7 +36,7 @@ async fn names_made_to_break_things_are_data_or_refused_and_counted() -> anyhow:
     let good = NAMES.len() + 1;
     let list = world
         .aggregator
-        .wait_for("all that can be", LIMIT, "/api/violations", |list| list["total_count"] == good)
+        .wait_for("all valid records", LIMIT, "/api/violations", |list| list["total_count"] == good)
         .await?;
     let processes: Vec<&str> =
         list["violations"].as_array().into_iter().flatten().filter_map(|v| v["process"].as_str()).collect();
@@ -60,25 +60,25 @@ async fn names_made_to_break_things_are_data_or_refused_and_counted() -> anyhow:
         .sum();
     ensure!(rejected >= 4, "{}", nodes["nodes"][0]);
 
-    // In the objects they are data, to the letter where a machine reads them, and harmless where a person does.
+    // Fields for programs have the names unchanged. Texts for people have no control characters.
     let plugin = world.plugins().await?.remove(0);
     let inert = &plugin.data["spec"]["defaultConfig"]["violations"];
     let listed: Vec<&str> =
         inert.as_array().into_iter().flatten().filter_map(|v| v["process"].as_str()).collect();
     ensure!(NAMES.iter().all(|name| listed.contains(name)), "{listed:?}");
-    let told = world.until_told("ns-a", "there", |_| true).await?;
-    let text = told.data["spec"]["message"].as_str().unwrap_or_default();
+    let notification = world.until_told("ns-a", "there", |_| true).await?;
+    let text = notification.data["spec"]["message"].as_str().unwrap_or_default();
     ensure!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
-    ensure!(told.data["spec"].as_object().is_some_and(|spec| spec.keys().all(|key| key != "kind")));
+    ensure!(notification.data["spec"].as_object().is_some_and(|spec| spec.keys().all(|key| key != "kind")));
     world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
     let written: Vec<Value> = world.cluster.audit_of_aggregator()?;
     let writes = ["create", "patch", "update", "delete"];
     for event in written.iter().filter(|event| event["verb"].as_str().is_some_and(|v| writes.contains(&v))) {
         let place = event["objectRef"]["namespace"].as_str().unwrap_or_default();
-        // What it keeps for itself is in its own namespace.
+        // The aggregator's own objects are in kube-system.
         ensure!(["ns-a", "default", "higress-system", "kube-system"].contains(&place), "{event}");
     }
-    // The log is one entry a line, whatever they are called.
+    // Every line of the log is one entry.
     ensure!(world.aggregator.logs().iter().all(Value::is_object), "{}", world.last_words());
     Ok(())
 }

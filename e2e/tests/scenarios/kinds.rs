@@ -1,5 +1,5 @@
-//! A kind that exists only in tests, with an object for each App, is handled like those of the product: under the rights that
-//! it names, and under the leader's fencing.
+//! The output handles a kind that exists only in tests like the product's own kinds. It needs only the rights that the kind names,
+//! and a late write of an earlier leader is refused.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fn plan(names: &[&str]) -> Plan {
     Plan { blocks, ..Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH) }
 }
 
-/// The Roles of a kind, as its rules say.
+/// The Roles and bindings for the rules of a kind.
 fn roles(kind: Kind, settings: &Settings) -> String {
     let account = json!([{"kind": "ServiceAccount", "name": "procscan-aggregator", "namespace": OWN}]);
     let roles = kind.rules(settings).into_iter().enumerate().flat_map(|(index, rule)| {
@@ -77,7 +77,7 @@ fn roles(kind: Kind, settings: &Settings) -> String {
     roles.map(|role| role.to_string()).collect::<Vec<_>>().join("\n---\n")
 }
 
-/// A process that stands for the Lease.
+/// A replica: an output and an election.
 struct Replica {
     output: ClusterOutput,
     leadership: watch::Receiver<Leadership>,
@@ -86,8 +86,7 @@ struct Replica {
 }
 
 impl Replica {
-    /// Takes over as soon as the API server serves all kinds: it does so some moments after their definitions are created. Until
-    /// then it answers 429.
+    /// Takes over as soon as the API server serves all kinds. It answers 429 for some moments after their definitions are created.
     async fn take_over_when_served(
         &mut self,
         settings: &Settings,
@@ -102,7 +101,7 @@ impl Replica {
         }
     }
 
-    fn stand(identity: &str, connection: &Connection) -> Self {
+    fn start(identity: &str, connection: &Connection) -> Self {
         let (leading, leadership) = watch::channel(Leadership::Following { leader: None });
         let election = Election {
             cluster: connection.clone(),
@@ -118,11 +117,11 @@ impl Replica {
 
     async fn permit(&mut self) -> anyhow::Result<WritePermit> {
         let leads = self.leadership.wait_for(|leadership| leadership.permit().is_some());
-        let leads = tokio::time::timeout(LIMIT, leads).await.context("nobody leads")??;
+        let leads = tokio::time::timeout(LIMIT, leads).await.context("no replica leads")??;
         leads.permit().cloned().context("no permit")
     }
 
-    /// Gives the Lease up.
+    /// Gives the Lease back.
     async fn retire(&mut self) -> anyhow::Result<()> {
         self.stop.cancel();
         tokio::time::timeout(LIMIT, &mut self.election).await??;
@@ -134,7 +133,7 @@ impl Replica {
     }
 }
 
-/// The policies, as the administrator sees them.
+/// The API of the policies, with the administrator's rights.
 struct Policies {
     client: Client,
     home: Option<&'static str>,
@@ -153,7 +152,7 @@ impl Policies {
         Ok(self.api().get(&self.name(of)).await?)
     }
 
-    /// The Apps that are blocked, ordered.
+    /// The names of the blocked Apps, ordered.
     async fn closed(&self) -> anyhow::Result<Vec<String>> {
         let all = self.api().list(&ListParams::default()).await?.items;
         let closed = all
@@ -179,8 +178,8 @@ async fn connect(cluster: &Cluster, as_admin: bool) -> anyhow::Result<Connection
     Connection::connect(&settings).await
 }
 
-/// What the leader of a kind does, from the first object to the last.
-async fn live(
+/// Creates, repairs, hands over, opens and removes the objects of a kind.
+async fn full_cycle(
     cluster: &Cluster,
     kinds: &'static [Kind],
     kind: Kind,
@@ -192,28 +191,28 @@ async fn live(
     let policies = Policies { client: cluster.admin(), home };
     let connection = connect(cluster, false).await?;
 
-    let mut first = Replica::stand("first", &connection);
+    let mut first = Replica::start("first", &connection);
     let permit = first.permit().await?;
     ensure!(first.take_over_when_served(&settings, &permit).await?.is_empty());
     let outcome = first.write(&["blog", "web"], &settings, &permit).await;
     ensure!(outcome.problems.is_empty(), "{outcome:?}");
     ensure!(policies.closed().await? == ["blog", "web"]);
     ensure!(first.write(&["blog", "web"], &settings, &permit).await.written == 0);
-    // Repaired, and created again.
+    // A changed object is repaired, and a deleted one is created again.
     policies.merge("web", json!({"data": {"state": "open", "more": "x"}})).await?;
     delete(&policies.api(), &policies.name("blog")).await?;
     ensure!(first.write(&["blog", "web"], &settings, &permit).await.problems.is_empty());
     ensure!(policies.closed().await? == ["blog", "web"]);
     ensure!(policies.get("web").await?.data.is_some_and(|data| !data.contains_key("more")));
-    // Released.
+    // The object of a released App is deleted.
     let outcome = first.write(&["web"], &settings, &permit).await;
     ensure!(outcome.removed == 1 && outcome.problems.is_empty(), "{outcome:?}");
     ensure!(policies.api().get_opt(&policies.name("blog")).await?.is_none());
 
-    // Another replica leads. What the first one has on its way is refused.
+    // Another replica leads. The API server refuses late writes of the first one.
     let read = policies.get("web").await?;
     first.retire().await?;
-    let mut second = Replica::stand("second", &connection);
+    let mut second = Replica::start("second", &connection);
     let later = second.permit().await?;
     let inherited = second.output.take_over(&settings, &later, true).await?;
     ensure!(inherited.len() == 1 && inherited[0].app == app("web"), "{inherited:?}");
@@ -228,7 +227,7 @@ async fn live(
     let params = DeleteParams { preconditions: Some(as_read), ..DeleteParams::default() };
     let refused = by_first.delete(&policies.name("web"), &params).await;
     ensure!(is_conflict(&refused), "{refused:?}");
-    // Its right has ended, and a process whose clock has stopped meets the mark of the second one.
+    // The first permit has ended. With a permit that never ends, the first replica finds the mark of the second one.
     ensure!(!permit.holds() && first.write(&[], &settings, &permit).await.removed == 0);
     first.write(&[], &settings, &WritePermit::always()).await;
     ensure!(policies.closed().await? == ["web"]);
@@ -270,13 +269,13 @@ async fn by_hand(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kind_with_an_object_for_each_app_needs_its_own_file_and_rights_only() -> anyhow::Result<()> {
+async fn a_kind_with_an_object_for_each_app_needs_only_its_own_rights() -> anyhow::Result<()> {
     let beginning = Beginning { nodes: 1, has_kubelets: false, ..Beginning::default() };
     let (cluster, stage, ..) = scene(beginning).await?;
     stage.namespace(NAMESPACE).await?;
     stage.namespace(TENANT).await?;
-    live(&cluster, KINDS, IN_ONE_NAMESPACE, Some(NAMESPACE)).await?;
-    // The next leader waits until the Lease has been given up for good.
+    full_cycle(&cluster, KINDS, IN_ONE_NAMESPACE, Some(NAMESPACE)).await?;
+    // The next election starts after the Lease has been given back.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    live(&cluster, KINDS_IN_TENANTS, IN_TENANTS_NAMESPACES, None).await
+    full_cycle(&cluster, KINDS_IN_TENANTS, IN_TENANTS_NAMESPACES, None).await
 }

@@ -1,4 +1,4 @@
-//! The objects once they are written: what is ours is kept, what is its reader's is left to its reader.
+//! The aggregator repairs its own fields of an object, and leaves the reader's fields alone.
 
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
@@ -22,8 +22,7 @@ fn foreign(name: &str) -> DynamicObject {
 
 /// Scenario 7.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_changes_in_the_wasm_plugin_is_put_right_unless_it_is_suspended() -> anyhow::Result<()>
-{
+async fn a_changed_wasm_plugin_is_repaired_unless_it_is_suspended() -> anyhow::Result<()> {
     let world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     let plugins = world.wasm_plugins();
@@ -35,14 +34,14 @@ async fn what_somebody_changes_in_the_wasm_plugin_is_put_right_unless_it_is_susp
 
     let edits = [
         json!({"spec": {"matchRules": [{"service": ["procscan-sentinel.invalid"], "configDisable": false, "config": {}}]}}),
-        // One field too many switches all rules off.
+        // With this additional field no rule has effect.
         json!({"spec": {"pluginConfig": {"block_urls": []}}}),
         json!({"spec": {"defaultConfigDisable": null, "defaultConfig": {"block_urls": ["/"]}}}),
         json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "me"}}, "spec": {"failStrategy": "FAIL_CLOSE"}}),
     ];
     for edit in edits {
         world.merge(&plugins, NAME, edit.clone()).await?;
-        until(&format!("{edit} to be put right"), LIMIT, async || {
+        until(&format!("the repair of {edit}"), LIMIT, async || {
             let now = plugins.get(NAME).await?;
             ensure!(now.data["spec"] == wanted, "{}", now.data["spec"]);
             ensure!(now.labels()["app.kubernetes.io/managed-by"] == "procscan-aggregator");
@@ -63,7 +62,7 @@ async fn what_somebody_changes_in_the_wasm_plugin_is_put_right_unless_it_is_susp
             ready["output"]["suspended"][0] == "WasmPlugin higress-system/procscan-violations"
         })
         .await?;
-    throughout("it is left as it is", ROUNDS, async || {
+    throughout("the WasmPlugin has the operator's change", ROUNDS, async || {
         let now = plugins.get(NAME).await?;
         ensure!(now.data["spec"]["priority"] == 1, "{}", now.data["spec"]);
         anyhow::Ok(())
@@ -72,7 +71,7 @@ async fn what_somebody_changes_in_the_wasm_plugin_is_put_right_unless_it_is_susp
     world
         .merge(&plugins, NAME, json!({"metadata": {"annotations": {"procscan-aggregator/suspend": null}}}))
         .await?;
-    until("it to be put right again", LIMIT, async || {
+    until("the repair after the suspension", LIMIT, async || {
         let now = plugins.get(NAME).await?;
         ensure!(now.data["spec"] == wanted, "{}", now.data["spec"]);
         Ok(())
@@ -81,13 +80,13 @@ async fn what_somebody_changes_in_the_wasm_plugin_is_put_right_unless_it_is_susp
 
     for before in [other, alike] {
         let now = plugins.get(&before.name_any()).await?;
-        ensure!(now.resource_version() == before.resource_version(), "somebody else's was touched: {now:?}");
+        ensure!(now.resource_version() == before.resource_version(), "a foreign object was changed: {now:?}");
     }
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn somebody_elses_object_of_our_name_is_refused_until_it_is_handed_over() -> anyhow::Result<()> {
+async fn a_foreign_object_with_our_name_is_refused_until_it_has_our_label() -> anyhow::Result<()> {
     let (cluster, stage, kubelets, fleet, stop) = scene(Beginning::default()).await?;
     let kind = GroupVersionKind::gvk("extensions.higress.io", "v1alpha1", "WasmPlugin");
     let resource = ApiResource::from_gvk(&kind);
@@ -101,7 +100,7 @@ async fn somebody_elses_object_of_our_name_is_refused_until_it_is_handed_over() 
             "app.kubernetes.io/managed-by=procscan-aggregator",
         ])
         .await?;
-    throughout("it is left alone", ROUNDS, async || {
+    throughout("the foreign object is unchanged", ROUNDS, async || {
         ensure!(plugins.get(NAME).await?.resource_version() == before.resource_version());
         anyhow::Ok(())
     })
@@ -113,7 +112,7 @@ async fn somebody_elses_object_of_our_name_is_refused_until_it_is_handed_over() 
             json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "procscan-aggregator"}}}),
         )
         .await?;
-    until("it to be taken over", LIMIT, async || {
+    until("the object to be taken over", LIMIT, async || {
         let now = plugins.get(NAME).await?;
         ensure!(
             now.data["spec"]["matchRules"][0]["service"] == json!(["procscan-sentinel.invalid"]),
@@ -125,7 +124,7 @@ async fn somebody_elses_object_of_our_name_is_refused_until_it_is_handed_over() 
     .await
 }
 
-/// As the desktop does it: all labels are replaced.
+/// Replaces all labels, as the Sealos desktop does.
 async fn mark_as_read(world: &World, namespace: &str, name: &str) -> anyhow::Result<()> {
     let patch = json!([{"op": "replace", "path": "/metadata/labels", "value": {"isRead": "true"}}]);
     let patch: Patch<Value> = Patch::Json(serde_json::from_value(patch)?);
@@ -135,7 +134,7 @@ async fn mark_as_read(world: &World, namespace: &str, name: &str) -> anyhow::Res
 
 /// Scenario 8.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_notification_is_its_readers_until_something_new_happens() -> anyhow::Result<()> {
+async fn a_read_notification_stays_read_until_the_next_incident() -> anyhow::Result<()> {
     let world = World::start().await?;
     world.stage.namespace("ns-a").await?;
     world.stage.service("ns-a", "web-x7k2", &[("app", "web")]).await?;
@@ -155,15 +154,15 @@ async fn a_notification_is_its_readers_until_something_new_happens() -> anyhow::
         gone.await
     };
     offends().await?;
-    let told = world.until_told("ns-a", "unread", |told| told.labels()["isRead"] == "false").await?;
-    let name = told.name_any();
+    let first = world.until_told("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
+    let name = first.name_any();
     mark_as_read(&world, "ns-a", &name).await?;
     world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
-    // Its text is ours all the same: it is put right, and stays read.
+    // The aggregator repairs the text, and the Notification stays read.
     world.merge(&world.notifications("ns-a"), &name, json!({"spec": {"title": "You have won"}})).await?;
     let repaired = world
         .until_told("ns-a", "with its own title", |now| {
-            now.data["spec"]["title"] == told.data["spec"]["title"]
+            now.data["spec"]["title"] == first.data["spec"]["title"]
         })
         .await?;
     ensure!(repaired.labels().len() == 1 && repaired.labels()["isRead"] == "true", "{:?}", repaired.labels());
@@ -171,29 +170,34 @@ async fn a_notification_is_its_readers_until_something_new_happens() -> anyhow::
     recovers().await?;
     offends().await?;
     let again = world.until_told("ns-a", "unread once more", |now| now.labels()["isRead"] == "false").await?;
-    ensure!(again.name_any() == name, "the same object for every incident");
-    ensure!(again.data["spec"]["timestamp"].as_i64() > told.data["spec"]["timestamp"].as_i64());
+    ensure!(again.name_any() == name, "the second incident has another object: {again:?}");
+    ensure!(again.data["spec"]["timestamp"].as_i64() > first.data["spec"]["timestamp"].as_i64());
     recovers().await?;
-    world.until_told("ns-a", "read by recovery", |now| now.labels()["isRead"] == "true").await?;
+    world
+        .until_told("ns-a", "marked as read by the recovery", |now| now.labels()["isRead"] == "true")
+        .await?;
 
     offends().await?;
     world.until_told("ns-a", "unread", |now| now.labels()["isRead"] == "false").await?;
     delete(&world.notifications("ns-a"), &name).await?;
-    throughout("a deleted one stays deleted", ROUNDS, async || {
+    throughout("a deleted Notification stays deleted", ROUNDS, async || {
         ensure!(world.notifications("ns-a").get_opt(&name).await?.is_none());
         anyhow::Ok(())
     })
     .await?;
     recovers().await?;
-    ensure!(world.notifications("ns-a").get_opt(&name).await?.is_none(), "recovery does not bring it back");
+    ensure!(
+        world.notifications("ns-a").get_opt(&name).await?.is_none(),
+        "the recovery has created the Notification again"
+    );
     offends().await?;
     world.until_told("ns-a", "there with the next incident", |now| now.labels()["isRead"] == "false").await?;
     Ok(())
 }
 
-/// One tenant's namespace refuses what it is told; that is that tenant's matter alone.
+/// A policy of the API server refuses the Notification of one tenant only.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_that_can_not_be_told_keeps_no_other_waiting() -> anyhow::Result<()> {
+async fn a_refused_notification_delays_no_other_tenant() -> anyhow::Result<()> {
     let world = World::start().await?;
     let refuse = "
 apiVersion: admissionregistration.k8s.io/v1
@@ -213,7 +217,6 @@ spec: {policyName: refuse, validationActions: [Deny]}
     world.cluster.apply(refuse).await?;
     let a = world.tenant("ns-a", "web", "sim-0000").await?;
     let b = world.tenant("ns-b", "web", "sim-0001").await?;
-    // The policy takes a moment until it is in force.
     until("the policy to be in force", LIMIT, async || {
         let api = world.notifications("ns-a");
         let kind = GroupVersionKind::gvk("notification.sealos.io", "v1", "Notification");
@@ -229,11 +232,11 @@ spec: {policyName: refuse, validationActions: [Deny]}
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
     world.until_told("ns-b", "there", |_| true).await?;
     world.until_logged(&["messages can't be written", "ns-a", "not here"]).await?;
-    // Drift is put right in every round, whatever else fails.
+    // Every round repairs changed objects, also while a Notification is refused.
     world.merge(&world.wasm_plugins(), NAME, json!({"spec": {"matchRules": null}})).await?;
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
     let output = world.cluster.kubectl(&["delete", "validatingadmissionpolicybinding", "refuse"]).await?;
     ensure!(output.status.success(), "{output:?}");
-    world.until_told("ns-a", "there once it may be", |_| true).await?;
+    world.until_told("ns-a", "there after the policy is deleted", |_| true).await?;
     Ok(())
 }

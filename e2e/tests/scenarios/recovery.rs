@@ -1,4 +1,5 @@
-//! What is stored is not what was decided: after a restored backup, with a wiped status, with an expired token.
+//! The leader persists its decisions again after a restored backup and after a changed status. With a refused token, the known
+//! agents are still asked.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,10 +20,10 @@ fn is_blocked(incident: &Value) -> bool {
     incident["status"]["state"] == "Blocked"
 }
 
-/// etcd is restored from a backup that is older than the last decisions. They are put into effect again, and operators'
-/// acts still take effect.
+/// etcd is restored from a backup that is older than the last decisions. The leader persists them again, and an operator's
+/// release of a restored Incident takes effect.
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restored_backup_what_was_decided_since_is_persisted_again() -> anyhow::Result<()> {
+async fn decisions_since_a_restored_backup_are_persisted_again() -> anyhow::Result<()> {
     let mut world = World::start().await?;
     let a = world.tenant("ns-a", "web", "sim-0000").await?;
     let b = world.tenant("ns-b", "web", "sim-0001").await?;
@@ -46,7 +47,7 @@ async fn after_a_restored_backup_what_was_decided_since_is_persisted_again() -> 
         Ok(b)
     })
     .await?;
-    // An operator's act on a restored object is done without a restart.
+    // The release of a restored Incident needs no restart.
     world.merge(&world.incidents(), &again.name_any(), release()).await?;
     until_closed(&world, &[]).await
 }
@@ -55,7 +56,7 @@ fn release() -> Value {
     json!({"spec": {"release": {"by": "alice", "reason": "a false alarm"}}})
 }
 
-/// As [`World::until_closed`], with enough time for an API server to start again.
+/// As [`World::until_closed`], with time for a restart of the API server.
 async fn until_closed(world: &World, hosts: &[&str]) -> anyhow::Result<()> {
     let expected: BTreeSet<String> = hosts.iter().map(|host| format!("{host}.svc.cluster.local")).collect();
     until(&format!("the gateway to be closed to {hosts:?} only"), RECOVERY, async || {
@@ -66,9 +67,9 @@ async fn until_closed(world: &World, hosts: &[&str]) -> anyhow::Result<()> {
     .await
 }
 
-/// A status that is removed or overwritten is written again, and logged; nothing is opened meanwhile.
+/// The leader writes a removed or overwritten status again, and logs it. It opens no App meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_was_wiped_or_forced_is_repaired_and_releases_no_app() -> anyhow::Result<()> {
+async fn a_removed_or_overwritten_status_is_repaired_and_releases_no_app() -> anyhow::Result<()> {
     let world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
@@ -89,9 +90,9 @@ async fn a_status_that_was_wiped_or_forced_is_repaired_and_releases_no_app() -> 
     Ok(())
 }
 
-/// An expired token is no answer: the known agents are still asked, and nothing is opened.
+/// The known agents are still asked while the API server refuses the token, and no App is opened.
 #[tokio::test(flavor = "multi_thread")]
-async fn while_its_token_is_refused_the_known_agents_are_asked_on() -> anyhow::Result<()> {
+async fn known_agents_are_asked_while_the_token_is_refused() -> anyhow::Result<()> {
     let mut world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
@@ -100,7 +101,7 @@ async fn while_its_token_is_refused_the_known_agents_are_asked_on() -> anyhow::R
     let is_refused = |ready: &Value| ready["discovery"].to_string().contains("401");
     world.aggregator.wait_for("the refusal", RECOVERY, "/readyz", is_refused).await?;
     let before: Vec<u64> = (0..3).map(|node| world.fleet.requests(node)).collect();
-    throughout("the agents are known", 4 * ROUNDS, async || {
+    throughout("three agents are known", 4 * ROUNDS, async || {
         let (status, nodes) = world.aggregator.get("/api/v1/nodes").await?;
         let known = nodes["nodes"].as_array().map_or(0, Vec::len);
         ensure!(status == 200 && known == 3, "{nodes}");
@@ -114,7 +115,7 @@ async fn while_its_token_is_refused_the_known_agents_are_asked_on() -> anyhow::R
     world.cluster.accept_aggregator(true).await?;
     world
         .aggregator
-        .wait_for("all to be well", RECOVERY, "/readyz", |ready| {
+        .wait_for("discovery and the state to recover", RECOVERY, "/readyz", |ready| {
             ready["discovery"]["ok"] == true && ready["state"]["ok"] == true
         })
         .await?;

@@ -1,4 +1,4 @@
-//! The stage itself: what all other scenarios take for granted.
+//! Tests of the stage itself, because all other scenarios rely on it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -37,7 +37,7 @@ async fn endpoints(stage: &Stage) -> anyhow::Result<BTreeSet<(String, String)>> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_slices_of_the_agents_service_lead_to_the_agents() -> anyhow::Result<()> {
+async fn the_slices_of_the_agents_service_name_agents_that_answer() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options::default()).await?;
     let stop = CancellationToken::new();
     let fleet = Fleet::start(FleetOptions { nodes: 5, base: FIRST_NODE, ..FleetOptions::default() }, &stop)?;
@@ -68,13 +68,13 @@ async fn the_slices_of_the_agents_service_lead_to_the_agents() -> anyhow::Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_is_verified_and_the_aggregator_may_nothing_by_itself() -> anyhow::Result<()> {
+async fn a_client_verifies_the_server_and_the_aggregator_has_no_right_without_a_role() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options { controllers: false, ..Options::default() }).await?;
     let pods = |client: Client| async move { Api::<Pod>::all(client).list(&ListParams::default()).await };
     pods(cluster.admin()).await?;
     match pods(cluster.aggregator().await?).await {
         Err(kube::Error::Api(status)) => assert_eq!(status.code, 403, "{status:?}"),
-        other => panic!("the aggregator has no role: {other:?}"),
+        other => panic!("expected a refusal, because the aggregator has no role: {other:?}"),
     }
     let asked = until("the refusal in the audit log", LIMIT, async || {
         let events = cluster.audit_of_aggregator()?;
@@ -85,7 +85,7 @@ async fn the_server_is_verified_and_the_aggregator_may_nothing_by_itself() -> an
     assert_eq!(asked.len(), 1, "{asked:?}");
     assert_eq!((&asked[0]["verb"], &asked[0]["responseStatus"]["code"]), (&json!("list"), &json!(403)));
 
-    // The same server with another cluster's authority.
+    // The same server, verified with another cluster's certificate authority.
     let other = Cluster::start(Options { controllers: false, ..Options::default() }).await?;
     let mut wrong = Kubeconfig::read_from(other.kubeconfig_admin())?;
     wrong.clusters[0].cluster.as_mut().unwrap().server = Some(cluster.url());
@@ -96,23 +96,23 @@ async fn the_server_is_verified_and_the_aggregator_may_nothing_by_itself() -> an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_api_server_can_be_killed_and_comes_back_with_its_data() -> anyhow::Result<()> {
+async fn a_killed_api_server_has_its_data_after_a_restart() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(Options { controllers: false, ..Options::default() }).await?;
     let before = cluster.admin();
     let maps = |client: Client| Api::<ConfigMap>::namespaced(client, "default");
-    let map = serde_json::from_value(json!({"metadata": {"name": "kept"}, "data": {"a": "b"}}))?;
+    let map = serde_json::from_value(json!({"metadata": {"name": "map"}, "data": {"a": "b"}}))?;
     maps(before.clone()).create(&PostParams::default(), &map).await?;
     cluster.stop_apiserver()?;
-    maps(before.clone()).get("kept").await.unwrap_err();
+    maps(before.clone()).get("map").await.unwrap_err();
     cluster.start_apiserver().await?;
-    assert_eq!(maps(cluster.admin()).get("kept").await?.data, map.data);
-    // The port and the certificate are the same, so whoever was connected finds it again.
-    assert_eq!(maps(before).get("kept").await?.data, map.data);
+    assert_eq!(maps(cluster.admin()).get("map").await?.data, map.data);
+    // A client from before the restart works again, because the port and the certificate are the same.
+    assert_eq!(maps(before).get("map").await?.data, map.data);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_crds_take_what_they_know_and_nothing_else() -> anyhow::Result<()> {
+async fn the_crds_accept_known_fields_and_refuse_unknown_ones() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options { controllers: false, ..Options::default() }).await?;
     let client = cluster.admin();
     let mut sets = vec![Crds::Generated];
@@ -152,7 +152,7 @@ async fn the_crds_take_what_they_know_and_nothing_else() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Creates an object in `default`, with parameters that the client's own methods do not offer.
+/// Creates an object in `default`. Unlike the client's own methods, it takes query parameters.
 async fn post(
     client: &Client,
     kind: &GroupVersionKind,
@@ -170,7 +170,7 @@ async fn post(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workloads_live_and_their_pods_come_back() -> anyhow::Result<()> {
+async fn deleted_pods_of_workloads_are_replaced() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options::default()).await?;
     let stage = Stage::new(cluster.admin());
     let _kubelets = Kubelets::start(cluster.admin());
@@ -190,21 +190,21 @@ async fn workloads_live_and_their_pods_come_back() -> anyhow::Result<()> {
     stage.api::<Pod>("ns-a").delete(&old.name_any(), &DeleteParams::default()).await?;
     until("another Pod in its place", LIMIT, async || {
         let pods = stage.running("ns-a", "app=web", 1, LIMIT).await?;
-        ensure!(pods[0].uid() != old.uid(), "still the same");
+        ensure!(pods[0].uid() != old.uid(), "still the deleted Pod");
         Ok(())
     })
     .await?;
     let database = stage.running("ns-a", "app=db", 1, LIMIT).await?;
     assert_eq!(database[0].name_any(), "db-0");
 
-    // The garbage collector and the namespace controller clear up behind a tenant.
+    // The garbage collector and the namespace controller delete the tenant's objects.
     let output = cluster.kubectl(&["delete", "namespace", "ns-a", "--timeout=30s"]).await?;
     assert!(output.status.success(), "{output:?}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_fleet_has_its_slices_at_once() -> anyhow::Result<()> {
+async fn slices_of_a_large_fleet_are_created_directly() -> anyhow::Result<()> {
     let cluster = Cluster::start(Options::default()).await?;
     let stop = CancellationToken::new();
     let fleet =
@@ -217,7 +217,7 @@ async fn a_large_fleet_has_its_slices_at_once() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_aggregator_starts_answers_and_stops() -> anyhow::Result<()> {
+async fn the_aggregator_starts_and_answers_and_stops() -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let fleet = Fleet::start(FleetOptions { nodes: 3, base: FIRST_NODE, ..FleetOptions::default() }, &stop)?;
     let targets: Vec<_> = fleet.targets().iter().map(|(_, address)| address.to_string()).collect();
@@ -228,7 +228,7 @@ async fn the_aggregator_starts_answers_and_stops() -> anyhow::Result<()> {
     });
     let aggregator = Aggregator::spawn(&config.to_string(), &aggregator::Options::default())?;
     aggregator.wait_for("the first round", LIMIT, "/readyz", |_| true).await?;
-    aggregator.wait_for_log("anything", LIMIT, |entry| entry["level"] == "INFO").await?;
+    aggregator.wait_for_log("an INFO entry", LIMIT, |entry| entry["level"] == "INFO").await?;
     let (status, body) = aggregator.get("/no-such-path").await?;
     assert_eq!(status, 404, "{body}");
     assert!(aggregator.stop().await?.success());
@@ -240,7 +240,7 @@ async fn the_aggregator_starts_answers_and_stops() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_of_resources_can_be_missing() -> anyhow::Result<()> {
+async fn an_api_server_can_run_without_an_api_group() -> anyhow::Result<()> {
     let without = vec!["--runtime-config=discovery.k8s.io/v1=false".to_owned()];
     let cluster =
         Cluster::start(Options { controllers: false, apiserver_args: without, ..Options::default() }).await?;

@@ -1,4 +1,4 @@
-//! What programs before this one have left behind.
+//! Objects of earlier versions: a new version takes them over.
 
 use anyhow::ensure;
 use kube::ResourceExt;
@@ -11,7 +11,7 @@ use crate::world::{Beginning, GATEWAY, LIMIT, ROUNDS, World, decisions, delete, 
 
 const NAME: &str = "procscan-violations";
 
-/// As the API server stores what a program wrote that knew of no field of the kind.
+/// An earlier version wrote fields that the kind does not have, so the API server stored an empty object.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_wasm_plugin_of_our_name_is_taken_over() -> anyhow::Result<()> {
     let scene = scene(Beginning::default()).await?;
@@ -32,30 +32,30 @@ async fn an_empty_wasm_plugin_of_our_name_is_taken_over() -> anyhow::Result<()> 
     .await?;
     world.until_closed(&["web-x7k2.ns-a"]).await?;
     let now = world.wasm_plugins().get(NAME).await?;
-    ensure!(now.uid() == before.uid(), "it is the same object");
+    ensure!(now.uid() == before.uid(), "another object: {now:?}");
     ensure!(now.labels()["app.kubernetes.io/managed-by"] == "procscan-aggregator", "{:?}", now.labels());
     Ok(())
 }
 
-/// The program before kept nothing but its objects.
+/// An earlier version persisted no Incidents, and wrote its objects only.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_of_which_nothing_is_kept_is_inherited_and_told_to_nobody_again() -> anyhow::Result<()> {
+async fn a_block_without_an_incident_is_inherited_and_notifies_no_tenant_again() -> anyhow::Result<()> {
     let mut world = World::start().await?;
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     let b = world.tenant("ns-b", "web", "sim-0001").await?;
     world.accuse(0, &[("ns-a", &pod)]);
     world.accuse(1, &[("ns-b", &b)]);
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
-    let mut told = Vec::new();
+    let mut notifications = Vec::new();
     for namespace in ["ns-a", "ns-b"] {
-        told.push(world.until_told(namespace, "there", |_| true).await?);
+        notifications.push(world.until_told(namespace, "there", |_| true).await?);
     }
     for is_accused in [true, false] {
         world.aggregator.kill()?;
         for incident in world.incidents().list(&ListParams::default()).await? {
             delete(&world.incidents(), &incident.name_any()).await?;
         }
-        // It knows neither the leader's mark.
+        // The earlier version wrote no leader's mark either.
         let unmarked = json!({"metadata": {"annotations": {"procscan-aggregator/writer": null}}});
         world.merge(&world.wasm_plugins(), NAME, unmarked).await?;
         if !is_accused {
@@ -71,14 +71,14 @@ async fn a_block_of_which_nothing_is_kept_is_inherited_and_told_to_nobody_again(
             ensure!(all.first() == Some(&("inherited".to_owned(), "policy".to_owned())), "{all:?}");
         }
         world.stays_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"], ROUNDS).await?;
-        for before in &told {
+        for before in &notifications {
             let namespace = before.namespace().unwrap_or_default();
             let now = world.notifications(&namespace).get(&before.name_any()).await?;
-            ensure!(now.resource_version() == before.resource_version(), "told again: {now:?}");
+            ensure!(now.resource_version() == before.resource_version(), "notified again: {now:?}");
         }
         let logs = world.aggregator.logs();
         let inherited = logs.iter().filter(|entry| entry["decision"] == "inherited").count();
-        ensure!(inherited == 2, "{inherited} are told in the log");
+        ensure!(inherited == 2, "the log has {inherited} inherited blocks");
         let other = |entry: &&Value| entry.get("decision").is_some_and(|kind| kind != "inherited");
         ensure!(logs.iter().find(other).is_none(), "{:?}", logs.iter().find(other));
     }

@@ -1,4 +1,4 @@
-//! What most scenarios begin with: a cluster with agents and tenants, and the aggregator under the roles that are shipped.
+//! The start of most scenarios: a cluster with agents and tenants, and the aggregator with the shipped roles.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use procscan_e2e::{Cluster, Stage, until};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-/// Rounds take a second, so everything that comes comes well within it.
+/// How long a scenario waits. Rounds take a second, so an expected change comes well within this.
 pub const LIMIT: Duration = Duration::from_mins(1);
 /// Five rounds.
 pub const ROUNDS: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ pub const GATEWAY: &str = "higress-system";
 pub const OWN: &str = "kube-system";
 const SENTINEL: &str = "procscan-sentinel.invalid";
 
-/// The roles as they are shipped.
+/// The shipped roles.
 pub const RBAC: &str = include_str!("../../../deploy/manifests/rbac.yaml");
 
 pub struct World {
@@ -41,11 +41,11 @@ pub struct World {
     _stop: CancellationToken,
 }
 
-/// How a world is different from the usual one.
+/// How a world differs from the default one.
 pub struct Beginning {
     pub nodes: usize,
     pub cluster: Options,
-    /// Set over the usual configuration.
+    /// Overrides keys of [`config`].
     pub config: Value,
     pub has_kubelets: bool,
     pub crds: Option<Crds>,
@@ -68,12 +68,12 @@ impl Default for Beginning {
     }
 }
 
-/// Everything happens within seconds instead of hours, under the rules that are shipped.
+/// A configuration with seconds in the place of hours, and with the default rules of decisions. `more` overrides its keys.
 pub fn config(more: &Value) -> Value {
     let mut config = json!({
         "aggregator": {"scan_interval": "1s"},
         "collector": {"timeout": "1s", "connect_timeout": "1s", "max_backoff_rounds": 1},
-        // Nothing clears by its clock while a scenario lasts.
+        // No violation clears by the clock during a scenario.
         "detection": {"clear_after": "1h"},
         "discovery": {"refresh": "1s"},
         "kubernetes": {"requests_per_second": 200, "request_timeout": "5s"},
@@ -104,7 +104,7 @@ impl World {
         Self::around(scene(beginning).await?, &config).await
     }
 
-    /// The aggregator in a scene that is set already.
+    /// Starts the aggregator in a scene, and waits for its first round.
     pub async fn around(scene: Scene, more: &Value) -> anyhow::Result<Self> {
         let kubeconfig = aggregator::Options::kubeconfig(scene.0.kubeconfig_aggregator());
         let aggregator = Aggregator::spawn(&config(more).to_string(), &kubeconfig)?;
@@ -113,7 +113,7 @@ impl World {
         Ok(world)
     }
 
-    /// An aggregator that runs already, in its scene.
+    /// Joins a running aggregator and its scene.
     pub fn of(aggregator: Aggregator, (cluster, stage, kubelets, fleet, stop): Scene) -> Self {
         Self { aggregator, fleet, stage, cluster, _kubelets: kubelets, _stop: stop }
     }
@@ -121,14 +121,15 @@ impl World {
     /// Starts the aggregator again, with a configuration of its own.
     pub fn restart(&mut self, more: &Value) -> anyhow::Result<()> {
         self.aggregator.kill()?;
-        // Nobody else is there to wait for.
+        // The dead replica still holds the Lease. Without this the new one would wait until the Lease has run out.
         self.cluster.forget_leader()?;
         let kubeconfig = aggregator::Options::kubeconfig(self.cluster.kubeconfig_aggregator());
         self.aggregator = Aggregator::spawn(&config(more).to_string(), &kubeconfig)?;
         Ok(())
     }
 
-    /// A tenant with an App: a Deployment of one Pod on a node, and a Service named as Sealos names them. The Pod's name.
+    /// Creates a tenant with an App: a Deployment of one Pod on a node, and a Service with a name as Sealos makes it. Returns the
+    /// Pod's name.
     pub async fn tenant(&self, namespace: &str, app: &str, node: &str) -> anyhow::Result<String> {
         self.stage.namespace(namespace).await?;
         self.stage.deployment(namespace, app, &[], node).await?;
@@ -137,19 +138,19 @@ impl World {
         Ok(pods[0].name_any())
     }
 
-    /// From now on the node's agent lists these, and nothing else.
+    /// From now on the node's agent lists these Pods only.
     pub fn accuse(&self, node: usize, accused: &[(&str, &str)]) {
         self.fleet
             .set_offenders(node, accused.iter().map(|(namespace, pod)| offender(namespace, pod)).collect());
     }
 
-    /// The hosts that are closed, in all WasmPlugins, without the sentinels.
+    /// The hosts that all our WasmPlugins close, without the sentinels.
     pub async fn closed(&self) -> anyhow::Result<BTreeSet<String>> {
         let plugins = self.plugins().await?;
         Ok(plugins.iter().map(hosts).collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    /// Waits until there is the WasmPlugin, which comes with the first round.
+    /// Waits for the WasmPlugin, which the aggregator creates after the first round.
     pub async fn until_installed(&self) -> anyhow::Result<()> {
         let installed = until("the WasmPlugin", LIMIT, async || {
             ensure!(!self.plugins().await?.is_empty(), "none");
@@ -192,12 +193,12 @@ impl World {
         Ok(all)
     }
 
-    /// What the aggregator keeps.
+    /// The API of the Incidents.
     pub fn incidents(&self) -> Api<DynamicObject> {
         self.of_state("Incident")
     }
 
-    /// The objects of one of its own kinds.
+    /// The API of one of the aggregator's own kinds.
     pub fn of_state(&self, kind: &str) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk("procscan.sealos.io", "v1alpha1", kind);
         Api::namespaced_with(self.cluster.admin(), OWN, &ApiResource::from_gvk(&kind))
@@ -211,7 +212,7 @@ impl World {
         found.pop().context("none")
     }
 
-    /// Waits until a tenant's Incident is as it should be, and gives it.
+    /// Waits until `is_it` accepts a tenant's Incident, and returns it.
     pub async fn until_incident(
         &self,
         namespace: &str,
@@ -227,7 +228,7 @@ impl World {
         found.await.with_context(|| self.last_words())
     }
 
-    /// From now on there is a quota, `full`, that lets nobody make another object like `probe`.
+    /// Creates a quota named `full`, and waits until it refuses another object like `probe`.
     pub async fn fill(
         &self,
         namespace: &str,
@@ -252,14 +253,14 @@ impl World {
         .await
     }
 
-    /// What kubectl says, as the administrator.
+    /// Runs kubectl as the administrator, and returns its standard output.
     pub async fn kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.cluster.kubectl(args).await?;
         ensure!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Gives a person the role that is shipped for people.
+    /// Binds the shipped role of operators to a user.
     pub async fn allow(&self, person: &str) -> anyhow::Result<()> {
         let role = "--clusterrole=procscan-operator";
         self.kubectl(&["create", "rolebinding", "-n", OWN, person, role, &format!("--user={person}")])
@@ -277,7 +278,7 @@ impl World {
         Api::namespaced_with(self.cluster.admin(), namespace, &ApiResource::from_gvk(&kind))
     }
 
-    /// The one Notification of a tenant, when it is as it should be.
+    /// Waits until `is_it` accepts the one Notification of a tenant, and returns it.
     pub async fn until_told(
         &self,
         namespace: &str,
@@ -286,16 +287,16 @@ impl World {
     ) -> anyhow::Result<DynamicObject> {
         let api = self.notifications(namespace);
         let what = format!("the Notification in {namespace}: {what}");
-        let told = until(&what, LIMIT, async || {
+        let notified = until(&what, LIMIT, async || {
             let found = api.list(&ListParams::default()).await?.items;
             let [one] = &found[..] else { anyhow::bail!("there are {}", found.len()) };
             ensure!(is_it(one), "{}", serde_json::to_string(one)?);
             Ok(one.clone())
         });
-        told.await.with_context(|| self.last_words())
+        notified.await.with_context(|| self.last_words())
     }
 
-    /// The resourceVersions of everything that the aggregator writes.
+    /// The names and resourceVersions of the WasmPlugins and Notifications that the aggregator writes.
     pub async fn versions(&self, namespaces: &[&str]) -> anyhow::Result<BTreeSet<String>> {
         let mut all = self.plugins().await?;
         for namespace in namespaces.iter().chain(&["default"]) {
@@ -307,7 +308,7 @@ impl World {
         Ok(all.iter().map(version).collect())
     }
 
-    /// Waits until the summary, which is written last, says so many Apps.
+    /// Waits until the summary, which is written last, counts this many Apps.
     pub async fn until_summed_up(&self, apps: usize) -> anyhow::Result<()> {
         let message = format!("检测到 {apps} 个不合规应用");
         let is_it = |summary: &DynamicObject| {
@@ -317,7 +318,7 @@ impl World {
         self.until_told("default", "the summary", is_it).await.map(drop)
     }
 
-    /// Nothing more is written for a while, now that these many Apps are blocked.
+    /// Waits until the summary counts `apps`. From then on, the aggregator writes nothing for `period`.
     pub async fn nothing_more_is_written(
         &self,
         namespaces: &[&str],
@@ -339,16 +340,17 @@ impl World {
         Ok(())
     }
 
-    /// A log entry that holds all of these words.
-    pub async fn until_logged(&self, words: &[&str]) -> anyhow::Result<Value> {
+    /// Waits for a log entry that has all of these texts.
+    pub async fn until_logged(&self, texts: &[&str]) -> anyhow::Result<Value> {
         self.aggregator
-            .wait_for_log(&format!("{words:?}"), LIMIT, |entry| {
-                let text = entry.to_string();
-                words.iter().all(|word| text.contains(word))
+            .wait_for_log(&format!("{texts:?}"), LIMIT, |entry| {
+                let entry = entry.to_string();
+                texts.iter().all(|text| entry.contains(text))
             })
             .await
     }
 
+    /// The last 15 entries of the aggregator's log.
     pub fn last_words(&self) -> String {
         let logs = self.aggregator.logs();
         let last: Vec<String> = logs.iter().rev().take(15).rev().map(ToString::to_string).collect();
@@ -369,7 +371,7 @@ pub fn hosts(plugin: &DynamicObject) -> anyhow::Result<BTreeSet<String>> {
     Ok(hosts)
 }
 
-/// The decisions that an Incident tells, in order: what, and whose.
+/// The decisions in an Incident's status, in order: the kind and the actor of each.
 pub fn decisions(incident: &DynamicObject) -> Vec<(String, String)> {
     let all = incident.data["status"]["decisions"].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -384,7 +386,7 @@ where
     Ok(())
 }
 
-/// Everything but the aggregator.
+/// Starts a cluster with its stage, kubelets and fleet, without the aggregator.
 pub async fn scene(beginning: Beginning) -> anyhow::Result<Scene> {
     let cluster = Cluster::start(beginning.cluster).await?;
     let stop = CancellationToken::new();
@@ -412,7 +414,7 @@ pub async fn scene(beginning: Beginning) -> anyhow::Result<Scene> {
     Ok((cluster, stage, kubelets, fleet, stop))
 }
 
-/// A record as the agents in the field make it: the App's name is the Pod's.
+/// A record as the real agent makes it: in the place of the App's name it has the Pod's.
 pub fn offender(namespace: &str, pod: &str) -> Record {
     Record {
         pod: pod.to_owned(),

@@ -2,7 +2,7 @@
 //!
 //! The kubelet makes a control group for each Pod and the container runtime one for each container in it. Their drivers
 //! `systemd` and `cgroupfs` name them differently. Where kubelet and runtime use different drivers, one takes a name of the
-//! other's form literally. Below its container a tenant may name control groups as it likes, so the outermost
+//! other's form literally. A tenant chooses the names of control groups below its container, so the outermost
 //! name counts.
 
 /// The Pod or container of a process.
@@ -16,7 +16,7 @@ pub(crate) enum Home {
     Container {
         /// 64 hexadecimal digits.
         id: String,
-        /// It is certainly a container of Kubernetes. Without this mark it may be one, too.
+        /// Whether it is certainly a container of Kubernetes. If not, it may still be one.
         is_of_kubernetes: bool,
         /// The UID of a Pod in it, if it is not certainly one of Kubernetes: a node may be a container itself.
         inside: Option<String>,
@@ -24,7 +24,7 @@ pub(crate) enum Home {
 }
 
 impl Home {
-    /// Whether it is certainly in a Pod.
+    /// Whether the process is certainly in a Pod.
     pub(crate) fn is_pod(&self) -> bool {
         match self {
             Self::Outside => false,
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_is_outside() {
+    fn a_path_without_a_pod_or_container_is_outside() {
         for cgroup in [
             "",
             "0::/",

@@ -19,7 +19,7 @@ pub fn cgroup(input: &[u8]) {
     }
 }
 
-/// Each name in the result stands in the text.
+/// Each name in the result is a part of the text.
 fn named(text: &str, home: &Home) {
     let is_uid = |uid: &str| {
         assert!(

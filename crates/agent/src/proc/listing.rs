@@ -33,12 +33,12 @@ impl fmt::Display for Omitted {
     }
 }
 
-/// How much a scan or its list leaves out, by namespace. Namespaces of which nothing is left out are not in it.
+/// How much a scan or its list leaves out, by namespace. Namespaces without omitted processes are not in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut(pub BTreeMap<String, Omitted>);
 
 impl LeftOut {
-    /// Whether nothing is left out.
+    /// Whether the list is complete.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -121,7 +121,8 @@ impl OfPod {
         }
     }
 
-    /// The youngest process of the rule that most of them broke. A reader may exempt some rules, so each rule keeps a record.
+    /// The youngest process of the rule that most processes broke. Each rule has a record left, because a reader may exempt some
+    /// rules.
     fn expendable(&self) -> Option<String> {
         let mut by_rule: BTreeMap<&str, usize> = BTreeMap::new();
         for found in self.found.values() {
@@ -268,10 +269,10 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_stay_listed_whatever_comes_and_goes() {
+    fn the_oldest_processes_stay_listed_despite_new_ones() {
         let old = (0..MOST_OF_POD as u64).map(|n| finding("ns-a", "web", &format!("old{n}"), n));
-        let (before, nothing) = choose(old.clone().collect(), MOST_RECORDS);
-        assert!(nothing.is_empty());
+        let (before, left_out) = choose(old.clone().collect(), MOST_RECORDS);
+        assert!(left_out.is_empty());
         let new = (0..500).map(|n| finding("ns-a", "web", &format!("a{n}"), 1000 + n));
         // A younger process of a listed name is no other record.
         let same = finding("ns-a", "web", "old0", 2000);

@@ -76,7 +76,7 @@ impl Names {
         Ok(())
     }
 
-    /// Whether this may be a container of Kubernetes, but the links that would show it can't be read.
+    /// Whether `home` may be a container of Kubernetes, and the links that would show it can't be read.
     pub(super) fn is_in_doubt(&self, home: &Home) -> bool {
         self.by_container.is_none() && matches!(home, Home::Container { .. }) && !home.is_pod()
     }

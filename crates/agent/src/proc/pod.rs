@@ -15,8 +15,8 @@ use crate::record;
 pub(super) struct Turn {
     /// Where the scan stopped, if the Pod has more than its share.
     round: Round,
-    /// The findings so far. These processes are listed as long as they run. If a record came and went with the turn of its
-    /// process, the aggregator would take the process for gone.
+    /// The findings so far. Their processes are listed as long as they run, because the aggregator would clear a record that is
+    /// missing between two turns of its process.
     findings: Vec<Finding>,
 }
 
@@ -45,11 +45,11 @@ impl<'a> PodScan<'a> {
         Self { scanner, owner, pids, share, seen, settled: HashSet::new(), omitted: Omitted::default() }
     }
 
-    /// Continues where the last scan stopped. Returns how many bytes were read, which may be a little more than the share,
-    /// and the state for the next scan, if it needs one.
+    /// Continues where the last scan stopped. Returns how many bytes were read, and the state for the next scan, if it needs one.
+    /// The bytes may be a little more than the share.
     ///
     /// If half of the share is enough for the beginnings of all command lines, they are read first. So a short command
-    /// line is judged in each scan, however many long ones there are.
+    /// line is judged in each scan, for any number of long ones.
     pub(super) fn run(mut self, before: Turn) -> (u64, Option<Turn>) {
         let head = self.scanner.limits.head;
         let of_heads = head.saturating_mul(self.pids.len() as u64);
@@ -69,7 +69,7 @@ impl<'a> PodScan<'a> {
         }
         self.seen.left_out.add(self.owner.tenant(), self.omitted);
         let findings = self.seen.listing.of(self.owner);
-        // The next scan may be the first one that does not reach the end.
+        // The next scan may not reach the end, so it needs the findings of this one.
         let is_needed = self.omitted != Omitted::default() || !findings.is_empty();
         (used, is_needed.then_some(Turn { round, findings }))
     }
@@ -101,9 +101,8 @@ impl<'a> PodScan<'a> {
             }
             let limit = left.clamp(head, most);
             let Some(process) = self.read(pid, limit) else { continue };
-            // A command line may be cut because earlier ones used up the share. Then it is read further in the next scan, where
-            // it comes first. A scan in which it comes first reads the most of it that any scan can, so it is judged then: a
-            // process can't hide by a line beyond the share.
+            // A command line may be cut because earlier ones used up the share. Then the next scan reads it first, and reads as
+            // much of it as any scan can. So it is judged then, because a line beyond the share must not hide its process.
             let has_had_turn = process.is_whole || limit == most || index == 0;
             // The rest may contain the text that exempts the process.
             if has_had_turn || !self.scanner.rules.exempts_commands() {

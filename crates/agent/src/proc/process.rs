@@ -11,11 +11,11 @@ use super::{
     sight::Unseen,
 };
 
-/// The kernel keeps 16 bytes.
+/// More than the 16 bytes that the kernel stores.
 const COMM_LIMIT: u64 = 64;
-/// How many bytes of a longer name the kernel keeps, without the zero at the end.
+/// How many bytes of a longer name the kernel stores, without the zero at the end.
 const COMM_LENGTH: usize = 15;
-/// The kernel writes 52 numbers and a name.
+/// More than the 52 numbers and the name that the kernel writes.
 const STAT_LIMIT: u64 = 4096;
 /// How many threads are tried where the first one has ended.
 const MOST_THREADS: usize = 8;
@@ -27,7 +27,7 @@ const DELETED: &str = " (deleted)";
 pub(super) struct Process {
     /// The name that is listed unless a rule matches another one; then its other names. Never empty.
     pub(super) names: Vec<String>,
-    /// Its command line, words separated by spaces; each byte that is not UTF-8 became U+FFFD, as in Go.
+    /// Its command line, with the arguments separated by spaces. Each byte that is not UTF-8 became U+FFFD, as in Go.
     pub(super) cmdline: String,
     /// Whether the command line was read to its end.
     pub(super) is_whole: bool,
@@ -90,7 +90,7 @@ fn names(first: &str, cmdline: &str, program: Option<String>, comm: &str) -> Vec
     let of_path = base_name(first);
     let is_path = match &program {
         Some(program) => program == of_path,
-        // The kernel's name may be cut.
+        // The kernel may have cut its name.
         None => {
             !comm.is_empty() && (comm == of_path || comm.len() >= COMM_LENGTH && of_path.starts_with(comm))
         }
@@ -109,8 +109,7 @@ fn names(first: &str, cmdline: &str, program: Option<String>, comm: &str) -> Vec
     names
 }
 
-/// The name of the program behind a link `exe`: that of its file, which may have been removed, or that of the memory that
-/// it was started from.
+/// The name of the program behind a link `exe`: the name of its file, which may be removed, or of its memory file.
 fn program(exe: Option<PathBuf>) -> Option<String> {
     let path = decode(exe?.as_os_str().as_bytes().to_vec());
     let path = path.trim_end_matches(DELETED);

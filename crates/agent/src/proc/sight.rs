@@ -35,7 +35,7 @@ pub enum Partial {
         .0.display()
     )]
     OwnNamespace(PathBuf),
-    /// Not even the node's first process is seen.
+    /// The node's first process is not seen.
     #[error(
         "process 1 of this node can't be seen in {}: if it is mounted with hidepid, run the agent as root with the capability \
          SYS_PTRACE, or as a member of the group that the mount's option gid names",
@@ -83,9 +83,9 @@ pub enum Partial {
 
 /// Checks that `root` shows the processes of a node.
 ///
-/// Kernel threads exist only in a machine's first PID namespace, and `hidepid` hides them, so an agent that sees them
-/// sees everything. A node that is a container itself has none. Its process 1 belongs to no Pod, and is not in the agent's
-/// control group.
+/// Kernel threads exist only in a machine's first PID namespace, and `hidepid` hides them. So an agent that sees them sees all
+/// processes. A node that is a container itself has none. Its process 1 belongs to no Pod, and is not in the agent's control
+/// group.
 pub(super) fn of_node(root: &Path) -> Result<(), Partial> {
     let read = |process: &str, file: &str, limit| read_bounded(&root.join(process).join(file), limit);
     if read("2", "comm", COMMAND_LIMIT).is_ok_and(|name| name.trim_ascii() == b"kthreadd") {
@@ -124,7 +124,7 @@ pub(super) struct Unseen {
 }
 
 impl ScanError {
-    /// The same text for the same kind of error, whatever it counts.
+    /// The same text for the same kind of error, for any count.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Processes(_) => "processes",
@@ -151,8 +151,8 @@ impl Unseen {
         None
     }
 
-    /// The owner of a process, if it was read. A process whose control group has too long a path is only counted: a tenant can
-    /// make such groups, and must not make the list partial by them.
+    /// The owner of a process, if it was read. A process whose control group has too long a path is only counted. A tenant can
+    /// make such groups, and they must not make the list partial.
     pub(super) fn read_home(&mut self, read: io::Result<Home>) -> Option<Home> {
         if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidFilename) {
             self.deep_groups += 1;
@@ -182,7 +182,7 @@ impl Unseen {
         self.unknown.map_or(0, |(count, _)| count)
     }
 
-    /// Whether the scan of `scanner` saw everything. `names` is the result of reading the names of Pods.
+    /// Fails unless the scan of `scanner` saw all processes. `names` is the result of reading the names of Pods.
     pub(super) fn verdict(self, scanner: &Scanner, names: io::Result<()>) -> Result<(), Partial> {
         if let Some((count, error)) = self.refused {
             let root = scanner.proc_root.clone();

@@ -31,7 +31,7 @@ impl Node {
         fs::write(self.root.path().join(format!("proc/{pid}/{name}")), text).unwrap();
     }
 
-    /// Which process the agent itself is.
+    /// Makes process `pid` the agent itself.
     fn is_agent(&self, pid: u32) {
         let link = self.root.path().join("proc/self");
         fs::remove_file(&link).ok();
@@ -120,7 +120,7 @@ fn several_processes_of_one_name_are_one_finding_with_the_lowest_id() {
 }
 
 #[test]
-fn only_known_tenants_count_and_the_host_only_when_asked() {
+fn only_known_tenants_are_reported_and_the_host_only_with_a_name() {
     let node = Node::new();
     node.pod("kube-system", "tool", UID);
     node.process(PID, b"xmrig", &in_pod(UID));
@@ -138,7 +138,7 @@ fn only_known_tenants_count_and_the_host_only_when_asked() {
 }
 
 #[test]
-fn exemptions_hold_for_pods_too() {
+fn an_exempt_pod_has_no_findings() {
     let node = Node::new();
     node.pod("ns-a", "web-1", UID);
     node.process(PID, b"xmrig", &in_pod(UID));
@@ -150,7 +150,7 @@ fn exemptions_hold_for_pods_too() {
 }
 
 #[test]
-fn an_ended_process_is_gone_and_a_half_gone_one_is_no_error() {
+fn an_ended_process_is_not_listed_and_a_missing_file_is_no_error() {
     let node = Node::new();
     node.process(PID, b"xmrig", "0::/");
     node.process(PID + 1, b"masscan", "0::/");
@@ -162,7 +162,7 @@ fn an_ended_process_is_gone_and_a_half_gone_one_is_no_error() {
 }
 
 #[test]
-fn listed_command_lines_are_bounded_and_missing_roots_are_told_apart() {
+fn listed_command_lines_are_bounded_and_a_missing_proc_root_is_an_error() {
     let node = Node::new();
     let long = [b"xmrig ".as_slice(), &vec![b'a'; 200_000]].concat();
     node.process(PID, &long, "0::/");
@@ -177,11 +177,11 @@ fn listed_command_lines_are_bounded_and_missing_roots_are_told_apart() {
 #[test]
 fn a_real_process_is_found_while_it_runs() {
     let directory = tempfile::tempdir().unwrap();
-    // A name of its own, because other offenders may run on this machine.
+    // The name is unique, because other offenders may run on this machine.
     let name = format!("xmrig-{}", std::process::id());
     let program = directory.path().join(&name);
     fs::copy("/bin/sleep", &program).unwrap();
-    // If this test itself runs in a Pod, the Pod is known.
+    // If this test runs in a Pod, the kubelet's directory names the Pod.
     if let Home::Pod(uid) = Home::of(&fs::read_to_string("/proc/self/cgroup").unwrap()) {
         fs::create_dir(directory.path().join(format!("ns-host_this_{uid}"))).unwrap();
     }
@@ -218,14 +218,14 @@ fn an_offender_of_a_pod_without_a_name_makes_the_list_partial() {
     let root = node.root.path().join("pods");
     let containers = node.root.path().join("containers");
     assert_eq!(node.why_partial(), Partial::UnknownPods { root, containers, count: 1, pid: PID + 1 });
-    // Only a node's agent has to name all of them.
+    // An agent with a name for its host may leave out unknown Pods.
     let mut scanner = node.scanner(Some(host()));
     let seen = scanner.scan().unwrap();
     assert_eq!((seen.findings.len(), seen.unknown_pods), (1, 1));
 }
 
 #[test]
-fn without_the_pods_names_a_node_that_runs_pods_is_not_clean() {
+fn a_node_that_runs_pods_is_partial_without_their_names() {
     let node = Node::new();
     node.process(PID, b"nginx", &in_pod(UID));
     let pods = node.root.path().join("pods");
@@ -233,10 +233,10 @@ fn without_the_pods_names_a_node_that_runs_pods_is_not_clean() {
     let Partial::NoPods { root, error } = node.why_partial() else { panic!("{:?}", node.why_partial()) };
     assert_eq!(root, pods);
     assert!(error.contains("No such file"), "{error}");
-    // A file in place of the directory is as unreadable as a directory without permission.
+    // A file in the place of the directory gives an error, as a directory without permission does.
     fs::write(&pods, "").unwrap();
     assert!(matches!(node.why_partial(), Partial::NoPods { .. }));
-    // Nothing is missing if there are no Pods, nor on a person's own machine.
+    // The list is complete if there are no Pods, or if the host has a name.
     assert_eq!(found(&mut node.scanner(Some(host()))), []);
     node.end(PID);
     assert_eq!(found(&mut node.scanner(None)), []);
@@ -263,7 +263,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
         }
         node.is_agent(agent);
         assert_eq!(node.why_partial(), Partial::OwnNamespace(node.root.path().join("proc")), "{why}");
-        assert_eq!(found(&mut node.scanner(Some(host()))), [], "{why}: a person's own machine");
+        assert_eq!(found(&mut node.scanner(Some(host()))), [], "{why}: with a name for the host");
     }
     // A node that is a container itself has no kernel threads.
     let node = Node::new();
@@ -273,7 +273,7 @@ fn an_agent_that_sees_its_own_pod_only_is_partial() {
     node.process(7, b"agent", "0::/kubepods/pod/x");
     node.is_agent(7);
     assert_eq!(found(&mut node.scanner(None)), []);
-    // A program with the kernel thread's name, in a container.
+    // Process 2 is a program with a similar name, in a container.
     node.process(2, b"kthreadd", private);
     node.file(2, "comm", "kthread\n");
     node.end(1);
@@ -321,7 +321,7 @@ fn a_process_in_too_deep_a_control_group_is_skipped_and_counted_and_hides_no_oth
     node.process(PID + 1, b"nginx", &in_pod(UID));
     let cgroup = node.root.path().join(format!("proc/{}/cgroup", PID + 1));
     fs::remove_file(&cgroup).unwrap();
-    // To follow it is the same error.
+    // Following this link gives the same error.
     std::os::unix::fs::symlink("x".repeat(300), &cgroup).unwrap();
     assert_eq!(fs::read(&cgroup).unwrap_err().kind(), io::ErrorKind::InvalidFilename);
     let seen = node.scanner(None).scan().unwrap();
@@ -329,7 +329,7 @@ fn a_process_in_too_deep_a_control_group_is_skipped_and_counted_and_hides_no_oth
 }
 
 #[test]
-fn this_machine_is_seen_as_a_whole_or_not_at_all() {
+fn a_scan_of_this_machine_is_complete_or_fails() {
     let directory = tempfile::tempdir().unwrap();
     let rules = Rules::from_yaml("detectionRules: {blacklist: {processes: [^no-such-process$]}}").unwrap();
     let mut scanner = Scanner::new("/proc".into(), directory.path().into(), rules, None);

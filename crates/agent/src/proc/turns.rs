@@ -2,7 +2,7 @@
 //!
 //! Reading a command line and judging it takes time, and a tenant may have any number of processes with command lines of
 //! megabytes. So a scan reads a limited number of bytes. Each namespace gets the same part of them, and in it each Pod.
-//! A part that is not needed is for the others. If a Pod has more than its share, the next scan continues where this one
+//! An unused part goes to the others. If a Pod has more than its share, the next scan continues where this one
 //! stopped, so that each process has its turn.
 
 use std::collections::HashMap;
@@ -54,8 +54,8 @@ impl Round {
     }
 }
 
-/// Calls `read` for each Pod with the number of bytes that it may read. `read` returns how many it has read: fewer, or a few
-/// more.
+/// Calls `read` for each Pod with the number of bytes that it may read. `read` returns the number of bytes that it has read, which
+/// may be a few more.
 pub(super) fn share(tenants: Tenants, bytes: u64, mut read: impl FnMut(Owner, &[u32], u64) -> u64) {
     let mut left = bytes;
     // Namespaces with few processes come first: the bytes that they leave are for those with many.

@@ -1,10 +1,9 @@
-//! Rule files, as the agents in the field are given them: a configuration file with a section `detectionRules`, or the
-//! `ConfigMap` that holds it.
+//! Rule files of the real agent: a configuration file with a section `detectionRules`, or the `ConfigMap` that has it.
 //!
-//! Both lists of rules are of one type in those agents. So their files have `commands`, `namespaces` and `podNames` below
-//! `blacklist`, and `keywords` below `whitelist`, although the agents do not read them there. A key beyond those is an error,
-//! because a misspelt one would exempt a miner without any message. The file's other sections belong to features that this agent
-//! does not have.
+//! Both lists of rules have one type in the real agent. So its files have `commands`, `namespaces` and `podNames` below
+//! `blacklist`, and `keywords` below `whitelist`, although the agent does not read them there. Another key is an error, because
+//! a misspelt one would exempt a miner without any message. The file's other sections belong to features that this agent does not
+//! have.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +12,7 @@ use serde_json::Value;
 
 use super::RulesError;
 
-// Sections and lists are optional rather than defaulted: operators comment out all entries and leave the bare key.
+// Sections and lists are optional rather than defaulted, because operators comment out all entries and leave the bare key.
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -70,7 +70,7 @@ fn pattern(text: &str, samples: &[&str]) {
         Err(PatternError::Depth | PatternError::Size(_)) => {}
         Ok(pattern) => {
             assert_eq!(pattern.as_str(), text);
-            // The quotation would go on over the end of the group.
+            // An open quotation would include the end of the group.
             if text.contains(r"\Q") {
                 return;
             }

@@ -1,8 +1,8 @@
 //! Patterns with the meaning that Go's `regexp` gives them.
 //!
-//! The agents in the field are Go programs, and their rule files are written for Go. The `regex` crate reads some of the
-//! same texts otherwise (`[a-z&&x]`, `\<`, `a{,5}`, `\d`) and refuses others (`x{`, `\Q..\E`). So a pattern is read by
-//! Go's grammar and written anew, in forms that have one meaning only.
+//! The real agent is a Go program, and its rule files are written for Go. The `regex` crate reads some of the same texts
+//! differently (`[a-z&&x]`, `\<`, `a{,5}`, `\d`) and refuses others (`x{`, `\Q..\E`). So this module reads a pattern by Go's
+//! grammar and writes it anew, in forms with one meaning only.
 
 mod class;
 mod cursor;
@@ -31,7 +31,7 @@ pub enum PatternError {
         /// The part of the pattern that is wrong.
         part: String,
     },
-    /// Groups and repetitions lie too deep in each other.
+    /// Groups and repetitions are nested too deep.
     #[error("groups and repetitions are nested deeper than {MAX_DEPTH} levels")]
     Depth,
     /// Its compiled form is too large.
@@ -96,7 +96,7 @@ fn translate(pattern: &str) -> Result<String, PatternError> {
     let mut groups = Groups::default();
     let mut flags = Flags::default();
     let mut rest = Cursor::new(pattern);
-    // Go allows no repetition of a repetition, unless something stands between them.
+    // Go allows no repetition directly after a repetition.
     let mut is_repeated = false;
     while let Some(first) = rest.peek() {
         let was_repeated = std::mem::take(&mut is_repeated);

@@ -14,7 +14,7 @@ detectionRules:
     podNames: ['^debug-']
 "#;
 
-/// The shape of the file that ships with the agents in the field, as their `ConfigMap`.
+/// The `ConfigMap` with the rules file of the real agent, shortened.
 const SHIPPED: &str = r#"apiVersion: v1
 kind: ConfigMap
 metadata:
@@ -114,7 +114,7 @@ fn a_file_with_an_exemption_that_can_not_be_used_is_refused_by_its_name() {
         let error = Rules::from_yaml(&text).unwrap_err().to_string();
         assert!(error.starts_with(&format!("detectionRules.whitelist.{list}[1]: ")), "{error}");
         assert!(error.contains("would be accused"), "{error}");
-        // An empty one would exempt everything.
+        // An empty pattern would exempt every process.
         let error = Rules::from_yaml(&text.replace(r"\p{Alphabetic}", "")).unwrap_err().to_string();
         assert!(
             error.starts_with(&format!("detectionRules.whitelist.{list}[1]: an empty pattern")),
@@ -130,7 +130,7 @@ fn bare_keys_are_empty_lists() {
 }
 
 #[test]
-fn the_file_of_the_agents_in_the_field_loads_unchanged_from_its_config_map_or_alone() {
+fn the_file_of_the_real_agent_loads_unchanged_from_its_config_map_or_alone() {
     let file = SHIPPED.split("config.yaml: |\n").nth(1).unwrap().split("  unrelated").next().unwrap();
     let several = format!("apiVersion: v1\nkind: Secret\ndata: {{a: b}}\n---\n{SHIPPED}---\n");
     for text in [SHIPPED, file, several.as_str()] {
@@ -165,7 +165,7 @@ fn a_pattern_that_can_not_be_used_is_named_and_the_others_are_in_force() {
         r"detectionRules: {blacklist: {processes: ['a**', '^x{$'], keywords: [fine, 'open(']}, whitelist: {namespaces: [ns-a]}}",
     )
     .unwrap();
-    assert_eq!(judge(&rules, "x{", "").as_deref(), Some("^x{$"), "Go takes this one");
+    assert_eq!(judge(&rules, "x{", "").as_deref(), Some("^x{$"), "Go accepts this pattern");
     assert_eq!(judge(&rules, "a", "fine").as_deref(), Some(""));
     assert!(!rules.exempts_pod("ns-b", "x"));
     let refused = refused(&rules);

@@ -23,10 +23,10 @@ use tokio::{
 
 /// One aggregator holds one connection, so this is enough for many aggregators and for operators with `curl`.
 const MOST_CONNECTIONS: usize = 512;
-/// Silent connections are dropped after 10 s, as by the agents in the field.
+/// Silent connections are closed after 10 s, as by the real agent.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A listener that stops accepting while all permits are out.
+/// A listener that accepts no connection while all permits are taken.
 pub(super) struct Bounded {
     listener: TcpListener,
     permits: Arc<Semaphore>,
@@ -54,8 +54,8 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection that fails once nothing was sent on it for [`PATIENCE`]. Received bytes do not count, because they are cheap
-/// for the client.
+/// A connection that fails after [`PATIENCE`] without a sent byte. Received bytes do not count, because they are cheap for the
+/// client.
 pub(super) struct Connection {
     stream: TcpStream,
     deadline: Pin<Box<Sleep>>,

@@ -17,20 +17,20 @@ use crate::{
     record::{Record, encode},
 };
 
-/// The header that counts what is left out of the list, as three numbers. Without it, nothing is left out.
+/// The header that counts omitted processes, as three numbers. Without it, the list is complete.
 const LEFT_OUT: HeaderName = HeaderName::from_static("procscan-left-out");
-/// The header with the namespaces of which something is left out. A missing record there does not show absence.
+/// The header with the namespaces of omitted processes. There a missing record proves no absence.
 const LEFT_OUT_NAMESPACES: HeaderName = HeaderName::from_static("procscan-left-out-namespaces");
 /// Below this, compression saves no packet.
 const WORTH_COMPRESSING: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Published {
-    /// Weak, because the same list is sent plain and compressed.
+    /// A weak `ETag`, because the same list is sent plain and compressed.
     etag: String,
     plain: Bytes,
     gzip: Option<Bytes>,
-    /// The values of the two headers, if something is left out.
+    /// The values of the two headers, if the list is not complete.
     left_out: Option<(HeaderValue, HeaderValue)>,
 }
 
@@ -39,7 +39,7 @@ impl Published {
         let plain = encode(records);
         let mut hash = DefaultHasher::new();
         hash.write(&plain);
-        // The same list with another part left out is another answer.
+        // The same records with other omitted processes are another answer.
         let (counts, namespaces) = (left_out.total().to_string(), left_out.namespaces());
         if !left_out.is_empty() {
             hash.write(counts.as_bytes());
@@ -91,7 +91,7 @@ impl Default for Published {
     }
 }
 
-/// `None` if compression fails, which it does not in memory; then only the plain form is served.
+/// `None` if compression fails. Then only the plain form is served. Compression into memory does not fail.
 fn compress(plain: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(plain).ok()?;

@@ -27,7 +27,7 @@ fn local(root: &std::path::Path) -> Options {
 }
 
 #[tokio::test]
-async fn the_contract_is_answered() {
+async fn answers_follow_the_contract() {
     let (address, agent, ..) = serving(&[]).await;
     let empty = violations(address).await;
     assert_eq!((empty.status(), empty.text()), (200, "[]\n"));
@@ -62,7 +62,7 @@ async fn an_unchanged_list_is_not_sent_twice() {
 }
 
 #[tokio::test]
-async fn what_is_left_out_is_counted_in_a_header() {
+async fn omitted_processes_are_counted_in_a_header() {
     let (address, agent, ..) = serving(&[record("p")]).await;
     let whole = violations(address).await;
     assert_eq!(
@@ -76,7 +76,11 @@ async fn what_is_left_out_is_counted_in_a_header() {
     let expected = Some("offenders=7, processes=9, command-lines=2");
     assert_eq!((part.header("procscan-left-out"), part.records()), (expected, vec![record("p")]));
     assert_eq!(part.header("procscan-left-out-namespaces"), Some("ns-a, ns-b"));
-    assert_ne!(part.header("etag"), whole.header("etag"), "the same list is another answer");
+    assert_ne!(
+        part.header("etag"),
+        whole.header("etag"),
+        "the same list with omitted processes has another ETag"
+    );
     let known = format!("If-None-Match: {}\r\n", part.header("etag").unwrap());
     let again = ask(address, "GET /api/violations", &known).await;
     assert_eq!((again.status(), again.header("procscan-left-out")), (304, expected));
@@ -101,7 +105,7 @@ fn a_trouble_of_each_scan_is_logged_once() {
     assert!(changes.contains(&Change::Begun(left_out.into())), "{changes:?}");
     assert_eq!(troubles.update(troubles_of(&of(4), &scanner), Instant::now()), []);
 
-    // Nor is a failure that counts otherwise in each scan.
+    // A failure has the same kind in each scan, for any count.
     let partial = |count| {
         let (root, containers) = ("/pods".into(), "/containers".into());
         ScanError::from(Partial::UnknownPods { root, containers, count, pid: 7 })
@@ -110,7 +114,7 @@ fn a_trouble_of_each_scan_is_logged_once() {
     let mut publisher = Publisher { agent: Agent::new(), troubles: Troubles::default() };
     publisher.publish(&scanner, Err(partial(1)));
     publisher.publish(&scanner, Err(partial(2)));
-    let Said::Nothing(why) = publisher.agent.said() else { panic!("a list") };
+    let Current::Nothing(why) = publisher.agent.current() else { panic!("a list") };
     assert!(
         why.starts_with("2 offending processes are of Pods that neither /pods nor /containers names"),
         "{why}"
@@ -118,7 +122,7 @@ fn a_trouble_of_each_scan_is_logged_once() {
 }
 
 #[tokio::test]
-async fn long_lists_are_compressed_for_those_who_ask() {
+async fn a_long_list_is_compressed_for_a_client_that_accepts_gzip() {
     let many: Vec<Record> = (0..50).map(|n| record(&format!("p{n}"))).collect();
     let (address, agent, ..) = serving(&many).await;
     let zipped = ask(address, "GET /api/violations", "Accept-Encoding: br, gzip;q=0.5\r\n").await;
@@ -134,7 +138,7 @@ async fn long_lists_are_compressed_for_those_who_ask() {
 }
 
 #[tokio::test]
-async fn cancelling_ends_it_even_with_an_open_connection() {
+async fn cancelling_ends_the_server_despite_an_open_connection() {
     let (address, _, cancel, task) = serving(&[]).await;
     let _idle = open(address, "GET /health", "").await;
     cancel.cancel();
@@ -142,14 +146,14 @@ async fn cancelling_ends_it_even_with_an_open_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_nothing_is_dropped() {
+async fn a_connection_without_a_request_is_closed() {
     let (address, ..) = serving(&[]).await;
     let silent = tokio::net::TcpStream::connect(address).await.unwrap();
     assert_eq!(seconds_until_closed(silent).await, 10);
 }
 
 #[tokio::test]
-async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
+async fn an_agent_scans_before_its_first_answer_and_in_each_interval() {
     let root = tempfile::tempdir().unwrap();
     let process = root.path().join("5000000");
     fs::create_dir(&process).unwrap();
@@ -165,14 +169,14 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
     let deadline = Instant::now() + Duration::from_secs(5);
     let until = async |done: &dyn Fn(&[Record]) -> bool| {
         while !done(&violations(address).await.records()) {
-            assert!(Instant::now() < deadline, "the next scan never came");
+            assert!(Instant::now() < deadline, "no further scan");
         }
     };
     until(&|list| list.first().is_some_and(|record| record.timestamp > first[0].timestamp)).await;
     fs::remove_dir_all(&process).unwrap();
     until(&<[Record]>::is_empty).await;
 
-    // A failed scan leaves the agent alive, but the list of the scan before must not be served as current.
+    // After a failed scan the agent answers 503 instead of the old list.
     fs::remove_dir_all(root.path()).unwrap();
     loop {
         let answer = violations(address).await;
@@ -187,20 +191,20 @@ async fn an_agent_has_scanned_before_it_answers_and_keeps_scanning() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why() {
+async fn a_failed_start_names_the_reason() {
     let root = tempfile::tempdir().unwrap();
     let error = async |options| run(options, CancellationToken::new()).await.unwrap_err().to_string();
     let missing = error(local(std::path::Path::new("/nonexistent/proc"))).await;
     assert!(missing.starts_with("cannot scan the processes in /nonexistent/proc: "), "{missing}");
-    let elsewhere = error(Options { bind: "192.0.2.1:1".parse().unwrap(), ..local(root.path()) }).await;
-    assert!(elsewhere.starts_with("cannot listen on 192.0.2.1:1: "), "{elsewhere}");
+    let foreign = error(Options { bind: "192.0.2.1:1".parse().unwrap(), ..local(root.path()) }).await;
+    assert!(foreign.starts_with("cannot listen on 192.0.2.1:1: "), "{foreign}");
     let host = Some(HostIdentity { namespace: "default".into(), pod: "this".into() });
     let unreported = error(Options { host, ..local(root.path()) }).await;
     assert!(unreported.contains("`default` must start with `ns-`"), "{unreported}");
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_see_its_node_answers_503_and_why_until_it_does() {
+async fn an_agent_that_does_not_see_its_node_answers_503_with_the_reason() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join("5000000")).unwrap();
     fs::write(root.path().join("5000000/cmdline"), "nginx").unwrap();
@@ -217,17 +221,17 @@ async fn an_agent_that_does_not_see_its_node_answers_503_and_why_until_it_does()
     fs::write(root.path().join("2/comm"), "kthreadd\n").unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while violations(address).await.status() != 200 {
-        assert!(Instant::now() < deadline, "it never came to see");
+        assert!(Instant::now() < deadline, "the agent still answers 503");
     }
     cancel.cancel();
     timeout_of(task).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scan_that_hangs_does_not_leave_the_list_before_it_standing() {
+async fn while_a_scan_hangs_the_old_list_is_not_served() {
     let agent = Agent::new();
     let publisher = |agent: &Agent| Publisher { agent: agent.clone(), troubles: Troubles::default() };
-    let is_list = |agent: &Agent| matches!(agent.said(), Said::List(_));
+    let is_list = |agent: &Agent| matches!(agent.current(), Current::List(_));
     let (end, hangs) = tokio::sync::oneshot::channel::<()>();
     let scan = tokio::spawn({
         let mut publisher = publisher(&agent);

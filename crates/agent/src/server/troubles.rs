@@ -1,6 +1,6 @@
 //! Logs each trouble of the scans when it begins and when it is over, not at each scan.
 //!
-//! A tenant can let a trouble come and go with each scan. So it is over only after it has been absent for a while.
+//! A tenant can cause and remove a trouble with each scan. So it is over only after an absence of [`QUIET`].
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -19,7 +19,7 @@ pub(super) struct Troubles {
 /// A trouble of one scan.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
-    /// The same text for the same kind of trouble, whatever it counts.
+    /// The same text for the same kind of trouble, for any count.
     pub(super) kind: String,
     /// The message for the log.
     pub(super) text: String,
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trouble_is_logged_when_it_begins_and_when_it_is_over_however_often_it_comes_and_goes() {
+    fn an_alternating_trouble_is_logged_when_it_begins_and_when_it_is_over() {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
         let mut changes = Vec::new();
         for second in 0..3600 {
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_troubles_are_remembered() {
+    fn the_number_of_remembered_troubles_is_limited() {
         let mut troubles = Troubles::default();
         let flood = (0..5000).map(|n| trouble(&format!("{n}"), n)).collect();
         assert_eq!(troubles.update(flood, Instant::now()).len(), MOST);

@@ -26,7 +26,7 @@ pub enum Behaviour {
     HugeRecord,
     /// All timestamps are six hours old and never advance.
     StaleTimestamps,
-    /// Scans as the agents in the field do, whatever the node's mode; see [`Mode::Upstream`].
+    /// Scans as the real agent does, in any mode of the node; see [`Mode::Upstream`].
     OneAtATime,
     /// Answers `[]`, as an agent that was restarted and has not scanned yet.
     Restarted,
@@ -127,7 +127,7 @@ impl fmt::Display for Behaviour {
     }
 }
 
-/// A duration without spaces, so that a behaviour stays one word. It is parsed with or without them.
+/// A duration without spaces, because a behaviour is one argument. It is parsed with or without spaces.
 fn compact(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
 }
@@ -223,8 +223,8 @@ pub enum Mode {
     /// Each scan lists exactly the offenders that run, with the scan's timestamp.
     #[default]
     Correct,
-    /// As the agents in the field: each scan leaves at most one record, the offenders taking turns, and a scan that
-    /// finds nothing keeps the last record with its old timestamp. The first scan comes one interval after the start.
+    /// As the real agent: each scan leaves at most one record, and the offenders take turns. A scan without an offender leaves
+    /// the last record with its old timestamp. The first scan comes one interval after the start.
     Upstream,
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 pub(super) struct Request {
     pub(super) method: String,
     pub(super) path: String,
-    /// Whether the connection may live on after the answer.
+    /// Whether the connection may stay open after the answer.
     pub(super) keep: bool,
 }
 
@@ -39,7 +39,7 @@ pub(super) type Pieces = Box<dyn Iterator<Item = Cow<'static, [u8]>> + Send>;
 
 /// How an answer is sent.
 pub(super) enum Play {
-    /// All at once; the connection may live on.
+    /// All at once; the connection may stay open.
     Whole(Vec<u8>),
     /// All at once, later.
     After(Duration, Vec<u8>),
@@ -70,7 +70,7 @@ impl Head {
         self.render(&lines, body)
     }
 
-    /// A status line without its version, possibly followed by header lines, made into a whole answer.
+    /// A complete answer. `lines` is a status line without its version, possibly with header lines.
     pub(super) fn render(&self, lines: &str, body: &[u8]) -> Vec<u8> {
         self.assemble(lines, &format!("Content-Length: {}", body.len()), body)
     }

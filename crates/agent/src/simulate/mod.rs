@@ -1,8 +1,8 @@
 //! A fleet of simulated nodes in one process.
 //!
-//! One listener serves all nodes: the local address of a connection says which node it is for, because all of 127.0.0.0/8 is
-//! local. So a thousand nodes cost no more than their state, and to the aggregator they are a thousand hosts. Nodes misbehave
-//! by a call, by a list of faults or by a script.
+//! One listener serves all nodes. The local address of a connection selects the node, because all of 127.0.0.0/8 is local. So
+//! a thousand nodes cost no more than their state, and the aggregator sees a thousand hosts. Nodes misbehave by a call, by a
+//! list of faults or by a script.
 
 mod behaviour;
 mod http;
@@ -55,7 +55,7 @@ pub struct FleetOptions {
     pub offenders_per_node: usize,
     /// Over how many namespaces `ns-sim-0`, `ns-sim-1`, … the offenders are spread.
     pub tenants: usize,
-    /// How all nodes scan at first.
+    /// The mode in which all nodes scan at first.
     pub mode: Mode,
     /// The same seed makes the same offenders.
     pub seed: u64,
@@ -108,7 +108,7 @@ impl Fleet {
         let last = u32::try_from(options.nodes.saturating_sub(1)).ok();
         if options.nodes == 0 || last.and_then(|last| u32::from(options.base).checked_add(last)).is_none() {
             let problem =
-                format!("{} nodes from {} on make no range of addresses", options.nodes, options.base);
+                format!("{} nodes from {} on exceed the range of addresses", options.nodes, options.base);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let socket = TcpSocket::new_v4()?;
@@ -234,7 +234,7 @@ impl Shared {
     }
 }
 
-/// A node is never left half changed, so a panic elsewhere does not spoil it.
+/// A panic while the lock is held leaves no node half changed, so a poisoned lock is usable.
 fn lock(node: &Mutex<Node>) -> MutexGuard<'_, Node> {
     node.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -57,12 +57,12 @@ impl Node {
         }
     }
 
-    /// Restarts the agent: its list is empty. The node's processes run on.
+    /// Restarts the agent, so that its list is empty. The node's processes go on.
     pub(super) fn restart(&mut self) {
         self.listed.clear();
     }
 
-    /// The list as it goes out now.
+    /// The list of the next answer.
     pub(super) fn list(&self) -> Vec<Record> {
         if self.behaviour == Behaviour::Restarted {
             return Vec::new();

@@ -17,7 +17,7 @@ const LONG_RECORDS: (u32, usize) = (80, 62 * 1024);
 /// The zeros of [`Behaviour::ZeroPadding`].
 const PADDING: usize = 1024;
 
-/// Decides how `node` answers `request`. `keep` says whether the connection may live on.
+/// Decides how `node` answers `request`. With `keep`, the connection may stay open after the answer.
 pub(super) fn play(node: &mut Node, request: &Request, keep: bool) -> Play {
     node.requests += 1;
     let head = Head { date: Some(node.clock()), keep };

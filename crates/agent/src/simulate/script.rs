@@ -14,7 +14,7 @@ use super::{
 /// Why a script was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptError {
-    /// Not YAML, or not of the expected shape; the source says where.
+    /// Not YAML, or not of the expected shape; the source names the place.
     #[error("cannot read the script: {0}")]
     Shape(#[from] serde_saphyr::Error),
     /// A step is invalid.

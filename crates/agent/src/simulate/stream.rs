@@ -147,7 +147,7 @@ pub(super) fn gzip_bomb(head: &Head) -> Pieces {
 
 /// The same gigabyte of spaces in one zstd frame: four bytes for every 128 KiB.
 pub(super) fn zstd_bomb(head: &Head) -> Pieces {
-    /// A MiB of spaces: 8 blocks that each say "128 KiB of this byte" (RFC 8878, section 3.1.1.2).
+    /// A MiB of spaces: 8 blocks that each stand for 128 KiB of this byte (RFC 8878, section 3.1.1.2).
     static SPACES: LazyLock<Vec<u8>> = LazyLock::new(|| b"\x02\x00\x10 ".repeat(8));
     // The magic number, no checksum and no length, a window of 128 KiB; then both brackets as raw blocks of one byte.
     let start = b"\x28\xb5\x2f\xfd\x00\x38\x08\x00\x00[";

@@ -59,11 +59,11 @@ async fn each_address_is_a_node_of_its_own() {
 
     let outside = SocketAddr::from(([127, 64, 1, 45], targets[0].1.port()));
     let dropped = ask_raw(outside, "GET /health", "").await;
-    assert!(dropped.map_or(true, |bytes| bytes.is_empty()), "no node lives there");
+    assert!(dropped.map_or(true, |bytes| bytes.is_empty()), "no node has this address");
 }
 
 #[tokio::test]
-async fn connections_live_on_and_other_requests_get_their_due() {
+async fn connections_persist_and_other_requests_are_answered() {
     let fleet = fleet(1, 1);
     let node = at(&fleet, 0);
     let mut stream = open(node, "GET /health", "").await;
@@ -84,11 +84,11 @@ async fn connections_live_on_and_other_requests_get_their_due() {
 }
 
 #[tokio::test]
-async fn correct_nodes_list_exactly_what_runs_with_advancing_timestamps() {
+async fn correct_nodes_list_exactly_the_running_offenders_with_advancing_timestamps() {
     let fleet = fleet(1, 3);
     let before = answer(&fleet, Behaviour::Healthy).await.records();
     fleet.set_offender_count(0, 2);
-    assert_eq!(violations(at(&fleet, 0)).await.records(), before, "nothing changes without a scan");
+    assert_eq!(violations(at(&fleet, 0)).await.records(), before, "the list changed without a scan");
     fleet.scan_now(0);
     let after = violations(at(&fleet, 0)).await.records();
     assert_eq!(pods(&after), pods(&before)[..2]);
@@ -99,7 +99,7 @@ async fn correct_nodes_list_exactly_what_runs_with_advancing_timestamps() {
 }
 
 #[tokio::test]
-async fn upstream_nodes_take_turns_and_never_forget() {
+async fn upstream_nodes_list_one_offender_in_turn_and_never_clear_the_last() {
     let fleet = fleet(1, 3);
     let offenders = pods(&fleet.offenders(0));
     fleet.set_mode(0, Mode::Upstream);
@@ -115,7 +115,7 @@ async fn upstream_nodes_take_turns_and_never_forget() {
 
     fleet.set_offender_count(0, 0);
     fleet.scan_now(0);
-    assert_eq!(violations(at(&fleet, 0)).await.records(), seen[3..], "the last record stays as it was");
+    assert_eq!(violations(at(&fleet, 0)).await.records(), seen[3..], "the last record has changed");
     fleet.restart(0);
     assert_eq!(violations(at(&fleet, 0)).await.text(), "[]\n");
     fleet.set_offender_count(0, 1);
@@ -191,7 +191,7 @@ async fn behaviours_that_break_the_connection() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(5), taken).await.expect("the request was taken");
+    timeout(Duration::from_secs(5), taken).await.expect("the request was received");
 
     fleet.set_behaviour(0, Behaviour::Drip(Duration::from_mins(1)));
     let mut dripping = open(at(&fleet, 0), "GET /api/violations", "").await;
@@ -202,7 +202,7 @@ async fn behaviours_that_break_the_connection() {
 
     drop(fleet);
     let ended = timeout(Duration::from_secs(5), hanging.read(&mut bytes)).await.unwrap();
-    assert!(matches!(ended, Ok(0) | Err(_)), "a dropped fleet lets go of its connections");
+    assert!(matches!(ended, Ok(0) | Err(_)), "a dropped fleet has closed its connections");
 }
 
 async fn assert_silent(stream: &mut TcpStream) {
@@ -211,7 +211,7 @@ async fn assert_silent(stream: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn an_endless_answer_is_a_valid_beginning_for_as_long_as_one_reads() {
+async fn an_endless_answer_is_a_valid_beginning_of_any_length() {
     let fleet = fleet(1, 0);
     fleet.set_behaviour(0, Behaviour::Endless);
     let stream = open(at(&fleet, 0), "GET /api/violations", "").await;
@@ -242,7 +242,7 @@ async fn the_bombs_are_small_on_the_wire_and_valid_to_the_last_byte() {
         let mut buffer = vec![0; 1 << 20];
         let (mut total, mut brackets) = (0, Vec::<u8>::new());
         loop {
-            // The decoder checks what it can at the end.
+            // At the end the decoder checks that the body is complete.
             let read = decoder.read(&mut buffer).unwrap();
             if read == 0 {
                 break;
@@ -269,7 +269,7 @@ async fn faults_are_injected_from_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silent_connections_are_dropped_and_hanging_ones_not_for_ever() {
+async fn silent_connections_are_closed_after_10_s_and_hanging_ones_after_120_s() {
     let fleet = fleet(1, 0);
     fleet.set_behaviour(0, Behaviour::Hang);
     assert_eq!(seconds_until_closed(TcpStream::connect(at(&fleet, 0)).await.unwrap()).await, 10);
@@ -302,7 +302,7 @@ async fn a_script_is_played_on_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nodes_scan_by_themselves_when_told_an_interval() {
+async fn nodes_with_an_interval_scan_by_themselves() {
     let scan_interval = Duration::from_mins(1);
     let options = FleetOptions { nodes: 100, scan_interval, port: 0, ..FleetOptions::default() };
     let upstream = FleetOptions { mode: Mode::Upstream, ..options.clone() };

@@ -1,7 +1,7 @@
 //! The server of the simulated nodes.
 //!
 //! Resets, drips and answers without end need the socket itself, which an HTTP library hides. So this is the small part of
-//! HTTP/1.1 that an aggregator needs: requests without bodies, answers with a length, connections that live on.
+//! HTTP/1.1 that an aggregator needs: requests without bodies, answers with a length, persistent connections.
 
 use std::{io, sync::Mutex, time::Duration};
 
@@ -18,9 +18,9 @@ use super::{
     payload::play,
 };
 
-/// A real agent drops connections that are idle for this long.
+/// How long a connection may be idle, as at the real agent.
 const IDLE: Duration = Duration::from_secs(10);
-/// No answer takes longer, not even an endless one, and no connection takes requests for longer.
+/// The longest time for an answer, also for an endless one, and for the requests of a connection.
 const LIFETIME: Duration = Duration::from_mins(2);
 /// How long to wait for the peer to close after its last answer.
 const PARTING: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! A kind of object that exists only in tests: a `ConfigMap` for each blocked App. All that it takes is this file, and its name
-//! in the list of kinds.
+//! A kind of object that exists only in tests: a `ConfigMap` for each blocked App. A kind needs no more than such a file, and an
+//! entry in the list of kinds.
 
 use procscan_core::names::{App, Text};
 use procscan_core::plan::Plan;
@@ -10,7 +10,7 @@ use procscan_core::resources::{
 };
 use serde_json::{Value, json};
 
-/// The namespace of the policies that are all in one.
+/// The namespace of all objects of [`IN_ONE_NAMESPACE`].
 pub const NAMESPACE: &str = "procscan-policies";
 
 /// The kind with all objects in [`NAMESPACE`].
@@ -30,7 +30,7 @@ struct AppPolicies {
     namespace: Option<&'static str>,
 }
 
-/// The namespace and the name of an App's policy, where all are in `namespace`, or each is in its tenant's.
+/// The namespace and the name of an App's policy. Without `namespace` it is in its tenant's namespace.
 pub fn place(app: &App, namespace: Option<&str>) -> (String, String) {
     let of_tenant = app.namespace.to_string();
     // Two tenants may have Apps of the same name.
@@ -38,7 +38,7 @@ pub fn place(app: &App, namespace: Option<&str>) -> (String, String) {
     (namespace.map_or(of_tenant, str::to_owned), name)
 }
 
-/// What blocks nobody.
+/// A content that blocks no App.
 fn open() -> Value {
     json!({"state": "open"})
 }
@@ -120,7 +120,7 @@ impl BlockingKind for AppPolicies {
     fn blocked(&self, objects: &[FoundObject<'_>], _: &Settings) -> Vec<InheritedBlock> {
         let inherited = |found: &FoundObject<'_>| {
             let (app, services) = block(found.object.get("data")?)?;
-            // A tenant may write in its own namespace, and so about its own Apps only.
+            // A tenant can write any policy into its own namespace, so a policy there counts for the tenant's own Apps only.
             let is_its_place =
                 place(&app, self.namespace) == (found.namespace.to_string(), found.name.to_string());
             is_its_place.then(|| InheritedBlock {

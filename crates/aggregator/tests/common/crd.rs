@@ -1,21 +1,21 @@
-//! Strict validation against a `CustomResourceDefinition`: what `fieldValidation=Strict` refuses, this refuses too.
+//! Strict validation against a `CustomResourceDefinition`, as an API server does it with `fieldValidation=Strict`.
 
 use std::path::PathBuf;
 
 use serde_json::Value;
 
-/// The real CRDs, where they are present beside the checkout.
+/// The real CRDs, or `None` if they are not beside the checkout.
 pub fn contracts() -> Option<Vec<Value>> {
     let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/contracts/crds"));
     let Ok(entries) = std::fs::read_dir(&directory) else {
-        eprintln!("the real CRDs are not here: nothing to compare with");
+        eprintln!("the real CRDs are not here: this test checks nothing");
         return None;
     };
     let read = |path: PathBuf| serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     Some(entries.map(|entry| read(entry.unwrap().path())).collect())
 }
 
-/// Everything that is wrong with `object`: paths and what is wrong there.
+/// Every violation of the schema: its path and the reason.
 pub fn problems(crds: &[Value], object: &Value) -> Vec<String> {
     let (group, version) = object["apiVersion"].as_str().unwrap().split_once('/').unwrap();
     let schema = crds

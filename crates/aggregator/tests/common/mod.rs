@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: a plain HTTP client, waiting for a condition, processes that end with their test.
+//! Shared parts of the tests of the whole program: an HTTP client, waits for a condition, and processes that end with their test.
 #![allow(dead_code, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -23,7 +23,7 @@ pub struct Answer {
     pub body: String,
 }
 
-/// `GET path`, or nothing if there is no answer.
+/// Requests `GET path`; `None` if there is no answer.
 pub fn try_get(address: SocketAddr, path: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
@@ -44,7 +44,7 @@ pub fn get_json(address: SocketAddr, path: &str) -> Value {
     serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{path}: {e}: {}", answer.body))
 }
 
-/// Waits until `check` gives something, and says what it waited for if it never does.
+/// Waits until `check` returns a value. After `limit` it panics with `what`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -56,12 +56,12 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Optio
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on right now.
+/// A port of 127.0.0.1 on which no process listens at the moment.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// A child process that does not outlive its test.
+/// A child process that is killed at the end of its test.
 pub struct Process(pub Child);
 
 impl Process {
@@ -72,7 +72,7 @@ impl Process {
         Self(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.as_ref().display())))
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM, and waits for the exit status.
     pub fn terminate(mut self, limit: Duration) -> ExitStatus {
         signal(self.0.id(), "TERM");
         wait_for("the process to end", limit, || self.0.try_wait().unwrap())
@@ -99,7 +99,7 @@ pub fn signal(pid: u32, name: &str) {
     assert!(status.success());
 }
 
-/// The names of the files in a directory, ordered; without the file that a process locks where it writes objects.
+/// The names of the files in a directory, ordered, without the lock file of the output.
 pub fn listing(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
@@ -111,15 +111,15 @@ pub fn listing(directory: &Path) -> Vec<String> {
     names
 }
 
-/// The objects of a directory, each of them whole.
+/// The objects of a directory. Panics if a file is not valid YAML.
 pub fn objects(directory: &Path) -> Vec<Value> {
     let read = |name: String| {
         let text = match std::fs::read_to_string(directory.join(&name)) {
-            // Released since it was listed.
+            // The output has deleted it since it was listed.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             text => text.unwrap(),
         };
-        Some(serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{name} is not whole: {e}")))
+        Some(serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{name} is no valid YAML: {e}")))
     };
     listing(directory).into_iter().filter(|name| !name.starts_with('.')).filter_map(read).collect()
 }

@@ -1,5 +1,5 @@
-//! The whole service with its state in a file, a fleet that scans only on command, and the rules while the state can't be
-//! written.
+//! The whole service with its state in a file, and a fleet that scans only at a call of `scan_now`. [`Outage`] has the checks for
+//! a state that can't be written.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// A fleet whose nodes scan only on command, and the files by which an aggregator finds it.
+/// A fleet whose nodes scan only at a call of `scan_now`, with a file of its targets and a configuration for the aggregator.
 pub fn scene(directory: &Path) -> (Fleet, SocketAddr) {
     let options = FleetOptions {
         nodes: NODES,
@@ -54,7 +54,7 @@ pub fn start(directory: &Path) -> Process {
     start_by(&[], directory)
 }
 
-/// Starts the service by another program, which gets the arguments `way` and then becomes the service.
+/// Starts the service through `way`: a program with its arguments that executes the rest of its command line.
 pub fn start_by(way: &[&str], directory: &Path) -> Process {
     let whole = [way, &[PROGRAM, "run", "--config", "config.yaml"]].concat();
     Process::start(whole[0], &whole[1..], directory)
@@ -62,7 +62,7 @@ pub fn start_by(way: &[&str], directory: &Path) -> Process {
 
 /// The closed Services, without the sentinel. There are none before the service has written its object.
 pub fn closed(directory: &Path) -> BTreeSet<String> {
-    // The service replaces the file as a whole, so a reader never sees a part of it.
+    // The service replaces the file atomically, so it is complete or does not exist yet.
     let file = directory.join("objects/wasmplugin_higress-system_procscan-violations.yaml");
     let Ok(text) = std::fs::read_to_string(file) else { return BTreeSet::new() };
     let object: Value = serde_saphyr::from_str(&text).unwrap();
@@ -75,8 +75,8 @@ pub fn closed(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// A time in which the state can't be written. Before it, one App is blocked. During it, that App becomes clean and another
-/// one offends. After it, the other App is blocked instead.
+/// A state that can't be written for a time. One App is blocked before. During the outage it becomes clean, and another App
+/// offends. Afterwards the service blocks the other App instead.
 pub struct Outage {
     fleet: Fleet,
     address: SocketAddr,
@@ -100,52 +100,52 @@ impl Outage {
         self.running.as_ref().unwrap().0.id()
     }
 
-    /// SIGKILL.
+    /// Kills the service with SIGKILL.
     pub fn kill(&mut self) {
         self.running = None;
     }
 
-    /// Starts the service again, which can't read the persisted state.
+    /// Starts the service again, while it can't read its state.
     pub fn start(&mut self, way: &[&str]) {
         self.running = Some(start_by(way, &self.directory));
     }
 
-    /// The first App is clean, the second one offends.
+    /// From now on the first App is clean, and the second one offends.
     pub fn offends(&self) {
         self.fleet.set_offender_count(0, 0);
         (0..2).for_each(|node| self.fleet.scan_now(node));
     }
 
-    /// The answer of `/readyz`, once the service has asked every node.
+    /// The body of `/readyz`, once the service is ready.
     fn ready(&self) -> Option<Value> {
         let ready: Value = serde_json::from_str(&try_get(self.address, "/readyz")?.body).ok()?;
         (ready["status"] == "ready").then_some(ready)
     }
 
-    /// The service reports the error `says`. It blocks and releases no further App, and everything else goes on.
-    pub fn lasts(&self, says: &str) {
+    /// `/readyz` and the log have an error with `text`. Meanwhile no App is blocked or released, and rounds go on.
+    pub fn lasts(&self, text: &str) {
         let is_reported =
-            |ready: &Value| ready["state"]["error"].as_str().is_some_and(|error| error.contains(says));
-        let ready = wait_for("the error of the state", LIMIT, || self.ready().filter(is_reported));
+            |ready: &Value| ready["state"]["error"].as_str().is_some_and(|error| error.contains(text));
+        let ready = wait_for("the error in /readyz", LIMIT, || self.ready().filter(is_reported));
         assert_eq!(ready["state"]["ok"], false, "{ready}");
         wait_for("the new violation", LIMIT, || {
             let list = get_json(self.address, "/api/v1/violations");
             let violations = list["violations"].as_array().unwrap();
             violations.iter().any(|violation| violation["namespace"] == "ns-sim-1").then_some(())
         });
-        // Three times the clearing time, in answers.
+        // The wait is three times `clear_after`.
         let rounds = |ready: &Value| ready["rounds"].as_u64().unwrap();
         let begun = rounds(&ready);
         wait_for("ten more rounds", LIMIT, || {
             self.fleet.scan_now(1);
-            let ready = self.ready().expect("it goes on answering");
+            let ready = self.ready().expect("an answer of /readyz");
             assert_eq!(ready["state"]["ok"], false, "{ready}");
             assert_eq!(closed(&self.directory), self.before);
             (rounds(&ready) >= begun + 10).then_some(())
         });
         let alerts = self.alerts();
-        assert!(alerts.iter().any(|text| text.contains(says)), "{says}: {alerts:#?}");
-        // Not every round raises the alert.
+        assert!(alerts.iter().any(|alert| alert.contains(text)), "{text}: {alerts:#?}");
+        // The service does not repeat the alert in each round.
         assert!(alerts.len() <= 3, "{alerts:#?}");
     }
 
@@ -162,14 +162,16 @@ impl Outage {
             .collect()
     }
 
-    /// The service recovers by itself. The decisions that waited take effect, and all are persisted.
+    /// The service recovers by itself, carries out the waiting decisions, and persists them.
     pub fn is_over(&self) {
-        wait_for("the block of the new one and the release of the old one", LIMIT, || {
+        wait_for("the block of the second App and the release of the first one", LIMIT, || {
             self.fleet.scan_now(1);
             let now = closed(&self.directory);
             (now.len() == 1 && now.is_disjoint(&self.before)).then_some(())
         });
-        wait_for("the state to be well", LIMIT, || self.ready().filter(|ready| ready["state"]["ok"] == true));
+        wait_for("the recovery in /readyz", LIMIT, || {
+            self.ready().filter(|ready| ready["state"]["ok"] == true)
+        });
         let decisions = get_json(self.address, "/api/v1/decisions");
         let decisions = decisions["decisions"].as_array().unwrap();
         let count = |kind: &str| decisions.iter().filter(|decision| decision["decision"] == kind).count();

@@ -1,4 +1,4 @@
-//! Every command with a standard output that its reader has closed, and with one on a full device.
+//! Every command with a closed standard output, and with one on a full device.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,7 +25,7 @@ fn full() -> Stdio {
     File::options().write(true).open("/dev/full").unwrap().into()
 }
 
-/// An operators' API and an API server in one.
+/// A fake of the operators' API and of the API server in one.
 fn api() -> Api {
     let one = incident("i-1", ("app", "web"), "held");
     let nothing =
@@ -48,7 +48,7 @@ fn api() -> Api {
     ])
 }
 
-/// What the commands read: a configuration without a cluster, one with, and a way to reach it.
+/// Writes a configuration without a cluster, one with a cluster, and its kubeconfig.
 fn files(directory: &Path, api: &Api) {
     let write = |name: &str, text: String| std::fs::write(directory.join(name), text).unwrap();
     let alone = "aggregator: {address: 127.0.0.1, scan_interval: 1s}\ncollector: {timeout: 1s, connect_timeout: 1s}\n\
@@ -64,14 +64,14 @@ fn files(directory: &Path, api: &Api) {
     write("kubeconfig", cluster.to_string());
 }
 
-/// Makes a state, so that there is one to replay.
+/// Creates a state, because `simulate` needs one.
 fn state(directory: &Path) {
     let directory = directory.join("procscan-state");
     let store = procscan_aggregator::state::FileStore::open(&directory);
     let _ = tokio::runtime::Runtime::new().unwrap().block_on(store).unwrap();
 }
 
-/// The commands that end by themselves, by their names, each with something that it prints.
+/// The commands that end by themselves, each with arguments for which it prints a text.
 const ONE_SHOT: [(&str, &[&str]); 16] = [
     ("plan", &["--config", "config.yaml"]),
     ("check-config", &["--config", "config.yaml"]),
@@ -102,7 +102,7 @@ fn output(directory: &Path, api: &Api, args: &[&str], stdout: Stdio) -> (Option<
 }
 
 #[test]
-fn the_lists_of_this_test_are_whole() {
+fn the_lists_of_this_test_have_every_command() {
     let Output { stdout, .. } = command(&["--help"]).output().unwrap();
     let help = String::from_utf8(stdout).unwrap();
     let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
@@ -114,7 +114,7 @@ fn the_lists_of_this_test_are_whole() {
 }
 
 #[test]
-fn a_command_whose_output_is_closed_ends_as_if_it_was_read_and_a_full_device_is_an_error() {
+fn a_closed_output_changes_no_exit_code_and_a_full_device_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let (directory, api) = (directory.path(), api());
     files(directory, &api);
@@ -126,7 +126,7 @@ fn a_command_whose_output_is_closed_ends_as_if_it_was_read_and_a_full_device_is_
             continue;
         }
         let read = output(directory, &api, &args, Stdio::null());
-        // What would change is said by the exit code, also to a program that reads nothing else.
+        // With changes, `plan` has exit code 3.
         let code = if args == ["plan", "--config", "config.yaml"] { 3 } else { 0 };
         assert_eq!(read.0, Some(code), "{args:?}: {}", read.1);
         assert_eq!(output(directory, &api, &args, closed()), read, "{args:?}");
@@ -136,7 +136,6 @@ fn a_command_whose_output_is_closed_ends_as_if_it_was_read_and_a_full_device_is_
     }
 }
 
-/// The standard error, which says what is wrong, is closed too. The exit codes are the same.
 #[test]
 fn a_mistake_has_its_exit_code_if_standard_error_is_closed_too() {
     let directory = tempfile::tempdir().unwrap();
@@ -149,7 +148,7 @@ fn a_mistake_has_its_exit_code_if_standard_error_is_closed_too() {
     }
 }
 
-/// Ends with its test.
+/// A child process that is killed at the end of its test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -160,20 +159,20 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// How it ends by itself.
+    /// Waits for the exit code.
     fn end(&mut self) -> Option<i32> {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(Instant::now() < deadline, "it does not end");
+            assert!(Instant::now() < deadline, "the process has not ended");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// Waits until something answers HTTP there.
+/// Waits until `/health` of this port answers 200.
 fn wait_for_answer(port: u16, child: &mut Running) {
     let deadline = Instant::now() + LIMIT;
     let ask = || {
@@ -184,14 +183,18 @@ fn wait_for_answer(port: u16, child: &mut Running) {
         answer.starts_with("HTTP/1.1 200 ").then_some(())
     };
     while ask().is_none() {
-        assert_eq!(child.0.try_wait().unwrap().and_then(|status| status.code()), None, "it has ended");
+        assert_eq!(
+            child.0.try_wait().unwrap().and_then(|status| status.code()),
+            None,
+            "the process has ended"
+        );
         assert!(Instant::now() < deadline, "no answer");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
-fn what_runs_until_it_is_stopped_goes_on_without_a_reader_and_does_not_begin_on_a_full_device() {
+fn services_run_with_a_closed_output_and_do_not_start_on_a_full_device() {
     let directory = tempfile::tempdir().unwrap();
     let (directory, api) = (directory.path(), api());
     files(directory, &api);
@@ -216,7 +219,7 @@ fn what_runs_until_it_is_stopped_goes_on_without_a_reader_and_does_not_begin_on_
         assert!(killed.success());
         assert_eq!(running.end(), Some(0), "{name}: {}", log());
         assert!(!log().contains("panicked"), "{name}: {}", log());
-        // The service itself prints nothing.
+        // `run` prints nothing to standard output.
         if name != "run" {
             assert_eq!(start(full()).end(), Some(1), "{name}: {}", log());
             assert!(log().contains("standard output can't be written"), "{name}: {}", log());

@@ -1,4 +1,4 @@
-//! The commands that change something: their requests, and what they print of the answers.
+//! Operator commands: their requests, and their output for each answer.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -66,7 +66,7 @@ fn an_incident_is_found_by_its_app() {
 }
 
 #[test]
-fn errors_list_no_more_incidents_than_can_be_read() {
+fn an_error_lists_ten_incidents_at_most() {
     let list: Vec<_> = (0..12).map(|n| incident(&format!("i-{n}"), ("app", "web"), "held")).collect();
     let error = Api::only(200, incidents(&list)).run(&["approve", "ns-a/web"]).refused(1);
     assert!(
@@ -77,7 +77,7 @@ fn errors_list_no_more_incidents_than_can_be_read() {
     );
 }
 
-/// A date that is far away, and not too far.
+/// A date nine years ahead, within the limit of ten.
 fn far_date() -> String {
     let date = Timestamp::from_second(Timestamp::now().as_second() + 9 * 365 * 86_400).unwrap();
     date.to_string()
@@ -166,9 +166,9 @@ fn exemptions_match_texts_and_patterns() {
 }
 
 #[test]
-fn exemptions_that_make_no_sense_are_bad_usage() {
+fn invalid_exemptions_are_bad_usage() {
     let api = Api::new(Vec::new());
-    for (args, why) in [
+    for (args, expected) in [
         (&["--reason", "x"][..], "at least one of namespace, app, process and rule is needed"),
         (&["--app", "/(/", "--reason", "x"], "app.regex: unclosed group"),
         (
@@ -200,7 +200,7 @@ fn exemptions_that_make_no_sense_are_bad_usage() {
     ] {
         let args: Vec<_> = ["exempt"].iter().chain(args).copied().collect();
         let error = api.run(&args).refused(2);
-        assert!(error.starts_with(why), "{error}");
+        assert!(error.starts_with(expected), "{error}");
     }
     for args in [
         &["exempt"][..],
@@ -294,12 +294,12 @@ enforcement.exemptions[0]                   withheld                   enforceme
     for part in ["kubectl patch exemption NAME", r#"{"spec":{"confirm":N}}"#, "--confirm N"] {
         assert!(err.contains(part), "{part}: {err}");
     }
-    // Only those of the configuration are withheld.
+    // The list has only a withheld exemption of the configuration.
     let list = json!({"exemptions": [], "withheld": [withheld(configured)]});
     let Ran { out, err, .. } = Api::only(200, &list).run(&["exempt", "--list"]);
     assert!(out.contains("enforcement.exemptions[0]"), "{out}");
     assert!(!err.contains("There are no exemptions"), "{err}");
-    // A replica that does not lead does not know it.
+    // A follower does not know which exemptions are withheld.
     let list =
         json!({"exemptions": [{"name": "b", "app": {"exact": "web"}, "reason": "ours"}], "withheld": null});
     let Ran { out, err, .. } = Api::only(200, &list).run(&["exempt", "--list"]);

@@ -1,4 +1,4 @@
-//! A fake API with fixed replies, and the program.
+//! A fake API with fixed replies, and runs of the program against it.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_procscan-aggregator");
 const JSON: &str = "application/json";
 pub(crate) const PROBLEM: &str = "application/problem+json";
 
-/// One request, as it came.
+/// One received request.
 pub(crate) struct Asked {
     /// `METHOD /path?query`
     pub(crate) what: String,
@@ -92,7 +92,7 @@ impl Api {
         Self { address, asked, _runtime: runtime }
     }
 
-    /// The same answer to everything.
+    /// A fake API with one answer to every request.
     pub(crate) fn only(status: u16, body: impl Display) -> Self {
         Self::new(vec![reply("", status, body)])
     }
@@ -105,7 +105,7 @@ impl Api {
         run(&with_url(args, &self.url()), &[])
     }
 
-    /// The next request that was made.
+    /// The next received request.
     pub(crate) fn asked(&self) -> Asked {
         self.asked.try_recv().expect("a request")
     }
@@ -132,7 +132,7 @@ impl Ran {
         self.out
     }
 
-    /// The one line by which it has refused.
+    /// The one line of the error of a command that has failed with this exit code.
     pub(crate) fn refused(self, code: i32) -> String {
         assert_eq!((self.code, &*self.out), (code, ""), "{}", self.err);
         let line = self.err.strip_prefix("error: ").and_then(|line| line.strip_suffix('\n'));
@@ -145,7 +145,7 @@ impl Ran {
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(args).env_remove("PROCSCAN_URL").env_remove("PROCSCAN_TOKEN");
-    // Without a cluster, unless a test says otherwise.
+    // Without these variables the program finds no cluster.
     command.env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST").env_remove("HOME");
     command
 }
@@ -164,7 +164,7 @@ pub(crate) fn incident(name: &str, (kind, app): (&str, &str), state: &str) -> Va
     })
 }
 
-/// The answer to a command that was carried out and has made `decision`.
+/// The answer to a command that was carried out, and whose decision is `decision`.
 pub(crate) fn carried_out(mut incident: Value, decision: &str) -> Value {
     incident["command"] = json!({"decision": decision});
     incident

@@ -1,4 +1,4 @@
-//! Lists, and what is printed of them.
+//! Commands that print lists.
 
 use std::process::{Output, Stdio};
 
@@ -82,7 +82,7 @@ fn decisions_are_filtered_by_the_api() {
 }
 
 #[test]
-fn it_is_said_that_there_are_more_decisions() {
+fn a_note_counts_further_decisions() {
     let mut log = decisions();
     log["more"] = 12.into();
     let Ran { code, err, .. } = Api::only(200, log).run(&["decisions"]);
@@ -132,7 +132,7 @@ fn lists_are_read_page_by_page_and_shown_as_one() {
     assert_eq!(table.lines().filter(|line| line.starts_with("i-")).count(), 5, "{table}");
     let json = api.run(&["incidents", "-n", "ns-a", "-o", "json"]).done();
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), page(&all, None));
-    // An App is looked for on all of them.
+    // An App is searched on all pages.
     let error = api.run(&["release", "ns-a/web"]).refused(1);
     assert!((0..5).all(|n| error.contains(&format!("i-{n} "))), "{error}");
 
@@ -168,7 +168,7 @@ fn a_huge_answer_is_refused_and_a_long_one_is_not() {
 }
 
 #[test]
-fn what_tenants_choose_tells_the_terminal_nothing() {
+fn control_characters_of_tenants_are_escaped() {
     let hostile = "x\u{1b}[2J\u{9b}31m\u{7}\r\n\u{202e}\u{7f}";
     let shown = "x\\u{1b}[2J\\u{9b}31m\\u{7}\\r\\n\\u{202e}\\u{7f}";
     let app = json!({"namespace": hostile, "type": hostile, "name": hostile});

@@ -1,4 +1,4 @@
-//! Refusals, and whatever else can go wrong between the program and the API.
+//! Refusals, and other failures between the program and the API.
 
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::fake_api::{Api, PROBLEM, Reply, command, problem, reply, run};
 
 #[test]
-fn refusals_are_told_in_one_line_with_what_to_do() {
+fn a_refusal_is_one_line_with_the_next_step() {
     for (status, detail, expected) in [
         (400, "until: a time to come", "400 Bad Request: until: a time to come"),
         (
@@ -29,7 +29,7 @@ fn refusals_are_told_in_one_line_with_what_to_do() {
         let api = Api::new(vec![problem("POST ", status, detail)]);
         assert_eq!(api.run(&["approve", "i-1"]).refused(1), expected);
     }
-    // Where the cluster's RBAC decides, the rule that is missing is named.
+    // A refusal by the cluster's RBAC has the missing rule, so the next step is another right or account.
     let denied = json!({"title": "Forbidden", "status": 403, "detail": "alice may not patch", "rule": {"verbs": ["patch"]}});
     assert_eq!(
         Api::only(403, denied).run(&["approve", "i-1"]).refused(1),
@@ -51,9 +51,9 @@ fn refusals_are_told_in_one_line_with_what_to_do() {
     );
 }
 
-/// A proxy takes `..` in a path for another path.
+/// A proxy resolves `..` in a path, and would ask for another path.
 #[test]
-fn a_name_that_no_object_has_is_refused_before_it_becomes_part_of_a_path() {
+fn an_invalid_object_name_is_refused_before_a_request() {
     let api = Api::only(200, "");
     let url = api.url();
     let expected = "expected a Kubernetes name: a-z, 0-9, - and ., 253 characters at most";
@@ -69,10 +69,10 @@ fn a_name_that_no_object_has_is_refused_before_it_becomes_part_of_a_path() {
 }
 
 #[test]
-fn whatever_is_not_the_api_is_told_from_it() {
+fn an_answer_of_another_server_is_recognized() {
     let not_found = |kind, body: &str| Reply { kind, body: body.into(), ..reply("", 404, "") };
     let ours = "is the API of procscan-aggregator there, and of this version?";
-    for (answer, args, why) in [
+    for (answer, args, expected) in [
         (not_found("text/html", "<h1>\u{1b}"), &["decisions"][..], "404 Not Found without a reason; "),
         (not_found("application/json", "{\"detail\": \"x\"}"), &["mode"], "404 Not Found without a reason; "),
         (not_found(PROBLEM, "{"), &["decisions"], "404 Not Found without a reason; "),
@@ -106,7 +106,7 @@ fn whatever_is_not_the_api_is_told_from_it() {
     ] {
         let api = Api::new(vec![answer]);
         let error = api.run(args).refused(1);
-        assert!(error.starts_with(&format!("{}: {why}", api.url())), "{error}");
+        assert!(error.starts_with(&format!("{}: {expected}", api.url())), "{error}");
         assert!(error.ends_with(ours), "{error}");
         let is_done = args == ["approve", "i-1"];
         assert_eq!(
@@ -119,14 +119,14 @@ fn whatever_is_not_the_api_is_told_from_it() {
 }
 
 #[test]
-fn a_service_that_does_not_answer_is_reported_with_what_to_do() {
+fn a_service_that_does_not_answer_is_reported_with_the_next_step() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", free.local_addr().unwrap());
     drop(free);
     let error = run(&["pause", "--url", &url], &[]).refused(1);
     assert!(error.starts_with(&format!("{url}: no connection: Connection refused")), "{error}");
     assert!(error.ends_with("; does the service run there?"), "{error}");
-    // Where kubectl knows of a cluster, or in a Pod, the service may be in it.
+    // With a kubeconfig or in a Pod, the service may run in the cluster.
     let home = tempfile::tempdir().unwrap();
     std::fs::create_dir(home.path().join(".kube")).unwrap();
     std::fs::write(home.path().join(".kube/config"), "").unwrap();
@@ -139,12 +139,12 @@ fn a_service_that_does_not_answer_is_reported_with_what_to_do() {
         );
     }
 
-    // A service that hangs up before it has answered: only a command that changes something adds a doubt.
-    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", deaf.local_addr().unwrap());
+    // The server closes the connection before its answer. The error has a note about that for commands only.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
     let hang_up = std::thread::spawn(move || {
         for _ in 0..2 {
-            drop(deaf.accept().unwrap());
+            drop(silent.accept().unwrap());
         }
     });
     let error = run(&["pause", "--url", &url], &[]).refused(1);
@@ -209,7 +209,7 @@ fn the_token_comes_from_a_file_or_the_environment_and_is_never_shown() {
 }
 
 #[test]
-fn a_signal_ends_a_command_that_waits() {
+fn a_signal_ends_a_waiting_command() {
     let api = Api::only(0, "");
     let url = api.url();
     let child = command(&["decisions", "--url", &url]).stderr(Stdio::piped()).spawn().unwrap();

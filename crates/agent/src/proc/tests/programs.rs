@@ -48,8 +48,11 @@ fn a_program_is_found_under_its_own_name_despite_its_own_title() {
 
 #[test]
 fn a_keyword_names_the_program_of_a_path_with_a_space() {
-    let words = b"/tmp/my dir/app\0-o\0stratum+tcp://pool.example.com:3333\0";
-    assert_eq!(listed(&[(words, "/tmp/my dir/app", "app"), (words, "/bin/other", "other")]), ["app", "my"]);
+    let cmdline = b"/tmp/my dir/app\0-o\0stratum+tcp://pool.example.com:3333\0";
+    assert_eq!(
+        listed(&[(cmdline, "/tmp/my dir/app", "app"), (cmdline, "/bin/other", "other")]),
+        ["app", "my"]
+    );
 }
 
 #[test]
@@ -57,8 +60,8 @@ fn a_keyword_behind_any_padding_is_found_and_shown() {
     for (padding, fill) in [(64 << 10, b'x'), (3 << 20, b'x'), (6 << 20, 0xff), (100_000, b'<')] {
         let node = Node::new();
         node.pod("ns-a", "web-1", UID);
-        let words = [b"./a\0".as_slice(), &vec![fill; padding], b"\0--url\0stratum+tcp://pool.example.com\0"];
-        node.process(PID, &words.concat(), &in_pod(UID));
+        let parts = [b"./a\0".as_slice(), &vec![fill; padding], b"\0--url\0stratum+tcp://pool.example.com\0"];
+        node.process(PID, &parts.concat(), &in_pod(UID));
         let seen = node.scanner(None).scan().unwrap();
         assert_eq!(seen.findings.len(), 1, "{padding}");
         assert!(seen.left_out.is_empty(), "{:?}", seen.left_out);
@@ -85,11 +88,11 @@ fn a_program_whose_first_thread_has_ended_is_found() {
 }
 
 #[test]
-fn programs_that_can_not_be_seen_leave_the_other_names() {
+fn a_process_with_a_hidden_program_is_judged_by_its_other_names() {
     let node = Node::new();
     node.pod("ns-a", "web-1", UID);
     node.process(PID, b"java\0", &in_pod(UID));
-    // Anything but a link: reading it as one fails otherwise than for a process that has ended.
+    // A file in the place of the link: reading it fails with another error than for an ended process.
     node.file(PID, "exe", "");
     node.file(PID, "comm", "xmrig\n");
     let seen = node.scanner(None).scan().unwrap();
@@ -146,7 +149,11 @@ fn a_container_without_a_pod_in_its_control_group_has_the_name_that_the_kubelet_
     let mut scanner = node.scanner(None);
     scanner.containers_root = "/nonexistent/containers".into();
     let seen = scanner.scan().unwrap();
-    assert_eq!((seen.findings.len(), seen.doubtful_containers), (0, 1), "without the links that is in doubt");
+    assert_eq!(
+        (seen.findings.len(), seen.doubtful_containers),
+        (0, 1),
+        "without the links, the container may be one of Kubernetes"
+    );
     node.process(PID, b"xmrig\0", &format!("0::/system.slice:cri-containerd:{id}"));
     // A node that is a container itself.
     node.pod("ns-c", "web-3", UID);
@@ -157,7 +164,7 @@ fn a_container_without_a_pod_in_its_control_group_has_the_name_that_the_kubelet_
     assert_eq!(found(&mut node.scanner(None)).len(), 2);
 }
 
-/// The kernel keeps 15 bytes of a name: an exemption for the whole name does not match them.
+/// The kernel stores 15 bytes of a name, and an exemption for the whole name does not match them.
 #[test]
 fn a_name_that_the_kernel_has_cut_is_no_name_of_its_own() {
     let rules =
@@ -165,7 +172,7 @@ fn a_name_that_the_kernel_has_cut_is_no_name_of_its_own() {
     for (cmdline, exe, count) in [
         (&b"/opt/my-long-scanner-name\0"[..], "/opt/my-long-scanner-name", 0),
         (b"other\0", "/opt/my-long-scanner-name", 0),
-        // Here it is one.
+        // The program has another name, so this one is not cut from it.
         (b"other\0", "/opt/other", 1),
     ] {
         let node = Node::new();

@@ -1,4 +1,4 @@
-//! One tenant takes from others neither places in the list nor bytes of a scan.
+//! A tenant with many or large processes takes no records and no bytes of a scan from other tenants.
 
 use super::*;
 use crate::proc::turns::Round;
@@ -9,9 +9,9 @@ fn uid(number: u32) -> String {
     format!("0f5e6a52-8c1d-4b8a-9a53-{number:012x}")
 }
 
-/// The most that an aggregator reads of one answer by default.
+/// The largest answer, in bytes, that an aggregator reads by default.
 const MAX_BODY: usize = 4 << 20;
-/// More than are listed of one Pod, with more bytes than fit into an answer.
+/// The number of processes of one Pod: more than the list has, with more bytes than an answer has.
 const NAMES: u32 = 300;
 const MINER: &[u8] = b"./a\0--url\0stratum+tcp://pool.example.com\0";
 
@@ -44,7 +44,7 @@ fn a_flood_of_processes_and_names_hides_no_other_pod_and_fits_into_an_answer() {
         let long = [format!("{n:05}\0").as_bytes(), &vec![b'&'; 16_000], MINER].concat();
         node.process(PID + 100 + n, &long, &in_pod(&uid(2)));
     }
-    // The youngest of all.
+    // The youngest processes.
     node.process(PID + 9000, b"xmrig\0", &in_pod(&uid(3)));
     node.process(PID + 9001, MINER, &in_pod(&uid(4)));
     let seen = scanner(&node, Limits::default()).scan().unwrap();
@@ -75,7 +75,7 @@ fn the_largest_list_fits_into_an_answer() {
 }
 
 #[test]
-fn long_command_lines_of_one_tenant_do_not_keep_those_of_others_from_being_read() {
+fn long_command_lines_of_one_tenant_do_not_displace_those_of_others() {
     let node = Node::new();
     let mut scanner = scanner(&node, Limits { scan: 400 << 10, cmdline: 128 << 10, head: 1 << 10 });
     node.pod("ns-a", "web", &uid(1));
@@ -97,7 +97,7 @@ fn long_command_lines_of_one_tenant_do_not_keep_those_of_others_from_being_read(
 
 #[test]
 fn each_process_has_its_turn() {
-    // Command lines that exceed the share together, long ones, and those that are longer than what is read of one.
+    // Command lines that exceed the share together, long ones, and lines beyond the limit for one line.
     for (processes, padding, most_scans) in [(400, 10, 25), (60, 3 << 10, 30), (60, 9 << 10, 65)] {
         let node = Node::new();
         let mut scanner = scanner(&node, Limits { scan: 10 << 10, cmdline: 6 << 10, head: 100 });
@@ -125,8 +125,8 @@ fn each_process_has_its_turn() {
 
 /// A Pod that ends and starts more processes between two scans than a scan reads.
 #[test]
-fn new_processes_do_not_keep_old_ones_from_their_turn() {
-    const STANDING: u32 = 50;
+fn old_processes_have_their_turn_despite_new_ones() {
+    const RUNNING: u32 = 50;
     const NEW: u32 = 15;
     for padding in [0, 3 << 10] {
         let node = Node::new();
@@ -135,7 +135,7 @@ fn new_processes_do_not_keep_old_ones_from_their_turn() {
         let mut scanner = scanner(&node, Limits { scan, cmdline: 6 << 10, head: 100 });
         node.pod("ns-a", "web", &uid(1));
         let start = |n: u32| node.process(PID + n, &vec![b'x'; padding + 10], &in_pod(&uid(1)));
-        let mut flood: std::collections::VecDeque<u32> = (1..=STANDING).collect();
+        let mut flood: std::collections::VecDeque<u32> = (1..=RUNNING).collect();
         for n in &flood {
             start(*n);
         }
@@ -143,7 +143,7 @@ fn new_processes_do_not_keep_old_ones_from_their_turn() {
         assert!(partial.findings.is_empty() && !partial.left_out.is_empty(), "{padding}");
         // An old process becomes a miner after its turn.
         node.process(PID, &if padding == 0 { MINER.to_vec() } else { padded(padding) }, &in_pod(&uid(1)));
-        let mut next = STANDING;
+        let mut next = RUNNING;
         let found_in = (0..60).find(|_| {
             for _ in 0..NEW {
                 flood.pop_front().into_iter().for_each(|n| node.end(PID + n));
@@ -158,7 +158,7 @@ fn new_processes_do_not_keep_old_ones_from_their_turn() {
 }
 
 #[test]
-fn what_was_listed_before_a_flood_stays_listed_while_it_runs() {
+fn a_process_listed_before_a_flood_stays_listed_while_it_runs() {
     let node = Node::new();
     let mut scanner = scanner(&node, Limits { scan: 1 << 10, cmdline: 6 << 10, head: 100 });
     node.pod("ns-a", "web", &uid(1));
@@ -175,7 +175,7 @@ fn what_was_listed_before_a_flood_stays_listed_while_it_runs() {
 }
 
 #[test]
-fn a_listed_process_that_has_ended_is_gone_though_its_parent_has_not_asked_how() {
+fn an_ended_process_is_not_listed_although_its_parent_has_not_waited_for_it() {
     let node = Node::new();
     node.pod("ns-a", "web", &uid(1));
     node.process(PID, MINER, &in_pod(&uid(1)));
@@ -186,7 +186,7 @@ fn a_listed_process_that_has_ended_is_gone_though_its_parent_has_not_asked_how()
 }
 
 #[test]
-fn a_round_ends_with_the_processes_that_were_there_when_it_began() {
+fn a_round_ends_with_the_processes_of_its_beginning() {
     let order = |round: Round, ids: &[u32]| round.go_on(ids).map(|(id, _)| id).collect::<Vec<_>>();
     let after = |round: Round, ids: &[u32], turns: usize| round.go_on(ids).nth(turns - 1).unwrap().1;
     let round = after(Round::default(), &[3, 5, 7, 9], 2);
@@ -195,14 +195,14 @@ fn a_round_ends_with_the_processes_that_were_there_when_it_began() {
     assert_eq!(order(round, &[3, 5, 7, 9, 11, 13]), [7, 9, 3, 5, 11, 13]);
     let next = after(round, &[3, 5, 7, 9, 11, 13], 3);
     assert_eq!(order(next, &[2, 3, 5, 9, 11, 13, 15]), [5, 9, 11, 13, 2, 3, 15]);
-    // All that were left have ended.
+    // All remaining processes of the round have ended.
     assert_eq!(order(round, &[3, 20]), [3, 20]);
     assert!(order(round, &[]).is_empty());
 }
 
 /// The text that exempts a process may be at the end of its command line.
 #[test]
-fn a_command_line_that_others_have_cut_accuses_no_process_where_commands_are_exempt() {
+fn with_exempt_commands_a_cut_command_line_accuses_no_process() {
     let lists = "blacklist: {processes: [^xmrig$]}, whitelist: {commands: [--approved-by=ops]}";
     let rules = |lists: &str| Rules::from_yaml(&format!("detectionRules: {{{lists}}}")).unwrap();
     let line =
@@ -221,11 +221,11 @@ fn a_command_line_that_others_have_cut_accuses_no_process_where_commands_are_exe
     let mut without = limited.clone();
     without.rules = rules("blacklist: {processes: [^xmrig$]}");
     assert_eq!(found(&mut without).len(), 1);
-    // It is late, and listed from then on.
+    // The process is judged in a later scan, and listed from then on.
     node.file(PID + 1, "cmdline", std::str::from_utf8(&line(6 << 10, b"--mine\0")).unwrap());
     let listed: Vec<usize> = (0..6).map(|_| found(&mut limited).len()).collect();
     assert_eq!(listed[2..], [1; 4], "{listed:?}");
-    // A line that no scan reads to its end does not hide its process: neither one beyond the limit, nor one beyond the share of its Pod.
+    // A line that no scan reads to its end does not hide its process. One line is beyond the limit, and one is beyond the share.
     for padding in [11 << 10, 60 << 10] {
         node.file(PID + 1, "cmdline", std::str::from_utf8(&line(padding, b"")).unwrap());
         let mut limited = limited.clone();
@@ -249,7 +249,7 @@ fn a_scan_reads_no_more_than_its_limit_of_all_tenants() {
         share
     });
     assert!(total <= 10_000 && least >= 100, "{total} {least}");
-    // The bytes that others leave are for the namespaces with the most processes.
+    // The namespaces with the most processes get the bytes that others do not use.
     let mut most = 0;
     turns::share(tenants(), 10_000, |owner, _, share| {
         most = most.max(share);

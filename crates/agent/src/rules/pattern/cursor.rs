@@ -74,7 +74,7 @@ impl<'a> Cursor<'a> {
             }
         };
         let text = whole.strip_suffix(self.rest).unwrap_or(whole);
-        // A longer or shorter match is the same verdict.
+        // A preference for longer or shorter matches does not change the verdict.
         self.eat("?");
         let most_or_least = most.unwrap_or(least);
         if least > MAX_REPETITIONS || most_or_least > MAX_REPETITIONS || least > most_or_least {
@@ -99,7 +99,7 @@ impl<'a> Cursor<'a> {
         self.eat("}").then_some((least, most))
     }
 
-    /// A number without leading zeros; one that is too large for us is far too large for Go.
+    /// A number without leading zeros. A number beyond `u32` becomes the largest one, which Go refuses too.
     fn decimal(&mut self) -> Option<u32> {
         let end = self.rest.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(self.rest.len());
         let (digits, rest) = self.rest.split_at_checked(end)?;

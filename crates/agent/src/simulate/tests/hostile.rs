@@ -1,4 +1,4 @@
-//! Answers by which a tenant hides others, or a node costs more than it should.
+//! Answers by which a tenant hides others, or a node costs too much.
 
 use std::borrow::Cow;
 
@@ -85,7 +85,7 @@ fn no_piece_of_a_long_answer_is_long() {
 }
 
 #[tokio::test]
-async fn chunk_extensions_are_large_and_what_they_frame_is_small() {
+async fn chunk_extensions_are_large_and_their_data_is_small() {
     let fleet = fleet(1, 2);
     fleet.set_behaviour(0, Behaviour::ChunkExtensions);
     let stream = open(at(&fleet, 0), "GET /api/violations", "").await;
@@ -102,7 +102,7 @@ async fn chunk_extensions_are_large_and_what_they_frame_is_small() {
 }
 
 #[tokio::test]
-async fn gzip_members_without_anything_follow_the_list() {
+async fn empty_gzip_members_follow_the_list() {
     let fleet = fleet(1, 2);
     let answer = answer(&fleet, Behaviour::GzipMembers).await;
     assert_eq!(answer.header("content-encoding"), Some("gzip"));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
+use procscan_core::names::Text;
 use procscan_core::plan::Notice;
 use procscan_core::resources::{Kind, MessageKind, Object, Settings, WritePolicy};
 use serde_json::{Value, json};
@@ -34,6 +35,29 @@ impl SentMessage {
     }
 }
 
+/// How much of the plan is blocked in the cluster.
+pub(super) struct Closed {
+    /// Every object is as planned.
+    pub(super) all: bool,
+    /// The namespaces with an App that may not be blocked as planned; `None` if that is not known.
+    pub(super) open_namespaces: Option<BTreeSet<Text>>,
+}
+
+impl Closed {
+    /// Whether a message may be sent. A tenant is notified of a block after all objects that block its Apps are written, and
+    /// the summary counts all blocks.
+    fn allows(&self, message: &Object) -> bool {
+        match message.write_policy {
+            WritePolicy::SendOnce { of_block: true } => {
+                let open = self.open_namespaces.as_ref();
+                open.is_some_and(|open| !open.contains(&*message.metadata.namespace))
+            }
+            WritePolicy::UpdateText => self.all,
+            _ => true,
+        }
+    }
+}
+
 impl ClusterOutput {
     /// Whether a notice has been written as a message of one of the kinds, or its namespace is gone.
     pub fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
@@ -44,12 +68,11 @@ impl ClusterOutput {
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
 
-    /// Sends what is news. Unless everything in the plan `is_closed`, no tenant is told of a block that the cluster may not
-    /// have.
+    /// Sends the messages that are news and that `closed` allows.
     pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
-        is_closed: bool,
+        closed: &Closed,
         outcome: &mut Outcome,
         go_on: impl Fn() -> bool,
     ) {
@@ -59,12 +82,7 @@ impl ClusterOutput {
         let mut unanswered = Unanswered::default();
         for object in messages {
             let key = key(object);
-            if !is_closed
-                && matches!(
-                    object.write_policy,
-                    WritePolicy::SendOnce { of_block: true } | WritePolicy::UpdateText
-                )
-            {
+            if !closed.allows(object) {
                 continue;
             }
             if self.sent.get(&key).is_some_and(|told| told.hash == hash(object))
@@ -192,9 +210,11 @@ impl ClusterOutput {
 
     /// Compares a few of the messages that were written before, in turn, and puts their texts right.
     pub(super) async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
+        // A message with another content than the one that was sent still waits.
+        let is_as_sent = |told: &SentMessage, object: &Object| told.is_ours && told.hash == hash(object);
         let mut ours: Vec<&&Object> = messages
             .iter()
-            .filter(|object| self.sent.get(&key(object)).is_some_and(|told| told.is_ours))
+            .filter(|object| self.sent.get(&key(object)).is_some_and(|told| is_as_sent(told, object)))
             .collect();
         ours.sort_by_key(|object| key(object));
         let start =

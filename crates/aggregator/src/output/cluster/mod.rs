@@ -29,7 +29,7 @@ use self::deferred::DeferredMessages;
 pub use self::emergency::{LeftBehind, Opened, OpenedObject};
 use self::listing::{Listed, blocked, existing, marks, served};
 use self::live::{Key, Live, difference, found, is_suspended, place, resource};
-use self::messages::SentMessage;
+use self::messages::{Closed, SentMessage};
 use self::prune::{Wanted, surplus_objects};
 use super::difference::Difference;
 use super::{MAX_PROBLEMS_SHOWN, Outcome};
@@ -192,19 +192,26 @@ impl ClusterOutput {
         let is_blocked_by_others =
             |refusal: &&Refusal| refusal.kind == RefusalKind::NotServed && !listed.is_empty();
         let harmless = refused.iter().filter(is_blocked_by_others).count();
+        let is_readable = refused.len() == harmless;
         outcome.problems.extend(refused.into_iter().map(|refusal| refusal.text));
+        let mut open_namespaces = BTreeSet::new();
         for listed in &listed {
             let objects: Vec<&Object> = objects.iter().filter(|object| object.kind == listed.kind).collect();
-            let unclosed = self.reconcile_all(listed, &objects, &mut outcome).await;
+            let unwritten = self.reconcile_all(listed, &objects, settings, &mut outcome).await;
             if may_delete {
-                self.prune(listed, &Wanted::of(&objects), &unclosed, &mut outcome).await;
+                self.prune(listed, &Wanted::of(&objects), &unwritten.services, &mut outcome).await;
             }
+            open_namespaces.extend(unwritten.namespaces);
         }
         let messages: Vec<&Object> =
             objects.iter().filter(|object| object.write_policy != WritePolicy::Reconcile).collect();
-        let is_closed = outcome.problems.len() == harmless && outcome.suspended.is_empty();
-        self.send_all(&messages, is_closed, &mut outcome, go_on).await;
-        if outcome.problems.len() == harmless && !outcome.is_unfinished {
+        let closed = Closed {
+            all: outcome.problems.len() == harmless && outcome.suspended.is_empty(),
+            open_namespaces: is_readable.then_some(open_namespaces),
+        };
+        let problems = outcome.problems.len();
+        self.send_all(&messages, &closed, &mut outcome, go_on).await;
+        if is_readable && outcome.problems.len() == problems && !outcome.is_unfinished {
             self.compare_again(&messages, &mut outcome).await;
         }
         outcome.deferred = self.deferred.summary(MAX_PROBLEMS_SHOWN);

@@ -3,6 +3,7 @@ mod kinds;
 mod messages;
 mod running;
 mod taking_over;
+mod third_kind;
 mod told;
 mod world;
 

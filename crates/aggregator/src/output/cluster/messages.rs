@@ -68,21 +68,22 @@ impl ClusterOutput {
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
 
-    /// Sends the messages that are news and that `closed` allows.
+    /// Sends the messages that are news and that `closed` allows. Returns whether it has tried all of them.
     pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
         closed: &Closed,
         outcome: &mut Outcome,
         go_on: impl Fn() -> bool,
-    ) {
+    ) -> bool {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.sent.retain(|key, _| wanted.contains(key));
         self.deferred.retain(&wanted);
         let mut unanswered = Unanswered::default();
+        let mut unserved: BTreeSet<&str> = BTreeSet::new();
         for object in messages {
             let key = key(object);
-            if !closed.allows(object) {
+            if !closed.allows(object) || unserved.contains(key.0) {
                 continue;
             }
             if self.sent.get(&key).is_some_and(|told| told.hash == hash(object))
@@ -102,20 +103,20 @@ impl ClusterOutput {
                     if !go_on() {
                         // Something else has been decided meanwhile: the gateway goes before the other messages.
                         outcome.is_unfinished = true;
-                        return;
+                        return false;
                     }
                 }
-                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return,
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return false,
                 Err(refusal) if refusal.kind == RefusalKind::NotServed => {
-                    // Without the CRD no message can be written.
+                    // Without the CRD no message of this kind can be written.
                     outcome.problems.push(refusal.text);
-                    return;
+                    unserved.insert(key.0);
                 }
                 Err(refusal) if deferred::is_no_answer(&refusal) => {
                     let text = refusal.text.clone();
                     if unanswered.put(key, refusal, &mut self.deferred) {
                         outcome.problems.push(text);
-                        return;
+                        return false;
                     }
                 }
                 Err(refusal) => {
@@ -124,6 +125,7 @@ impl ClusterOutput {
                 }
             }
         }
+        true
     }
 
     /// Writes a message if it is news. Whether something was written.

@@ -209,9 +209,7 @@ impl ClusterOutput {
             all: outcome.problems.len() == harmless && outcome.suspended.is_empty(),
             open_namespaces: is_readable.then_some(open_namespaces),
         };
-        let problems = outcome.problems.len();
-        self.send_all(&messages, &closed, &mut outcome, go_on).await;
-        if is_readable && outcome.problems.len() == problems && !outcome.is_unfinished {
+        if self.send_all(&messages, &closed, &mut outcome, go_on).await && is_readable {
             self.compare_again(&messages, &mut outcome).await;
         }
         outcome.deferred = self.deferred.summary(MAX_PROBLEMS_SHOWN);

@@ -1,5 +1,6 @@
 mod by_hand;
 mod kinds;
+mod mails;
 mod messages;
 mod running;
 mod taking_over;

@@ -30,7 +30,7 @@ pub use self::emergency::{LeftBehind, Opened, OpenedObject};
 use self::listing::{Listed, blocked, existing, marks, served};
 use self::live::{Key, Live, difference, found, is_suspended, place, resource};
 use self::messages::{Closed, SentMessage};
-use self::prune::{Wanted, surplus_objects};
+use self::prune::{TakenOver, Wanted, surplus_objects};
 use super::difference::Difference;
 use super::{MAX_PROBLEMS_SHOWN, Outcome};
 use crate::kubernetes::WritePermit;
@@ -51,9 +51,8 @@ pub struct ClusterOutput {
     cluster: Cluster,
     /// The right to write, of the term in which `told` and the others were learned.
     permit: WritePermit,
-    /// The mark of the term in which all our objects were read before anything was decided. Only in it are objects deleted
-    /// that have left the plan.
-    taken_over: Option<String>,
+    /// The output deletes objects that have left the plan in this term only.
+    taken_over: Option<TakenOver>,
     /// The messages that need nothing more, by kind, namespace and name.
     sent: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
@@ -103,7 +102,7 @@ impl ClusterOutput {
             permit.rank_after(marks(&listed, settings).into_iter()).await;
             match self.mark_all(&listed, may_touch, tries == 0, &mut marked).await {
                 Ok(()) => {
-                    self.taken_over = Some(permit.mark());
+                    self.taken_over = Some(TakenOver::new(permit.mark(), &listed));
                     return Ok(blocked(&listed, settings));
                 }
                 // Another program has changed one of them meanwhile.
@@ -183,8 +182,8 @@ impl ClusterOutput {
             return outcome;
         }
         // If a kind can't be read, a later leader may have written its objects.
-        let may_delete = self.taken_over == Some(permit.mark())
-            && refused.iter().all(|refusal| refusal.kind == RefusalKind::NotServed);
+        let is_known = refused.iter().all(|refusal| refusal.kind == RefusalKind::NotServed);
+        let is_taken_over = self.taken_over.as_ref().is_some_and(|term| term.mark == permit.mark());
         let existing = existing(&listed);
         outcome.left_open = refused.is_empty().then(|| resources::left_open(plan, settings, &existing));
         let objects = resources::render(plan, settings, existing);
@@ -198,8 +197,12 @@ impl ClusterOutput {
         for listed in &listed {
             let objects: Vec<&Object> = objects.iter().filter(|object| object.kind == listed.kind).collect();
             let unwritten = self.reconcile_all(listed, &objects, settings, &mut outcome).await;
-            if may_delete {
-                self.prune(listed, &Wanted::of(&objects), &unwritten.services, &mut outcome).await;
+            let wanted = Wanted::of(&objects);
+            if let Some(term) = &mut self.taken_over {
+                term.note(listed, &wanted);
+            }
+            if is_known && is_taken_over {
+                self.prune(listed, &wanted, &unwritten.services, &mut outcome).await;
             }
             open_namespaces.extend(unwritten.namespaces);
         }

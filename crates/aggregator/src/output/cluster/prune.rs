@@ -9,7 +9,7 @@ use procscan_core::resources::Object;
 
 use super::ClusterOutput;
 use super::listing::Listed;
-use super::live::{Live, as_found, found, is_suspended, place, resource};
+use super::live::{Key, Live, as_found, found, is_suspended, place, resource};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 use crate::output::Outcome;
 
@@ -20,6 +20,48 @@ impl<'a> Wanted<'a> {
     pub(super) fn of(objects: impl IntoIterator<Item = impl std::borrow::Borrow<&'a Object>>) -> Self {
         let place = |object: &'a Object| (&*object.metadata.namespace, &*object.metadata.name);
         Self(objects.into_iter().map(|object| place(object.borrow())).collect())
+    }
+
+    fn has(&self, namespace: &str, name: &str) -> bool {
+        self.0.contains(&(namespace, name))
+    }
+}
+
+/// The term in which our objects were read before anything was decided.
+#[derive(Debug)]
+pub(super) struct TakenOver {
+    /// Its mark.
+    pub(super) mark: String,
+    /// The names of the kinds that have been listed in it.
+    kinds: BTreeSet<&'static str>,
+    /// Objects of kinds that were not listed at the take-over. They have not been in the plan since, so no incident explains
+    /// what they block.
+    unexplained: BTreeSet<Key>,
+}
+
+impl TakenOver {
+    pub(super) fn new(mark: String, listed: &[Listed]) -> Self {
+        let kinds = listed.iter().map(|listed| listed.kind.name()).collect();
+        Self { mark, kinds, unexplained: BTreeSet::new() }
+    }
+
+    /// Notes what is there of a kind that is listed for the first time, and forgets what is in the plan.
+    pub(super) fn note(&mut self, listed: &Listed, wanted: &Wanted<'_>) {
+        let kind = listed.kind.name();
+        if self.kinds.insert(kind) {
+            self.unexplained
+                .extend(listed.ours().map(place).map(|(namespace, name)| (kind, namespace, name)));
+        }
+        self.unexplained.retain(|(of, namespace, name)| *of != kind || !wanted.has(namespace, name));
+    }
+
+    fn why_not(&self, listed: &Listed, live: &Live) -> Option<String> {
+        let (namespace, name) = place(live);
+        self.unexplained.contains(&(listed.kind.name(), namespace, name)).then(|| {
+            "is not in the plan, and was not listed when this leader took over, so the Apps that it blocks are not known; \
+             delete it if they may be opened"
+                .to_owned()
+        })
     }
 }
 
@@ -32,8 +74,7 @@ pub(super) fn surplus_objects<'a>(
 ) -> Vec<(&'a Live, Option<String>)> {
     let is_surplus = |live: &&Live| {
         let (namespace, name) = place(live);
-        let is_wanted = wanted.0.contains(&(&*namespace, &*name));
-        !is_wanted && as_found(live).has_our_label() && !is_suspended(live)
+        !wanted.has(&namespace, &name) && as_found(live).has_our_label() && !is_suspended(live)
     };
     let why_not = |live: &Live| {
         let content = listed.kind.content(&live.data);
@@ -48,8 +89,8 @@ pub(super) fn surplus_objects<'a>(
 }
 
 impl ClusterOutput {
-    /// Deletes the objects that have left the plan. An object that blocks a Service in `unclosed` stays, because no other object
-    /// closes that Service.
+    /// Deletes the objects that have left the plan, if it is known what they block. An object that blocks a Service in
+    /// `unclosed` stays, because no other object closes that Service.
     pub(super) async fn prune(
         &self,
         listed: &Listed,
@@ -58,7 +99,7 @@ impl ClusterOutput {
         outcome: &mut Outcome,
     ) {
         for (live, why_not) in surplus_objects(listed, wanted) {
-            if let Some(why_not) = why_not {
+            if let Some(why_not) = why_not.or_else(|| self.taken_over.as_ref()?.why_not(listed, live)) {
                 outcome.problems.push(format!("{} {} {why_not}", listed.kind, found(live)));
                 continue;
             }

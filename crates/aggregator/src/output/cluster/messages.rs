@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
+use procscan_core::names::Text;
 use procscan_core::plan::Notice;
 use procscan_core::resources::{Kind, MessageKind, Object, Settings, WritePolicy};
 use serde_json::{Value, json};
@@ -34,6 +35,29 @@ impl SentMessage {
     }
 }
 
+/// How much of the plan is blocked in the cluster.
+pub(super) struct Closed {
+    /// Every object is as planned.
+    pub(super) all: bool,
+    /// The namespaces with an App that may not be blocked as planned; `None` if that is not known.
+    pub(super) open_namespaces: Option<BTreeSet<Text>>,
+}
+
+impl Closed {
+    /// Whether a message may be sent. A tenant is notified of a block after all objects that block its Apps are written, and
+    /// the summary counts all blocks.
+    fn allows(&self, message: &Object) -> bool {
+        match message.write_policy {
+            WritePolicy::SendOnce { of_block: true } => {
+                let open = self.open_namespaces.as_ref();
+                open.is_some_and(|open| !open.contains(&*message.metadata.namespace))
+            }
+            WritePolicy::UpdateText => self.all,
+            _ => true,
+        }
+    }
+}
+
 impl ClusterOutput {
     /// Whether a notice has been written as a message of one of the kinds, or its namespace is gone.
     pub fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
@@ -44,27 +68,22 @@ impl ClusterOutput {
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
 
-    /// Sends what is news. Unless everything in the plan `is_closed`, no tenant is told of a block that the cluster may not
-    /// have.
+    /// Sends the messages that are news and that `closed` allows. Returns whether it has tried all of them.
     pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
-        is_closed: bool,
+        closed: &Closed,
         outcome: &mut Outcome,
         go_on: impl Fn() -> bool,
-    ) {
+    ) -> bool {
         let wanted: BTreeSet<Key> = messages.iter().map(|object| key(object)).collect();
         self.sent.retain(|key, _| wanted.contains(key));
         self.deferred.retain(&wanted);
         let mut unanswered = Unanswered::default();
+        let mut unserved: BTreeSet<&str> = BTreeSet::new();
         for object in messages {
             let key = key(object);
-            if !is_closed
-                && matches!(
-                    object.write_policy,
-                    WritePolicy::SendOnce { of_block: true } | WritePolicy::UpdateText
-                )
-            {
+            if !closed.allows(object) || unserved.contains(key.0) {
                 continue;
             }
             if self.sent.get(&key).is_some_and(|told| told.hash == hash(object))
@@ -84,20 +103,20 @@ impl ClusterOutput {
                     if !go_on() {
                         // Something else has been decided meanwhile: the gateway goes before the other messages.
                         outcome.is_unfinished = true;
-                        return;
+                        return false;
                     }
                 }
-                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return,
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return false,
                 Err(refusal) if refusal.kind == RefusalKind::NotServed => {
-                    // Without the CRD no message can be written.
+                    // Without the CRD no message of this kind can be written.
                     outcome.problems.push(refusal.text);
-                    return;
+                    unserved.insert(key.0);
                 }
                 Err(refusal) if deferred::is_no_answer(&refusal) => {
                     let text = refusal.text.clone();
                     if unanswered.put(key, refusal, &mut self.deferred) {
                         outcome.problems.push(text);
-                        return;
+                        return false;
                     }
                 }
                 Err(refusal) => {
@@ -106,6 +125,7 @@ impl ClusterOutput {
                 }
             }
         }
+        true
     }
 
     /// Writes a message if it is news. Whether something was written.
@@ -192,9 +212,11 @@ impl ClusterOutput {
 
     /// Compares a few of the messages that were written before, in turn, and puts their texts right.
     pub(super) async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
+        // A message with another content than the one that was sent still waits.
+        let is_as_sent = |told: &SentMessage, object: &Object| told.is_ours && told.hash == hash(object);
         let mut ours: Vec<&&Object> = messages
             .iter()
-            .filter(|object| self.sent.get(&key(object)).is_some_and(|told| told.is_ours))
+            .filter(|object| self.sent.get(&key(object)).is_some_and(|told| is_as_sent(told, object)))
             .collect();
         ours.sort_by_key(|object| key(object));
         let start =

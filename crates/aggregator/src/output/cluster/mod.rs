@@ -27,10 +27,10 @@ use serde_json::json;
 
 use self::deferred::DeferredMessages;
 pub use self::emergency::{LeftBehind, Opened, OpenedObject};
-use self::listing::{Listed, blocked, existing, marks, served};
+use self::listing::{Listed, Scope, blocked, existing, marks, seen, served};
 use self::live::{Key, Live, difference, found, is_suspended, place, resource};
-use self::messages::SentMessage;
-use self::prune::{Wanted, surplus_objects};
+use self::messages::{Closed, SentMessage};
+use self::prune::{TakenOver, Wanted, surplus_objects};
 use super::difference::Difference;
 use super::{MAX_PROBLEMS_SHOWN, Outcome};
 use crate::kubernetes::WritePermit;
@@ -51,9 +51,10 @@ pub struct ClusterOutput {
     cluster: Cluster,
     /// The right to write, of the term in which `told` and the others were learned.
     permit: WritePermit,
-    /// The mark of the term in which all our objects were read before anything was decided. Only in it are objects deleted
-    /// that have left the plan.
-    taken_over: Option<String>,
+    /// The output deletes objects that have left the plan in this term only.
+    taken_over: Option<TakenOver>,
+    /// Our objects in the namespaces of tenants, as the take-over has found them and as later plans have named them.
+    seen: BTreeSet<Key>,
     /// The messages that need nothing more, by kind, namespace and name.
     sent: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
@@ -69,6 +70,7 @@ impl ClusterOutput {
             cluster,
             permit: WritePermit::none(),
             taken_over: None,
+            seen: BTreeSet::new(),
             sent: BTreeMap::new(),
             deferred: DeferredMessages::default(),
             compared: None,
@@ -92,6 +94,7 @@ impl ClusterOutput {
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.permit = permit.clone();
         self.taken_over = None;
+        self.seen.clear();
         // Other replicas may have written since.
         self.sent.clear();
         self.deferred.clear();
@@ -99,11 +102,12 @@ impl ClusterOutput {
         let mut marked = BTreeSet::new();
         let mut tries = TRIES;
         loop {
-            let listed = served(self.list_all(settings).await)?;
+            let listed = served(self.list_all(settings, Scope::Whole).await)?;
             permit.rank_after(marks(&listed, settings).into_iter()).await;
             match self.mark_all(&listed, may_touch, tries == 0, &mut marked).await {
                 Ok(()) => {
-                    self.taken_over = Some(permit.mark());
+                    self.seen = seen(&listed);
+                    self.taken_over = Some(TakenOver::new(permit.mark(), &listed));
                     return Ok(blocked(&listed, settings));
                 }
                 // Another program has changed one of them meanwhile.
@@ -159,7 +163,7 @@ impl ClusterOutput {
 
     /// The Apps that our objects block now.
     pub async fn blocked(&self, settings: &Settings) -> Result<Vec<InheritedBlock>, Refusal> {
-        Ok(blocked(&served(self.list_all(settings).await)?, settings))
+        Ok(blocked(&served(self.list_all(settings, Scope::Whole).await)?, settings))
     }
 
     /// Makes the cluster like the plan, as far as `go_on` lets it. Problems stop nothing but what they are about.
@@ -172,7 +176,7 @@ impl ClusterOutput {
     ) -> Outcome {
         self.permit = permit.clone();
         let mut outcome = Outcome::default();
-        let all = self.list_all(settings).await;
+        let all = self.list_all(settings, Scope::Labelled).await;
         let (listed, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
         let listed: Vec<Listed> = listed.into_iter().flatten().collect();
         let refused: Vec<Refusal> = refused.into_iter().filter_map(Result::err).collect();
@@ -183,8 +187,8 @@ impl ClusterOutput {
             return outcome;
         }
         // If a kind can't be read, a later leader may have written its objects.
-        let may_delete = self.taken_over == Some(permit.mark())
-            && refused.iter().all(|refusal| refusal.kind == RefusalKind::NotServed);
+        let is_known = refused.iter().all(|refusal| refusal.kind == RefusalKind::NotServed);
+        let is_taken_over = self.taken_over.as_ref().is_some_and(|term| term.mark == permit.mark());
         let existing = existing(&listed);
         outcome.left_open = refused.is_empty().then(|| resources::left_open(plan, settings, &existing));
         let objects = resources::render(plan, settings, existing);
@@ -192,19 +196,29 @@ impl ClusterOutput {
         let is_blocked_by_others =
             |refusal: &&Refusal| refusal.kind == RefusalKind::NotServed && !listed.is_empty();
         let harmless = refused.iter().filter(is_blocked_by_others).count();
+        let is_readable = refused.len() == harmless;
         outcome.problems.extend(refused.into_iter().map(|refusal| refusal.text));
+        let mut open_namespaces = BTreeSet::new();
         for listed in &listed {
             let objects: Vec<&Object> = objects.iter().filter(|object| object.kind == listed.kind).collect();
-            let unclosed = self.reconcile_all(listed, &objects, &mut outcome).await;
-            if may_delete {
-                self.prune(listed, &Wanted::of(&objects), &unclosed, &mut outcome).await;
+            let unwritten = self.reconcile_all(listed, &objects, settings, &mut outcome).await;
+            let wanted = Wanted::of(&objects);
+            if let Some(term) = &mut self.taken_over {
+                term.note(listed, &wanted);
             }
+            if is_known && is_taken_over {
+                self.prune(listed, &wanted, &unwritten.services, &mut outcome).await;
+            }
+            self.report_unlabelled(listed, &wanted, &mut outcome).await;
+            open_namespaces.extend(unwritten.namespaces);
         }
         let messages: Vec<&Object> =
             objects.iter().filter(|object| object.write_policy != WritePolicy::Reconcile).collect();
-        let is_closed = outcome.problems.len() == harmless && outcome.suspended.is_empty();
-        self.send_all(&messages, is_closed, &mut outcome, go_on).await;
-        if outcome.problems.len() == harmless && !outcome.is_unfinished {
+        let closed = Closed {
+            all: outcome.problems.len() == harmless && outcome.suspended.is_empty(),
+            open_namespaces: is_readable.then_some(open_namespaces),
+        };
+        if self.send_all(&messages, &closed, &mut outcome, go_on).await && is_readable {
             self.compare_again(&messages, &mut outcome).await;
         }
         outcome.deferred = self.deferred.summary(MAX_PROBLEMS_SHOWN);
@@ -213,7 +227,7 @@ impl ClusterOutput {
 
     /// What `write` would do.
     pub async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, Refusal> {
-        let listed = served(self.list_all(settings).await)?;
+        let listed = served(self.list_all(settings, Scope::Whole).await)?;
         let objects = resources::render(plan, settings, existing(&listed));
         let mut differences = Vec::new();
         for object in &objects {

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use kube::Api;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Preconditions};
-use procscan_core::resources::Object;
+use procscan_core::resources::{Kind, MANAGED_BY, Object};
 
 use super::ClusterOutput;
 use super::listing::Listed;
-use super::live::{Live, as_found, found, is_suspended, place, resource};
+use super::live::{Key, Live, as_found, found, is_ours, is_suspended, place, resource};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 use crate::output::Outcome;
 
@@ -21,21 +21,70 @@ impl<'a> Wanted<'a> {
         let place = |object: &'a Object| (&*object.metadata.namespace, &*object.metadata.name);
         Self(objects.into_iter().map(|object| place(object.borrow())).collect())
     }
+
+    pub(super) fn has(&self, namespace: &str, name: &str) -> bool {
+        self.0.contains(&(namespace, name))
+    }
+
+    fn keys(&self, kind: Kind) -> impl Iterator<Item = Key> {
+        self.0.iter().map(move |(namespace, name)| (kind.name(), (*namespace).into(), (*name).into()))
+    }
+}
+
+/// The term in which our objects were read before anything was decided.
+#[derive(Debug)]
+pub(super) struct TakenOver {
+    /// Its mark.
+    pub(super) mark: String,
+    /// The names of the kinds that have been listed in it.
+    kinds: BTreeSet<&'static str>,
+    /// Objects of kinds that were not listed at the take-over. They have not been in the plan since, so no incident explains
+    /// what they block.
+    unexplained: BTreeSet<Key>,
+}
+
+impl TakenOver {
+    pub(super) fn new(mark: String, listed: &[Listed]) -> Self {
+        let kinds = listed.iter().map(|listed| listed.kind.name()).collect();
+        Self { mark, kinds, unexplained: BTreeSet::new() }
+    }
+
+    /// Notes what is there of a kind that is listed for the first time, and forgets what is in the plan.
+    pub(super) fn note(&mut self, listed: &Listed, wanted: &Wanted<'_>) {
+        let kind = listed.kind.name();
+        if self.kinds.insert(kind) {
+            self.unexplained
+                .extend(listed.ours().map(place).map(|(namespace, name)| (kind, namespace, name)));
+        }
+        self.unexplained.retain(|(of, namespace, name)| *of != kind || !wanted.has(namespace, name));
+    }
+
+    fn why_not(&self, listed: &Listed, live: &Live) -> Option<String> {
+        let (namespace, name) = place(live);
+        self.unexplained.contains(&(listed.kind.name(), namespace, name)).then(|| {
+            "is not in the plan, and was not listed when this leader took over, so the Apps that it blocks are not known; \
+             delete it if they may be opened"
+                .to_owned()
+        })
+    }
 }
 
 /// The objects that have left the plan, each with the reason why it is not deleted, if there is one.
 ///
-/// Our objects are recognised by label and name. Suspended objects are not returned, because an operator decides about them.
+/// An object without our label is not deleted, because another program may use it. Suspended objects are not returned, because an
+/// operator decides about them.
 pub(super) fn surplus_objects<'a>(
     listed: &'a Listed,
     wanted: &Wanted<'_>,
 ) -> Vec<(&'a Live, Option<String>)> {
     let is_surplus = |live: &&Live| {
         let (namespace, name) = place(live);
-        let is_wanted = wanted.0.contains(&(&*namespace, &*name));
-        !is_wanted && as_found(live).has_our_label() && !is_suspended(live)
+        !wanted.has(&namespace, &name) && is_ours(listed.kind, live) && !is_suspended(live)
     };
     let why_not = |live: &Live| {
+        if let Some(why_not) = unlabelled(live) {
+            return Some(why_not);
+        }
         let content = listed.kind.content(&live.data);
         // Another program has edited it, so it may block an App that no incident explains.
         (!content.is_some_and(|content| listed.blocking.is_whole(content))).then(|| {
@@ -47,9 +96,53 @@ pub(super) fn surplus_objects<'a>(
     all.iter().filter(is_surplus).map(|live| (live, why_not(live))).collect()
 }
 
+/// Why an object of ours that has left the plan is not deleted, if it has lost our label.
+fn unlabelled(live: &Live) -> Option<String> {
+    let (label, value) = MANAGED_BY;
+    (!as_found(live).has_our_label()).then(|| {
+        format!(
+            "is not in the plan and has lost the label {label}={value}, so it stays; delete it, or hand it over with the label"
+        )
+    })
+}
+
 impl ClusterOutput {
-    /// Deletes the objects that have left the plan. An object that blocks a Service in `unclosed` stays, because no other object
-    /// closes that Service.
+    /// Reports the objects of ours in the namespaces of tenants that have left the plan and are in no list by label any more.
+    /// They are known from the take-over and from the plans since.
+    pub(super) async fn report_unlabelled(
+        &mut self,
+        listed: &Listed,
+        wanted: &Wanted<'_>,
+        outcome: &mut Outcome,
+    ) {
+        if listed.is_whole {
+            return;
+        }
+        let kind = listed.kind;
+        let is_listed: BTreeSet<(String, String)> = listed.all().iter().map(place).collect();
+        let is_missing = |(of, namespace, name): &&Key| {
+            *of == kind.name()
+                && !wanted.has(namespace, name)
+                && !is_listed.contains(&(namespace.clone(), name.clone()))
+        };
+        let missing: Vec<Key> = self.seen.iter().filter(is_missing).cloned().collect();
+        for key in missing {
+            match self.read_at(kind, &key.1, &key.2).await {
+                Ok(Some(live)) if is_ours(kind, &live) => {
+                    let why_not = unlabelled(&live).filter(|_| !is_suspended(&live));
+                    outcome
+                        .problems
+                        .extend(why_not.map(|why_not| format!("{kind} {} {why_not}", found(&live))));
+                }
+                Ok(_) => drop(self.seen.remove(&key)),
+                Err(refusal) => outcome.problems.push(refusal.text),
+            }
+        }
+        self.seen.extend(wanted.keys(kind));
+    }
+
+    /// Deletes the objects that have left the plan, if it is known what they block. An object that blocks a Service in
+    /// `unclosed` stays, because no other object closes that Service.
     pub(super) async fn prune(
         &self,
         listed: &Listed,
@@ -58,7 +151,7 @@ impl ClusterOutput {
         outcome: &mut Outcome,
     ) {
         for (live, why_not) in surplus_objects(listed, wanted) {
-            if let Some(why_not) = why_not {
+            if let Some(why_not) = why_not.or_else(|| self.taken_over.as_ref()?.why_not(listed, live)) {
                 outcome.problems.push(format!("{} {} {why_not}", listed.kind, found(live)));
                 continue;
             }

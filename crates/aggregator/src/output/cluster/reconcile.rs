@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
-use procscan_core::resources::Object;
+use procscan_core::names::Text;
+use procscan_core::resources::{FoundObject, Object, Settings};
 use serde_json::json;
 
 use super::ClusterOutput;
@@ -14,21 +15,29 @@ use crate::kubernetes::{Refusal, RefusalKind};
 use crate::output::Outcome;
 use crate::output::difference::surplus;
 
+/// What the objects that are not written as planned should block.
+#[derive(Default)]
+pub(super) struct Unwritten {
+    /// The Services that could not be closed.
+    pub(super) services: BTreeSet<String>,
+    /// The namespaces of the Apps.
+    pub(super) namespaces: BTreeSet<Text>,
+}
+
 impl ClusterOutput {
     /// Writes the objects of one kind, the last one first, because Services may move to a new last object. A Service that moves is
     /// closed in its new object first, so it is never open. If that fails, it stays closed in the old object.
-    ///
-    /// Returns the Services that could not be closed.
     pub(super) async fn reconcile_all(
         &self,
         listed: &Listed,
         objects: &[&Object],
+        settings: &Settings,
         outcome: &mut Outcome,
-    ) -> BTreeSet<String> {
+    ) -> Unwritten {
         // An operator who suspends an object opens its Apps, so no further object may close them.
         let open: BTreeSet<String> =
             listed.ours().filter(|live| is_suspended(live)).filter_map(ResourceExt::namespace).collect();
-        let mut unclosed: BTreeSet<String> = BTreeSet::new();
+        let mut unwritten = Unwritten::default();
         for object in objects.iter().rev() {
             let blocking = listed.blocking;
             let live = listed.get(object);
@@ -37,7 +46,7 @@ impl ClusterOutput {
             let is = content.map(|content| blocking.closes(content)).unwrap_or_default();
             // A Service that moves stays in this object until the other object closes it.
             let staying: Vec<&str> =
-                is.difference(&wanted).copied().filter(|host| unclosed.contains(*host)).collect();
+                is.difference(&wanted).copied().filter(|host| unwritten.services.contains(*host)).collect();
             let whole;
             let mut object = *object;
             if !staying.is_empty() {
@@ -64,10 +73,11 @@ impl ClusterOutput {
             // A namespace that does not exist, or is being deleted, has nothing to block.
             outcome.note(if kept.as_ref().is_err_and(is_gone) { Ok(false) } else { kept });
             if before != (outcome.problems.len(), outcome.suspended.len()) {
-                unclosed.extend(wanted.difference(&is).map(|host| (*host).to_owned()));
+                unwritten.services.extend(wanted.difference(&is).map(|host| (*host).to_owned()));
+                unwritten.namespaces.extend(namespaces(listed, object, settings));
             }
         }
-        unclosed
+        unwritten
     }
 
     /// Reconciles one object. Returns whether it was written.
@@ -112,4 +122,11 @@ impl ClusterOutput {
         self.apply(object, version).await?;
         Ok(true)
     }
+}
+
+/// The namespaces of the Apps that an object blocks.
+fn namespaces(listed: &Listed, object: &Object, settings: &Settings) -> BTreeSet<Text> {
+    let object = serde_json::to_value(object).unwrap_or_default();
+    let blocked = listed.blocking.blocked(&[FoundObject::of_file(&object)], settings);
+    blocked.into_iter().map(|block| block.app.namespace.clone()).collect()
 }

@@ -1,8 +1,10 @@
 mod by_hand;
 mod kinds;
+mod mails;
 mod messages;
 mod running;
 mod taking_over;
+mod third_kind;
 mod told;
 mod world;
 

@@ -11,23 +11,23 @@ use super::*;
 use crate::output::app_policies::{KINDS, KINDS_IN_TENANTS, NAMESPACE, place};
 
 /// Both homes of the kind.
-const HOMES: [Option<&str>; 2] = [Some(NAMESPACE), None];
+pub(super) const HOMES: [Option<&str>; 2] = [Some(NAMESPACE), None];
 
-fn settings(home: Option<&str>) -> Settings {
+pub(super) fn settings(home: Option<&str>) -> Settings {
     let kinds = if home.is_some() { KINDS } else { KINDS_IN_TENANTS };
     Settings { kinds, ..Config::default().settings() }
 }
 
-struct Stage {
-    server: ApiServer,
-    output: ClusterOutput,
-    permit: WritePermit,
-    home: Option<&'static str>,
+pub(super) struct Stage {
+    pub(super) server: ApiServer,
+    pub(super) output: ClusterOutput,
+    pub(super) permit: WritePermit,
+    pub(super) home: Option<&'static str>,
 }
 
 impl Stage {
     /// A leader that has taken over.
-    async fn begin(home: Option<&'static str>) -> Self {
+    pub(super) async fn begin(home: Option<&'static str>) -> Self {
         let server = ApiServer::default();
         let permit = WritePermit::of_term(1, "a");
         let mut output = server.output_of(&permit);
@@ -35,32 +35,32 @@ impl Stage {
         Self { server, output, permit, home }
     }
 
-    async fn write(&mut self, plan: &Plan) -> Outcome {
+    pub(super) async fn write(&mut self, plan: &Plan) -> Outcome {
         self.output.write(plan, &settings(self.home), &self.permit, || true).await
     }
 
-    fn place(&self, app: usize) -> (String, String) {
+    pub(super) fn place(&self, app: usize) -> (String, String) {
         place(&App::new("ns-a", "app", format!("web-{app:03}")), self.home)
     }
 
-    fn policy(&self, app: usize) -> Option<Value> {
+    pub(super) fn policy(&self, app: usize) -> Option<Value> {
         let (namespace, name) = self.place(app);
         self.server.get(POLICIES, &namespace, &name)
     }
 
-    fn edit(&self, app: usize, edit: impl FnOnce(&mut Value)) {
+    pub(super) fn edit(&self, app: usize, edit: impl FnOnce(&mut Value)) {
         let (namespace, name) = self.place(app);
         self.server.world().edit(POLICIES, &namespace, &name, edit);
     }
 
     /// The verbs and the names of the writes of policies.
-    fn writes(&self) -> Vec<String> {
+    pub(super) fn writes(&self) -> Vec<String> {
         let writes = self.server.writes();
         writes.into_iter().filter(|write| write.contains(POLICIES)).collect()
     }
 
     /// What was written of an App's policy, as [`Self::writes`] returns it.
-    fn of(&self, verbs: &[&str], app: usize) -> Vec<String> {
+    pub(super) fn of(&self, verbs: &[&str], app: usize) -> Vec<String> {
         let (namespace, name) = self.place(app);
         verbs.iter().map(|verb| format!("{verb} {POLICIES} {namespace}/{name}")).collect()
     }
@@ -150,8 +150,16 @@ async fn only_what_is_ours_and_known_and_not_suspended_is_deleted_and_only_after
             });
             let problems = stage.write(&plan(0)).await.problems;
             assert_eq!(stage.writes().len(), 0, "{field}");
-            assert_eq!(problems.len(), usize::from(field == "/data"), "{field}: {problems:?}");
-            assert!(problems.iter().all(|problem| problem.contains("the Apps that it blocks are not known")));
+            let expected: &[&str] = match field {
+                "/metadata/labels" => &["has lost the label"],
+                "/data" => &["the Apps that it blocks are not known"],
+                _ => &[],
+            };
+            assert_eq!(problems.len(), expected.len(), "{field}: {problems:?}");
+            assert!(
+                problems.iter().zip(expected).all(|(problem, part)| problem.contains(part)),
+                "{problems:?}"
+            );
         }
         // Of our label, but not of our name; and in another namespace.
         stage.edit(0, |policy| *policy = whole.clone());
@@ -343,7 +351,7 @@ async fn uninstalling_removes_messages_then_policies_and_the_gateways_objects_la
     }
 }
 
-fn notice() -> Arc<Notice> {
+pub(super) fn notice() -> Arc<Notice> {
     Arc::new(Notice {
         app: App::new("ns-a", "app", "web-000"),
         sent_at: "2026-01-02T03:04:05Z".parse().unwrap(),

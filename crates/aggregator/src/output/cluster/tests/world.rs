@@ -45,6 +45,7 @@ pub(super) struct ApiServer {
 pub(super) const PLUGINS: &str = "wasmplugins";
 pub(super) const MESSAGES: &str = "notifications";
 pub(super) const POLICIES: &str = "configmaps";
+pub(super) const MAILS: &str = "mails";
 
 impl ApiServer {
     pub(super) fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -139,6 +140,7 @@ impl World {
         let (api_version, kind) = match plural {
             PLUGINS => (wasm_plugin::KIND.api_version(), wasm_plugin::KIND.name()),
             POLICIES => ("v1", "ConfigMap"),
+            MAILS => ("test.procscan.io/v1", "Mail"),
             _ => (notification::KIND.api_version(), notification::KIND.name()),
         };
         object["apiVersion"] = api_version.into();

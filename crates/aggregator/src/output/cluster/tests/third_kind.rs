@@ -1,0 +1,163 @@
+//! What goes wrong with the objects of one kind concerns no other kind, and no tenant but its own.
+
+use procscan_core::plan::{Notice, NoticePhase};
+
+use super::kinds::{HOMES, Stage, notice, settings};
+use super::world::{ApiServer, MESSAGES, PLUGINS, POLICIES};
+use super::*;
+use crate::output::app_policies::{NAMESPACE, place};
+
+fn notice_of(app: &App, phase: NoticePhase) -> Arc<Notice> {
+    Arc::new(Notice { app: app.clone(), phase, ..(*notice()).clone() })
+}
+
+/// Two tenants with a blocked App and a notice each.
+fn two_tenants() -> (Plan, [App; 2]) {
+    let mut both = plan(2);
+    let other = App::new("ns-b", "app", "shop");
+    let block = Arc::make_mut(&mut both.blocks[1]);
+    (block.app, block.exposure) = (other.clone(), Arc::new(Exposure::plain(["shop.ns-b.svc".into()])));
+    let apps = [both.blocks[0].app.clone(), other];
+    both.notices = apps.iter().map(|app| notice_of(app, NoticePhase::Blocked)).collect();
+    (both, apps)
+}
+
+fn has_message(server: &ApiServer, app: &App) -> bool {
+    server.get(MESSAGES, &app.namespace, &notification::name(app)).is_some()
+}
+
+/// A policy that can't be deleted, written or changed concerns its own tenant only.
+#[tokio::test]
+async fn a_tenant_is_notified_when_its_own_blocks_are_written() {
+    for home in HOMES {
+        let (both, [app, other]) = two_tenants();
+        // A damaged policy that has left the plan.
+        let mut stage = Stage::begin(home).await;
+        stage.write(&plan(3)).await;
+        stage.edit(2, |policy| policy["data"] = json!({"state": "closed"}));
+        let outcome = stage.write(&both).await;
+        assert!(outcome.problems.iter().any(|problem| problem.contains("is damaged")), "{outcome:?}");
+        assert!(has_message(&stage.server, &app) && has_message(&stage.server, &other));
+
+        // A policy that can't be written, and a suspended one.
+        let mut stage = Stage::begin(home).await;
+        let (_, name) = place(&other, home);
+        stage.server.before(move |_, asked| {
+            let is_its = asked.plural == POLICIES && asked.name.as_ref() == Some(&name);
+            (asked.method == Method::PATCH && is_its).then(|| (403, "not today".to_owned()))
+        });
+        let outcome = stage.write(&both).await;
+        assert_eq!(outcome.problems.len(), 1, "{outcome:?}");
+        assert!(has_message(&stage.server, &app) && !has_message(&stage.server, &other));
+        stage.server.well();
+        let (namespace, name) = place(&other, home);
+        let suspend = |policy: &mut Value| policy["metadata"]["annotations"] = json!({SUSPEND: "true"});
+        stage.server.world().edit(POLICIES, &namespace, &name, suspend);
+        stage.write(&both).await;
+        assert!(!has_message(&stage.server, &other));
+        stage
+            .server
+            .world()
+            .edit(POLICIES, &namespace, &name, |it| it["metadata"]["annotations"] = json!({}));
+        stage.write(&both).await;
+        assert!(has_message(&stage.server, &other));
+    }
+}
+
+/// The message about the grace is there, and the next one waits.
+#[tokio::test]
+async fn comparing_again_writes_no_message_that_waits() {
+    let mut stage = Stage::begin(Some(NAMESPACE)).await;
+    let (mut both, [app, _]) = two_tenants();
+    both.notices = vec![notice_of(&app, NoticePhase::Grace { until: Timestamp::UNIX_EPOCH })];
+    stage.write(&both).await;
+    let message = |stage: &Stage| stage.server.get(MESSAGES, &app.namespace, &notification::name(&app));
+    let before = message(&stage).unwrap()["spec"].clone();
+    stage.edit(0, |policy| policy["metadata"]["annotations"] = json!({SUSPEND: "true"}));
+    both.notices = vec![notice_of(&app, NoticePhase::Blocked)];
+    let outcome = stage.write(&both).await;
+    assert_eq!((outcome.suspended.len(), outcome.problems), (1, Vec::new()));
+    assert_eq!(message(&stage).unwrap()["spec"], before);
+}
+
+/// The API server serves the kind again during the term, with policies that the leader has not inherited.
+#[tokio::test]
+async fn what_was_not_listed_at_the_take_over_is_not_deleted_unless_the_leader_has_written_it() {
+    for home in HOMES {
+        let mut stage = Stage::begin(home).await;
+        stage.write(&plan(2)).await;
+        stage.server.world().unserved.insert(POLICIES.to_owned());
+        stage.permit = WritePermit::of_term(2, "b");
+        let permit = stage.permit.clone();
+        assert_eq!(stage.output.take_over(&settings(home), &permit, true).await.unwrap().len(), 2);
+        stage.server.world().unserved.clear();
+        let told = Plan { notices: vec![notice()], ..plan(1) };
+        let (namespace, name) = stage.place(1);
+        for _ in 0..2 {
+            let outcome = stage.write(&told).await;
+            assert!(outcome.removed == 0 && stage.policy(1).is_some());
+            let [problem] = &outcome.problems[..] else { panic!("{:?}", outcome.problems) };
+            let expected = "is not in the plan, and was not listed when this leader took over";
+            assert!(problem.starts_with(&format!("ConfigMap {namespace}/{name} {expected}")), "{problem}");
+            assert!(has_message(&stage.server, &told.notices[0].app), "its own block is written");
+        }
+        // The leader blocks the App, so it may release it.
+        assert_eq!(stage.write(&plan(3)).await.problems, Vec::<String>::new());
+        let outcome = stage.write(&plan(1)).await;
+        assert_eq!((outcome.removed, outcome.problems), (2, Vec::new()));
+    }
+}
+
+/// Without its label an object is in no list by label, so it could stay closed without a trace.
+#[tokio::test]
+async fn an_object_of_ours_without_our_label_is_inherited_named_and_opened_in_an_emergency() {
+    for home in HOMES {
+        let mut stage = Stage::begin(home).await;
+        stage.write(&plan(2)).await;
+        let labels = stage.policy(1).unwrap()["metadata"]["labels"].clone();
+        stage.edit(1, |policy| policy["metadata"]["labels"] = json!({}));
+        let foreign = json!({"metadata": {}, "data": {"state": "closed"}});
+        let (namespace, name) = stage.place(7);
+        stage.server.world().put(POLICIES, &namespace, &name, foreign);
+        let foreign = stage.policy(7);
+
+        // The gateway's object is lost, so only the policies say what is blocked.
+        stage.server.world().objects.retain(|(plural, ..), _| plural != PLUGINS);
+        let blocked = stage.output.blocked(&settings(home)).await.unwrap();
+        stage.permit = WritePermit::of_term(2, "b");
+        let permit = stage.permit.clone();
+        assert_eq!(stage.output.take_over(&settings(home), &permit, true).await.unwrap(), blocked);
+        let names: Vec<&str> = blocked.iter().map(|it| &*it.app.name).collect();
+        assert_eq!(names, ["web-000", "web-001"]);
+
+        let (namespace, name) = stage.place(1);
+        let expected = format!(
+            "ConfigMap {namespace}/{name} is not in the plan and has lost the label \
+             app.kubernetes.io/managed-by=procscan-aggregator, so it stays; delete it, or hand it over with the label"
+        );
+        let before = stage.policy(1);
+        for _ in 0..2 {
+            assert_eq!(stage.write(&plan(1)).await.problems, [&*expected]);
+            assert_eq!(stage.policy(1), before);
+        }
+        // An operator hands it over.
+        stage.edit(1, |policy| policy["metadata"]["labels"] = labels.clone());
+        let outcome = stage.write(&plan(1)).await;
+        assert_eq!((outcome.removed, outcome.problems), (1, Vec::new()));
+        // Another program's object is neither written over nor opened, and its name is reported when the plan needs it.
+        let mut eight = plan(8);
+        eight.blocks.drain(1..7);
+        let outcome = stage.write(&eight).await;
+        assert!(
+            outcome.problems[0].contains("is there, but not written by procscan-aggregator"),
+            "{outcome:?}"
+        );
+
+        stage.edit(0, |policy| policy["metadata"]["labels"] = json!({}));
+        stage.output.unblock_all(&settings(home)).await;
+        assert_eq!(stage.policy(0).unwrap()["data"]["state"], "open");
+        stage.output.uninstall(&settings(home), false).await.unwrap();
+        assert!(stage.policy(0).is_none());
+        assert_eq!(stage.policy(7), foreign);
+    }
+}

@@ -157,8 +157,7 @@ pub enum Home<'a> {
     /// All in one namespace, in which tenants can't write. Its objects are listed, whichever program wrote them.
     Namespace(&'a str),
     /// Each in the namespace of its tenant, or in one that operators name. Objects that block are listed by our label, and
-    /// are read before they are created. All are listed at a take-over and in an emergency, because an object may have lost the
-    /// label.
+    /// are read before they are created.
     ///
     /// A tenant may be able to write there, so marks of leaders do not count. While an object is suspended, the output creates no
     /// further object in the same namespace. Tenants must not be able to write a kind that blocks, because their annotation would

@@ -1,12 +1,13 @@
 //! Opens blocked Apps and removes our objects for an operator, whether the service runs or not.
 
 use kube::Api;
+use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use procscan_core::resources::{BlockingKind, FoundObject, Kind, Settings};
 
 use serde_json::{Value, json};
 
-use super::listing::{Listed, Scope};
+use super::listing::Listed;
 use super::live::{Live, as_found, found, is_ours, place, resource};
 use super::{ClusterOutput, FIELD_MANAGER, SUSPEND};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
@@ -47,7 +48,7 @@ impl ClusterOutput {
     /// goes on with the next object.
     pub async fn unblock_all(&self, settings: &Settings) -> Opened {
         let mut opened = Opened::default();
-        for listed in self.list_all(settings, Scope::Whole).await {
+        for listed in self.list_all(settings).await {
             let listed = match listed {
                 Ok(listed) => listed,
                 Err(refusal) => {
@@ -100,16 +101,15 @@ impl ClusterOutput {
 
     /// Our objects of a kind. A kind that is not served has none.
     async fn ours(&self, kind: Kind, settings: &Settings) -> Result<Vec<Live>, Refusal> {
-        let is_ours = |live: &Live| {
-            let (namespace, name) = place(live);
-            kind.is_our_name(&namespace, &name, settings) && is_ours(kind, live)
-        };
         let objects = match kind.blocking() {
-            Some(blocking) => {
-                self.list(kind, blocking, settings, Scope::Whole).await.map(Listed::into_objects)
-            }
+            Some(blocking) => self.list(kind, blocking, settings).await.map(Listed::into_objects),
             // Labels of messages do not last, so all are listed.
-            None => self.objects(kind, None, None, is_ours).await,
+            None => self.objects(kind, None, None).await,
+        };
+        let is_ours = |live: &Live| {
+            let is_our_name =
+                kind.is_our_name(&live.namespace().unwrap_or_default(), &live.name_any(), settings);
+            is_our_name && is_ours(kind, live)
         };
         match objects {
             Err(refusal) if refusal.kind == RefusalKind::NotServed => Ok(Vec::new()),

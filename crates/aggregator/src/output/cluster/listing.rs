@@ -1,7 +1,5 @@
 //! The objects that block, as they are in the cluster.
 
-use std::collections::BTreeSet;
-
 use kube::Api;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -10,7 +8,7 @@ use procscan_core::resources::{
     BlockingKind, Existing, FoundObject, Home, Kind, MANAGED_BY, Object, Settings, union,
 };
 
-use super::live::{Key, Live, as_found, place, resource};
+use super::live::{Live, as_found, place, resource};
 use super::{ClusterOutput, WRITER};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
@@ -87,13 +85,6 @@ pub(super) fn existing(listed: &[Listed]) -> Existing {
     existing
 }
 
-/// Our objects in the namespaces of tenants.
-pub(super) fn seen(listed: &[Listed]) -> BTreeSet<Key> {
-    let of_tenants = listed.iter().filter(|listed| !listed.is_whole);
-    let keys = of_tenants.flat_map(|listed| listed.ours().map(move |live| (listed.kind.name(), place(live))));
-    keys.map(|(kind, (namespace, name))| (kind, namespace, name)).collect()
-}
-
 /// The marks of the leaders that wrote our objects, where no tenant can write them.
 pub(super) fn marks<'a>(listed: &'a [Listed], settings: &Settings) -> Vec<&'a str> {
     let of_operators =
@@ -102,22 +93,13 @@ pub(super) fn marks<'a>(listed: &'a [Listed], settings: &Settings) -> Vec<&'a st
     ours.filter_map(|live| live.annotations().get(WRITER).map(String::as_str)).collect()
 }
 
-/// Which objects in the namespaces of tenants are listed.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Scope {
-    /// All, so that an object of ours that has lost our label is among them.
-    Whole,
-    /// Those with our label: there may be many others.
-    Labelled,
-}
-
 impl ClusterOutput {
     /// The objects of each kind that blocks.
-    pub(super) async fn list_all(&self, settings: &Settings, scope: Scope) -> Vec<Result<Listed, Refusal>> {
+    pub(super) async fn list_all(&self, settings: &Settings) -> Vec<Result<Listed, Refusal>> {
         let mut all = Vec::new();
         for kind in settings.kinds {
             if let Some(blocking) = kind.blocking() {
-                all.push(self.list(*kind, blocking, settings, scope).await);
+                all.push(self.list(*kind, blocking, settings).await);
             }
         }
         all
@@ -128,31 +110,27 @@ impl ClusterOutput {
         kind: Kind,
         blocking: &'static dyn BlockingKind,
         settings: &Settings,
-        scope: Scope,
     ) -> Result<Listed, Refusal> {
         let (label, value) = MANAGED_BY;
-        let ours = format!("{label}={value}");
-        let (namespace, selector, is_whole) = match (kind.home(settings), scope) {
-            (Home::Namespace(namespace), _) => (Some(namespace), None, true),
-            (Home::Tenants, Scope::Labelled) => (None, Some(&*ours), false),
-            (Home::Tenants, Scope::Whole) => (None, None, false),
+        let (objects, is_whole) = match kind.home(settings) {
+            Home::Namespace(namespace) => (self.objects(kind, Some(namespace), None).await?, true),
+            Home::Tenants => (self.objects(kind, None, Some(&format!("{label}={value}"))).await?, false),
         };
         let is_our_name = |live: &Live| {
             let (namespace, name) = place(live);
             kind.is_our_name(&namespace, &name, settings)
         };
-        let mut objects = self.objects(kind, namespace, selector, is_our_name).await?;
+        let mut objects: Vec<Live> = objects.into_iter().filter(is_our_name).collect();
         objects.sort_by_cached_key(place);
         Ok(Listed { kind, blocking, is_whole, objects })
     }
 
-    /// The objects of a kind in `namespace`, or in all of them, that match the `selector` and for which `counts` returns true.
+    /// The objects of a kind in `namespace`, or in all of them, that match the `selector`.
     pub(super) async fn objects(
         &self,
         kind: Kind,
         namespace: Option<&str>,
         selector: Option<&str>,
-        counts: impl Fn(&Live) -> bool,
     ) -> Result<Vec<Live>, Refusal> {
         let resource = resource(kind);
         let (api, mut page): (Api<Live>, _) = match namespace {
@@ -169,7 +147,7 @@ impl ClusterOutput {
         loop {
             let ask = Ask { verb: "list", resource: &plural, namespace, name: None };
             let found = self.cluster.ask(ask, api.list(&page)).await?;
-            all.extend(found.items.into_iter().filter(&counts));
+            all.extend(found.items);
             match found.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
                 None => return Ok(all),

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use self::deferred::DeferredMessages;
 pub use self::emergency::{LeftBehind, Opened, OpenedObject};
-use self::listing::{Listed, Scope, blocked, existing, marks, seen, served};
+use self::listing::{Listed, blocked, existing, marks, served};
 use self::live::{Key, Live, difference, found, is_suspended, place, resource};
 use self::messages::{Closed, SentMessage};
 use self::prune::{TakenOver, Wanted, surplus_objects};
@@ -53,8 +53,6 @@ pub struct ClusterOutput {
     permit: WritePermit,
     /// The output deletes objects that have left the plan in this term only.
     taken_over: Option<TakenOver>,
-    /// Our objects in the namespaces of tenants, as the take-over has found them and as later plans have named them.
-    seen: BTreeSet<Key>,
     /// The messages that need nothing more, by kind, namespace and name.
     sent: BTreeMap<Key, SentMessage>,
     /// The messages that could not be written.
@@ -70,7 +68,6 @@ impl ClusterOutput {
             cluster,
             permit: WritePermit::none(),
             taken_over: None,
-            seen: BTreeSet::new(),
             sent: BTreeMap::new(),
             deferred: DeferredMessages::default(),
             compared: None,
@@ -94,7 +91,6 @@ impl ClusterOutput {
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.permit = permit.clone();
         self.taken_over = None;
-        self.seen.clear();
         // Other replicas may have written since.
         self.sent.clear();
         self.deferred.clear();
@@ -102,11 +98,10 @@ impl ClusterOutput {
         let mut marked = BTreeSet::new();
         let mut tries = TRIES;
         loop {
-            let listed = served(self.list_all(settings, Scope::Whole).await)?;
+            let listed = served(self.list_all(settings).await)?;
             permit.rank_after(marks(&listed, settings).into_iter()).await;
             match self.mark_all(&listed, may_touch, tries == 0, &mut marked).await {
                 Ok(()) => {
-                    self.seen = seen(&listed);
                     self.taken_over = Some(TakenOver::new(permit.mark(), &listed));
                     return Ok(blocked(&listed, settings));
                 }
@@ -163,7 +158,7 @@ impl ClusterOutput {
 
     /// The Apps that our objects block now.
     pub async fn blocked(&self, settings: &Settings) -> Result<Vec<InheritedBlock>, Refusal> {
-        Ok(blocked(&served(self.list_all(settings, Scope::Whole).await)?, settings))
+        Ok(blocked(&served(self.list_all(settings).await)?, settings))
     }
 
     /// Makes the cluster like the plan, as far as `go_on` lets it. Problems stop nothing but what they are about.
@@ -176,7 +171,7 @@ impl ClusterOutput {
     ) -> Outcome {
         self.permit = permit.clone();
         let mut outcome = Outcome::default();
-        let all = self.list_all(settings, Scope::Labelled).await;
+        let all = self.list_all(settings).await;
         let (listed, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
         let listed: Vec<Listed> = listed.into_iter().flatten().collect();
         let refused: Vec<Refusal> = refused.into_iter().filter_map(Result::err).collect();
@@ -209,7 +204,6 @@ impl ClusterOutput {
             if is_known && is_taken_over {
                 self.prune(listed, &wanted, &unwritten.services, &mut outcome).await;
             }
-            self.report_unlabelled(listed, &wanted, &mut outcome).await;
             open_namespaces.extend(unwritten.namespaces);
         }
         let messages: Vec<&Object> =
@@ -227,7 +221,7 @@ impl ClusterOutput {
 
     /// What `write` would do.
     pub async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, Refusal> {
-        let listed = served(self.list_all(settings, Scope::Whole).await)?;
+        let listed = served(self.list_all(settings).await)?;
         let objects = resources::render(plan, settings, existing(&listed));
         let mut differences = Vec::new();
         for object in &objects {

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use kube::Api;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Preconditions};
-use procscan_core::resources::{Kind, MANAGED_BY, Object};
+use procscan_core::resources::Object;
 
 use super::ClusterOutput;
 use super::listing::Listed;
-use super::live::{Key, Live, as_found, found, is_ours, is_suspended, place, resource};
+use super::live::{Key, Live, as_found, found, is_suspended, place, resource};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 use crate::output::Outcome;
 
@@ -22,12 +22,8 @@ impl<'a> Wanted<'a> {
         Self(objects.into_iter().map(|object| place(object.borrow())).collect())
     }
 
-    pub(super) fn has(&self, namespace: &str, name: &str) -> bool {
+    fn has(&self, namespace: &str, name: &str) -> bool {
         self.0.contains(&(namespace, name))
-    }
-
-    fn keys(&self, kind: Kind) -> impl Iterator<Item = Key> {
-        self.0.iter().map(move |(namespace, name)| (kind.name(), (*namespace).into(), (*name).into()))
     }
 }
 
@@ -71,20 +67,16 @@ impl TakenOver {
 
 /// The objects that have left the plan, each with the reason why it is not deleted, if there is one.
 ///
-/// An object without our label is not deleted, because another program may use it. Suspended objects are not returned, because an
-/// operator decides about them.
+/// Our objects are recognised by label and name. Suspended objects are not returned, because an operator decides about them.
 pub(super) fn surplus_objects<'a>(
     listed: &'a Listed,
     wanted: &Wanted<'_>,
 ) -> Vec<(&'a Live, Option<String>)> {
     let is_surplus = |live: &&Live| {
         let (namespace, name) = place(live);
-        !wanted.has(&namespace, &name) && is_ours(listed.kind, live) && !is_suspended(live)
+        !wanted.has(&namespace, &name) && as_found(live).has_our_label() && !is_suspended(live)
     };
     let why_not = |live: &Live| {
-        if let Some(why_not) = unlabelled(live) {
-            return Some(why_not);
-        }
         let content = listed.kind.content(&live.data);
         // Another program has edited it, so it may block an App that no incident explains.
         (!content.is_some_and(|content| listed.blocking.is_whole(content))).then(|| {
@@ -96,51 +88,7 @@ pub(super) fn surplus_objects<'a>(
     all.iter().filter(is_surplus).map(|live| (live, why_not(live))).collect()
 }
 
-/// Why an object of ours that has left the plan is not deleted, if it has lost our label.
-fn unlabelled(live: &Live) -> Option<String> {
-    let (label, value) = MANAGED_BY;
-    (!as_found(live).has_our_label()).then(|| {
-        format!(
-            "is not in the plan and has lost the label {label}={value}, so it stays; delete it, or hand it over with the label"
-        )
-    })
-}
-
 impl ClusterOutput {
-    /// Reports the objects of ours in the namespaces of tenants that have left the plan and are in no list by label any more.
-    /// They are known from the take-over and from the plans since.
-    pub(super) async fn report_unlabelled(
-        &mut self,
-        listed: &Listed,
-        wanted: &Wanted<'_>,
-        outcome: &mut Outcome,
-    ) {
-        if listed.is_whole {
-            return;
-        }
-        let kind = listed.kind;
-        let is_listed: BTreeSet<(String, String)> = listed.all().iter().map(place).collect();
-        let is_missing = |(of, namespace, name): &&Key| {
-            *of == kind.name()
-                && !wanted.has(namespace, name)
-                && !is_listed.contains(&(namespace.clone(), name.clone()))
-        };
-        let missing: Vec<Key> = self.seen.iter().filter(is_missing).cloned().collect();
-        for key in missing {
-            match self.read_at(kind, &key.1, &key.2).await {
-                Ok(Some(live)) if is_ours(kind, &live) => {
-                    let why_not = unlabelled(&live).filter(|_| !is_suspended(&live));
-                    outcome
-                        .problems
-                        .extend(why_not.map(|why_not| format!("{kind} {} {why_not}", found(&live))));
-                }
-                Ok(_) => drop(self.seen.remove(&key)),
-                Err(refusal) => outcome.problems.push(refusal.text),
-            }
-        }
-        self.seen.extend(wanted.keys(kind));
-    }
-
     /// Deletes the objects that have left the plan, if it is known what they block. An object that blocks a Service in
     /// `unclosed` stays, because no other object closes that Service.
     pub(super) async fn prune(

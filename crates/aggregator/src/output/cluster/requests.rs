@@ -3,7 +3,7 @@
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::discovery::ApiResource;
-use procscan_core::resources::{Kind, Object};
+use procscan_core::resources::Object;
 use serde_json::Value;
 
 use super::live::{Live, named, resource};
@@ -16,19 +16,10 @@ fn ask_for<'a>(verb: &'static str, plural: &'a str, object: &'a Object) -> Ask<'
 
 impl ClusterOutput {
     pub(super) async fn read(&self, object: &Object) -> Result<Option<Live>, Refusal> {
-        self.read_at(object.kind, &object.metadata.namespace, &object.metadata.name).await
-    }
-
-    pub(super) async fn read_at(
-        &self,
-        kind: Kind,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Live>, Refusal> {
-        let plural = kind.resource();
-        let ask = Ask { verb: "get", resource: &plural, namespace: Some(namespace), name: None }.of(name);
-        let api: Api<Live> = Api::namespaced_with(self.cluster.client(), namespace, &resource(kind));
-        match self.cluster.ask_in_turn(ask, api.get(name)).await {
+        let resource = resource(object.kind);
+        let plural = object.kind.resource();
+        let ask = ask_for("get", &plural, object).of(&object.metadata.name);
+        match self.cluster.ask_in_turn(ask, self.api(object, &resource).get(&object.metadata.name)).await {
             Ok(live) => Ok(Some(live)),
             Err(refusal) if refusal.kind == RefusalKind::NotFound => Ok(None),
             Err(refusal) => Err(refusal),

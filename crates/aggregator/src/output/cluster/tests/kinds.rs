@@ -150,16 +150,8 @@ async fn only_what_is_ours_and_known_and_not_suspended_is_deleted_and_only_after
             });
             let problems = stage.write(&plan(0)).await.problems;
             assert_eq!(stage.writes().len(), 0, "{field}");
-            let expected: &[&str] = match field {
-                "/metadata/labels" => &["has lost the label"],
-                "/data" => &["the Apps that it blocks are not known"],
-                _ => &[],
-            };
-            assert_eq!(problems.len(), expected.len(), "{field}: {problems:?}");
-            assert!(
-                problems.iter().zip(expected).all(|(problem, part)| problem.contains(part)),
-                "{problems:?}"
-            );
+            assert_eq!(problems.len(), usize::from(field == "/data"), "{field}: {problems:?}");
+            assert!(problems.iter().all(|problem| problem.contains("the Apps that it blocks are not known")));
         }
         // Of our label, but not of our name; and in another namespace.
         stage.edit(0, |policy| *policy = whole.clone());

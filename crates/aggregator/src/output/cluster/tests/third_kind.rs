@@ -3,7 +3,7 @@
 use procscan_core::plan::{Notice, NoticePhase};
 
 use super::kinds::{HOMES, Stage, notice, settings};
-use super::world::{ApiServer, MESSAGES, PLUGINS, POLICIES};
+use super::world::{ApiServer, MESSAGES, POLICIES};
 use super::*;
 use crate::output::app_policies::{NAMESPACE, place};
 
@@ -105,59 +105,5 @@ async fn what_was_not_listed_at_the_take_over_is_not_deleted_unless_the_leader_h
         assert_eq!(stage.write(&plan(3)).await.problems, Vec::<String>::new());
         let outcome = stage.write(&plan(1)).await;
         assert_eq!((outcome.removed, outcome.problems), (2, Vec::new()));
-    }
-}
-
-/// Without its label an object is in no list by label, so it could stay closed without a trace.
-#[tokio::test]
-async fn an_object_of_ours_without_our_label_is_inherited_named_and_opened_in_an_emergency() {
-    for home in HOMES {
-        let mut stage = Stage::begin(home).await;
-        stage.write(&plan(2)).await;
-        let labels = stage.policy(1).unwrap()["metadata"]["labels"].clone();
-        stage.edit(1, |policy| policy["metadata"]["labels"] = json!({}));
-        let foreign = json!({"metadata": {}, "data": {"state": "closed"}});
-        let (namespace, name) = stage.place(7);
-        stage.server.world().put(POLICIES, &namespace, &name, foreign);
-        let foreign = stage.policy(7);
-
-        // The gateway's object is lost, so only the policies say what is blocked.
-        stage.server.world().objects.retain(|(plural, ..), _| plural != PLUGINS);
-        let blocked = stage.output.blocked(&settings(home)).await.unwrap();
-        stage.permit = WritePermit::of_term(2, "b");
-        let permit = stage.permit.clone();
-        assert_eq!(stage.output.take_over(&settings(home), &permit, true).await.unwrap(), blocked);
-        let names: Vec<&str> = blocked.iter().map(|it| &*it.app.name).collect();
-        assert_eq!(names, ["web-000", "web-001"]);
-
-        let (namespace, name) = stage.place(1);
-        let expected = format!(
-            "ConfigMap {namespace}/{name} is not in the plan and has lost the label \
-             app.kubernetes.io/managed-by=procscan-aggregator, so it stays; delete it, or hand it over with the label"
-        );
-        let before = stage.policy(1);
-        for _ in 0..2 {
-            assert_eq!(stage.write(&plan(1)).await.problems, [&*expected]);
-            assert_eq!(stage.policy(1), before);
-        }
-        // An operator hands it over.
-        stage.edit(1, |policy| policy["metadata"]["labels"] = labels.clone());
-        let outcome = stage.write(&plan(1)).await;
-        assert_eq!((outcome.removed, outcome.problems), (1, Vec::new()));
-        // Another program's object is neither written over nor opened, and its name is reported when the plan needs it.
-        let mut eight = plan(8);
-        eight.blocks.drain(1..7);
-        let outcome = stage.write(&eight).await;
-        assert!(
-            outcome.problems[0].contains("is there, but not written by procscan-aggregator"),
-            "{outcome:?}"
-        );
-
-        stage.edit(0, |policy| policy["metadata"]["labels"] = json!({}));
-        stage.output.unblock_all(&settings(home)).await;
-        assert_eq!(stage.policy(0).unwrap()["data"]["state"], "open");
-        stage.output.uninstall(&settings(home), false).await.unwrap();
-        assert!(stage.policy(0).is_none());
-        assert_eq!(stage.policy(7), foreign);
     }
 }

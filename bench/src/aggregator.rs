@@ -79,7 +79,7 @@ impl Aggregator {
 
     /// How late agents were asked on average in each of the next `count` whole rounds; `None` if the log has no figures.
     pub(crate) fn lags(&self, count: usize, interval: Duration) -> anyhow::Result<Option<Vec<u64>>> {
-        // The running round is not counted, because it began before.
+        // The round that is running is not counted, because it began before this call.
         let skip = rounds_of(&std::fs::read_to_string(&self.log)?).count() + 1;
         let lines = self.rounds(skip, count, interval)?;
         Ok(lines.iter().map(|line| number(line, "lag_us")).collect())

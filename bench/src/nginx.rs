@@ -104,7 +104,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // The signal ends nginx in order, because a killed one would leave its workers running.
+        // The signal lets nginx stop its workers, because a killed nginx would leave them running.
         if let Some(Err(error)) = self.process.take().map(Running::stop) {
             eprintln!("nginx: {error:#}");
         }

@@ -40,7 +40,7 @@ pub(crate) struct Options {
     /// The aggregator
     #[arg(long, default_value = "target/release/procscan-aggregator")]
     program: PathBuf,
-    /// For how long; afterwards the last part without kills still runs
+    /// How many seconds the kills go on; the last part, without kills, follows
     #[arg(long, default_value_t = 120)]
     seconds: u64,
     /// The seed of all events; by default a new one each time

@@ -12,16 +12,16 @@ use crate::rounds::plugin;
 
 /// How often the output is checked for changes.
 const CHECK_EVERY: Duration = Duration::from_millis(5);
-/// A miner ends with the answer of this many rounds after the last one that listed it. It is the first answer after
+/// A miner clears with the answer this many rounds after the last answer that listed it. This answer is the first one after
 /// [`clear_after`].
 const ROUNDS_TO_CLEAR: u32 = 7;
 /// The rounds before the first miner begins. The ledger learns an agent's scan interval from the times of its answers, and the
-/// first two are further apart than later ones. Until then the ledger allows for a restart of the agent, and a miner ends one
-/// answer later than after [`ROUNDS_TO_CLEAR`].
+/// first two are further apart than later ones. Before these rounds the ledger allows for a restart of the agent, and a miner
+/// clears one answer later than [`ROUNDS_TO_CLEAR`].
 const ROUNDS_BEFORE_MINERS: u32 = 2;
 
-/// `detection.clear_after` for rounds of this length: between two answers, and longer than six scans, which is the shortest time of
-/// the ledger.
+/// `detection.clear_after` for rounds of this length. It ends between two answers. It is longer than six scans, because the ledger
+/// clears nothing sooner.
 pub(super) fn clear_after(interval: Duration) -> Duration {
     (interval * ROUNDS_TO_CLEAR).saturating_sub(interval / 2)
 }

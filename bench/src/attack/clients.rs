@@ -240,7 +240,7 @@ impl Client {
             self.address
         );
         stream.write_all(request.as_bytes()).await?;
-        // Half of the clients with a token do so, and half of the others.
+        // Half of the clients with a token send a byte every [`BEAT`], and so do half of the others.
         let drips = turn & 2 == 0;
         self.beat(&mut stream, if drips { b" " } else { b"" }).await
     }

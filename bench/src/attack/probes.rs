@@ -25,8 +25,8 @@ pub(super) struct Latencies {
     pub(super) failed: usize,
 }
 
-/// Sends probes until it is stopped. A bare socket in this process gets the same probes, and shows the part of the machine in each
-/// time.
+/// Sends probes until it is stopped. A bare socket in this process answers the same probes, because its delays show how much of
+/// each delay the machine causes.
 pub(super) fn run(port: u16, stop: &AtomicBool) -> anyhow::Result<Vec<Latencies>> {
     let bare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let bare_port = bare.local_addr()?.port();

@@ -1,8 +1,8 @@
 //! Laws of the input that an agent reads: tenants name control groups, operators write rules.
 //!
-//! Each function takes any bytes and panics if a law is broken. `make fuzz` passes made-up bytes to them; the tests pass
-//! the inputs in `fuzz/corpus`. The laws are here because they need private items: `cgroup` the names in a control
-//! group, `rules` the reason of patterns that Go accepts and this agent can't.
+//! Each function takes any bytes and panics if a law is broken. `make fuzz` passes made-up bytes to them; the tests
+//! pass the inputs in `fuzz/corpus`. The laws are here because they need private items. `cgroup` needs the names in a
+//! control group. `rules` needs the reason why this agent refuses a pattern that Go accepts.
 
 pub use crate::proc::fuzz::cgroup;
 pub use crate::rules::fuzz::rules;

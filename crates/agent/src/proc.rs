@@ -123,7 +123,7 @@ pub struct Scanner {
     /// The rules by which processes are judged.
     pub rules: Rules,
     /// The name under which processes outside of pods are reported. `None` ignores them, and requires that the scanner sees the
-    /// whole node. With a name, the processes that the user of the agent may see are enough.
+    /// whole node. With a name, it is enough that the scanner sees the processes of the agent's user.
     pub host: Option<HostIdentity>,
     /// The most that a scan reads.
     pub limits: Limits,

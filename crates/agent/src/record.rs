@@ -164,7 +164,7 @@ mod tests {
         assert!(shortened.starts_with("/bin/a xxx") && shortened.contains("xx --url=pool yy"), "{shortened}");
         assert_eq!(excerpt(&text, 3, 400), text[..400]);
         assert_eq!(excerpt("short", 9, 400), "short");
-        // If the match is near the end of the beginning, the excerpt repeats no part.
+        // If the match is near the end of the excerpt's first part, the excerpt repeats no text.
         let near = excerpt(&text, 395, 400);
         assert!(near.starts_with("/bin/a ") && near.contains(GAP), "{near}");
     }

@@ -34,7 +34,7 @@ pub enum RulesError {
     /// All rules are refused, so no process could be detected.
     #[error("no pattern of the blacklist can be used; the first: {0}")]
     NoneLeft(Refused),
-    /// An exemption is refused, because processes that it exempts would be accused.
+    /// A pattern of the whitelist can't be used. Without it, the agent would accuse processes that the pattern exempts.
     #[error("{0}; without this exemption, what it exempts would be accused")]
     Exemption(Refused),
 }
@@ -114,7 +114,7 @@ impl Rules {
     /// A pattern of the blacklist that can't be used is left out, see [`refused`](Self::refused); the others are in force.
     ///
     /// # Errors
-    /// Fails if the file has a wrong shape, if no rule of its blacklist is usable, or if a pattern of its whitelist is not.
+    /// Fails if the file has a wrong shape, if no blacklist rule can be used, or if a whitelist pattern can't be used.
     pub fn from_yaml(text: &str) -> Result<Self, RulesError> {
         let (place, Detection { blacklist, whitelist }) = file::read(text)?;
         let (black, white) = (blacklist.unwrap_or_default(), whitelist.unwrap_or_default());

@@ -1,4 +1,4 @@
-//! The command line: a mistake is reported in one line, and a signal at any moment ends the program in order.
+//! The command line: a mistake is reported in one line, and after a signal at any moment the program shuts down.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! `kill -9` at any moment, and a state that can't be written: the service loses no decision, and no decision takes effect
+//! `kill -9` at any moment, and a state that can't be written. The service loses no decision. No decision takes effect
 //! before it is persisted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -77,7 +77,7 @@ fn rights_on_objects_with_fixed_names_are_bound_to_these_names() {
     for (resource, rule) in rules() {
         let (verbs, names) = (texts(&rule["verbs"]), texts(&rule["resourceNames"]));
         if names.is_empty() {
-            // Requests for these have no name, or tenants and operators choose the names.
+            // Requests with these verbs name no object. Tenants and operators choose the names of these resources.
             let is_named = |verb: &&str| !["list", "watch", "create"].contains(verb);
             let has_any_name = match &*resource {
                 "namespaces" | "pods" | "services" | "notifications" | "incidents" | "incidents/status"

@@ -208,8 +208,8 @@ async fn healthy_nodes_are_shown_soon_after_their_answer_despite_faulty_nodes() 
     service.stop().await;
 }
 
-/// Twenty nodes hang, and the collector has eight places. Without the slow lane, hanging nodes would take every place for a whole
-/// timeout, and healthy nodes would miss rounds.
+/// Twenty nodes hang, and the collector has eight places. Without the probation lane, hanging nodes would take every place for a
+/// whole timeout, and healthy nodes would miss rounds.
 #[tokio::test(flavor = "multi_thread")]
 async fn hanging_nodes_delay_no_healthy_node() {
     let temp = tempfile::tempdir().unwrap();
@@ -230,7 +230,8 @@ async fn hanging_nodes_delay_no_healthy_node() {
     let (healthy, hanging) = (asked(0..20) - healthy, asked(20..40) - hanging);
     // One request to every healthy node in every round, except at both ends of the count.
     assert!(healthy >= 9 * 20, "{healthy}");
-    // The slow lane has two places, each taken for a second, so far fewer than twenty requests a round.
+    // The probation lane has two places. A hanging node takes one for a second, so they get far fewer than twenty requests a
+    // round.
     assert!(hanging <= healthy / 3, "{hanging} requests to nodes that hang, {healthy} to healthy ones");
     service.stop().await;
 }

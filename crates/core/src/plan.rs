@@ -88,8 +88,8 @@ pub struct Exposure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SharedServices {
-    /// The Service is closed, and the other Apps are named: otherwise a tenant could prevent a block by a Service that
-    /// selects many Apps.
+    /// The Service is closed, because otherwise a tenant could prevent a block by a Service that selects many Apps. The
+    /// block names the other Apps.
     #[default]
     Block,
     /// The App is held until an operator approves the block. A Service that becomes shared after the block stays closed

@@ -41,7 +41,7 @@ struct Without {
 }
 
 impl Without {
-    /// The API server's words for the refusal.
+    /// The API server's text for the refusal.
     fn refusal(&self) -> String {
         format!("cannot {} resource", self.verb)
     }
@@ -59,7 +59,7 @@ impl Without {
     /// Waits until the answers to an operator name the right.
     async fn until_an_answer_names_it(&self, world: &World) -> anyhow::Result<()> {
         let Self { verb, resource, .. } = self;
-        // In the API server's words, or in ours.
+        // The answer has the text of the API server, or ours.
         let (refusal, right) = (self.refusal(), format!("`{verb} {resource}."));
         let is_named = |answers: &str| {
             answers.contains(&refusal) && answers.contains(&**resource) || answers.contains(&right)
@@ -204,7 +204,7 @@ async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing(
 /// Creates an Incident that ended long ago, which the service has to delete.
 async fn leave_history(world: &World) -> anyhow::Result<()> {
     let now = k8s_openapi::jiff::Timestamp::now().to_string();
-    // The later one shows the leader's clock, which must also say that the first one ended long ago.
+    // The later one sets the leader clock, by which the first one must also have ended long ago.
     for (name, at) in [("old", "2020-01-01T00:00:00Z"), ("later", now.as_str())] {
         let spec = json!({"app": {"namespace": format!("ns-{name}"), "type": "app", "name": name}});
         let incident = json!({

@@ -116,7 +116,7 @@ async fn a_block_outlasts_silence_and_a_restarted_agent_and_ends_with_the_last_p
     delete(&world.stage.api::<Pod>("ns-a"), "web-0").await?;
     world.until_closed(&[]).await?;
     let plugins = world.plugins().await?;
-    ensure!(plugins.len() == 1, "the WasmPlugin stays, with its sentinel only");
+    ensure!(plugins.len() == 1, "expected one WasmPlugin, with its sentinel only: {plugins:?}");
     ensure!(plugins[0].data["spec"]["defaultConfig"]["violations"] == json!([]));
     world.until_told("ns-a", "read", |it| it.labels()["isRead"] == "true").await?;
     world.until_logged(&["released", "no Pod of the App remains"]).await?;

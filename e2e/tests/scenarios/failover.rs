@@ -1,5 +1,5 @@
-//! Two replicas, of which only the leader writes: a failure of the leader releases no App and notifies no tenant twice, and
-//! no late write takes effect.
+//! Two replicas, of which only the leader writes. A failure of the leader releases no App and notifies no tenant twice. No late
+//! write takes effect.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -271,7 +271,7 @@ fn writes_to<'a>(writes: &'a [audit::Write], namespace: &str) -> Vec<&'a audit::
     writes.iter().filter(of_tenant).collect()
 }
 
-/// Only the holder of the Lease wrote anything but the Lease, by the audit log.
+/// Fails if the audit log has a write to another object than the Lease by a replica without the Lease.
 fn only_leaders_write(replicas: &Replicas) -> anyhow::Result<()> {
     let writes = audit::writes(&replicas.world.cluster.audit_of_aggregator()?)?;
     let mut holders: Vec<_> = writes.iter().filter_map(|write| write.holder.as_ref()).collect();

@@ -1,5 +1,5 @@
-//! The output handles a kind that exists only in tests like the product's own kinds. It needs only the rights that the kind names,
-//! and a late write of an earlier leader is refused.
+//! The output handles a kind of the tests in the same way as the product's own kinds. It needs only the rights that the kind
+//! names, and a late write of an earlier leader is refused.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

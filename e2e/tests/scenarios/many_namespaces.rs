@@ -59,7 +59,7 @@ fn asked(world: &World, since: Timestamp) -> anyhow::Result<BTreeMap<String, usi
     Ok(all)
 }
 
-/// How many tenants there are, and how long a round and the quiet last.
+/// How many tenants there are, how long a round lasts, and how long requests are counted.
 struct Size {
     tenants: usize,
     round: Duration,

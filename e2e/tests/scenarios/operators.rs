@@ -57,7 +57,7 @@ async fn post(world: &World, method: &str, path: &str, body: &Value) -> anyhow::
     Ok((answer.status, answer.json()))
 }
 
-/// So many nodes, each with a tenant that the bad rule accuses.
+/// The number of nodes, each with a tenant that the bad rule accuses.
 const NODES: usize = 40;
 
 /// Creates a tenant for each node. Returns their namespaces.
@@ -90,7 +90,7 @@ async fn the_brake_holds(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What an operator sends to approve an Incident by the API, and the answer.
+/// Approves an Incident through the API. Returns the status and the body of the answer.
 async fn approve(world: &World, incident: &str) -> anyhow::Result<(u16, Value)> {
     post(world, "POST", &format!("/api/v1/incidents/{incident}/approve"), &json!({"reason": "this too"}))
         .await
@@ -155,7 +155,7 @@ async fn a_restart_changes_nothing(world: &mut World, closed: &BTreeSet<String>)
     .await?;
     let logs = world.aggregator.logs();
     let decided = logs.iter().find(|entry| entry.get("decision").is_some_and(|kind| kind != "disputed"));
-    ensure!(decided.is_none(), "nothing is decided again: {decided:?}");
+    ensure!(decided.is_none(), "the restarted replica has decided again: {decided:?}");
     Ok(())
 }
 
@@ -230,7 +230,7 @@ async fn an_exemption_releases_at_once_and_counts_as_long_as_it_is_there() -> an
     world.stays_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"], ROUNDS).await
 }
 
-/// The API server refuses what it can judge. The aggregator names the rest.
+/// The API server refuses the mistakes that the CRD's schema covers. The aggregator names the other mistakes.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exemption_that_makes_no_sense_is_refused_or_named_and_covers_nothing() -> anyhow::Result<()> {
     let world = World::start().await?;

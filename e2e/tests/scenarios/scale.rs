@@ -118,7 +118,7 @@ fn each_is_within_its_limit(plugins: &[DynamicObject]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Once every route is known, all lists have the long form: the gateway looks up Ingresses by hash, and no Service stays
+/// Once every route is known, all lists have the long form. Then the gateway looks up Ingresses by hash, and no Service stays
 /// in the plain list.
 async fn until_all_have_the_long_form(world: &World) -> anyhow::Result<Vec<DynamicObject>> {
     until_every(PAUSE, "the long form everywhere", LONG, async || {

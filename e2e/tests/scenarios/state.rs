@@ -29,7 +29,7 @@ fn without_updates() -> String {
     )
 }
 
-/// Waits until `/readyz` reports one of these errors of the state, each by its words.
+/// Waits until `/readyz` reports one of these errors of the state. Each error is a list of texts.
 async fn until_state_names(world: &World, what: &str, errors: &[&[&str]]) -> anyhow::Result<Value> {
     let is_named = |ready: &Value, words: &[&str]| {
         let error = ready["state"]["error"].as_str().unwrap_or_default();
@@ -137,7 +137,7 @@ async fn a_decision_has_no_effect_before_it_can_be_persisted() -> anyhow::Result
     each_is_logged_once(&world)
 }
 
-/// The answer to an operator says what is true at the gateway.
+/// The answer to an operator agrees with the state of the gateway.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_to_a_release_without_effect_does_not_say_that_it_is_done() -> anyhow::Result<()> {
     let world = World::start().await?;

@@ -78,7 +78,7 @@ async fn a_block_without_an_incident_is_inherited_and_notifies_no_tenant_again()
         }
         let logs = world.aggregator.logs();
         let inherited = logs.iter().filter(|entry| entry["decision"] == "inherited").count();
-        ensure!(inherited == 2, "the log has {inherited} inherited blocks");
+        ensure!(inherited == 2, "the log has {inherited} inherited blocks: expected 2");
         let other = |entry: &&Value| entry.get("decision").is_some_and(|kind| kind != "inherited");
         ensure!(logs.iter().find(other).is_none(), "{:?}", logs.iter().find(other));
     }

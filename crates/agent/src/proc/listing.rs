@@ -121,8 +121,8 @@ impl OfPod {
         }
     }
 
-    /// The youngest process of the rule that most processes broke. Each rule has a record left, because a reader may exempt some
-    /// rules.
+    /// The youngest process of the rule that most processes match. One record of each rule stays, because a reader may exempt
+    /// some rules.
     fn expendable(&self) -> Option<String> {
         let mut by_rule: BTreeMap<&str, usize> = BTreeMap::new();
         for found in self.found.values() {

@@ -102,7 +102,7 @@ impl<'a> PodScan<'a> {
             let limit = left.clamp(head, most);
             let Some(process) = self.read(pid, limit) else { continue };
             // A command line may be cut because earlier ones used up the share. Then the next scan reads it first, and reads as
-            // much of it as any scan can. So it is judged then, because a line beyond the share must not hide its process.
+            // much of it as any scan can. That scan judges the process, because a line beyond the share must not hide it.
             let has_had_turn = process.is_whole || limit == most || index == 0;
             // The rest may contain the text that exempts the process.
             if has_had_turn || !self.scanner.rules.exempts_commands() {

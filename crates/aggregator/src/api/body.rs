@@ -24,9 +24,9 @@ pub(super) const MAX_BODY: usize = 64 << 10;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The place of a mistake in the body as a whole.
 const WHOLE_BODY: &str = "body";
-/// What a request is.
+/// The expected form of a request's body, for errors.
 const AN_OBJECT: &str = "an object with its members";
-/// What a part of an exemption is.
+/// The expected form of a part of an exemption, for errors.
 const A_PART: &str = r#"an object: {"exact": TEXT} or {"regex": REGEX}"#;
 
 /// A body of which nothing has been read yet.
@@ -90,8 +90,8 @@ fn is_json(kind: &str) -> bool {
     kind.is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
 }
 
-/// The refusal of a list in the place of an object: serde takes it for the values of the members in their order. No member
-/// of a request is a list.
+/// The error for a list in the place of an object, because serde would read its items as the values of the members. No
+/// member of a request is a list.
 fn misplaced_list(body: &[u8]) -> Option<Problem> {
     let tree: Value = serde_json::from_slice(body).ok()?;
     let (place, list, expected) = match &tree {

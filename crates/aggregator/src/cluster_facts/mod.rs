@@ -2,7 +2,7 @@
 //!
 //! One task owns the facts of the accused namespaces (`State`). The policy sends its requests over a `watch` channel.
 //! The task looks the namespaces up, draws conclusions (`namespace_facts`), and returns the facts over another `watch`
-//! channel. One pace limits all requests to the API server, so a bad rule or a lying node can't send more of them.
+//! channel. One pace limits all requests to the API server, so a bad rule or a lying node can't cause more of them.
 //! `due` decides which namespaces are looked up next, `turn` has the order, and `waiting` has the accusations that are
 //! not judged yet. The log and the details of `/readyz` report accusations that wait too long (`reporting`).
 //!

@@ -58,7 +58,7 @@ pub(super) struct State {
     pub(super) failing: BTreeMap<Text, Refusal>,
     /// The error that was last logged.
     pub(super) error: Option<Refusal>,
-    /// It is logged that some accusations wait too long.
+    /// Whether the log says that some accusations wait too long.
     pub(super) is_late: bool,
 }
 

@@ -6,11 +6,11 @@
 //! other node's accusations. A namespace is a tenant, and has one place in each queue however many of its Pods are
 //! accused.
 //!
-//! Within a queue a namespace that has never been looked up comes first, then the one that has waited longest: since
-//! its first accusation that is not judged, or since the last look-up of it if that was later. Renewed evidence changes
-//! no place, and each look-up moves its namespace to the end. So every namespace is looked up after at most as many
-//! look-ups as its queue is long. Equal ones are ordered by a hash that changes with each selection, so that no name is
-//! always last.
+//! Within a queue a namespace that has never been looked up comes first, then the one that has waited longest. A
+//! namespace waits since its first accusation that is not judged, or since its last look-up if that was later. Renewed
+//! evidence changes no place, and each look-up moves its namespace to the end. So every namespace is looked up after at
+//! most as many look-ups as its queue is long. Equal ones are ordered by a hash that changes with each selection, so
+//! that no name is always last.
 //!
 //! A part of the places is reserved for the namespaces in which no accusation waits, however many nodes accuse. Their
 //! Services and deleted Pods have to be known, too.

@@ -194,8 +194,8 @@ impl Deadline {
         }
     }
 
-    /// The failure to report for one that came while the answer was received. If the answer had to end early, the
-    /// failure is not the agent's, unless the waits for the agent were the reason.
+    /// Returns the failure to report if `failure` came while the answer was received. If the answer had to end early, the agent did
+    /// not cause `failure`, unless the collector had to wait for the agent.
     fn blame(self, failure: Failure, read: &Read, lease: &Lease) -> Failure {
         if self.is_ours && !lease.is_ended() { read.defer_if_stalled(failure) } else { failure }
     }
@@ -279,7 +279,7 @@ impl Intake {
         }
     }
 
-    /// The answer ends here, or is read no further because of `failure`.
+    /// Ends the decoding: at the end of the answer, or early because of `failure`.
     fn finish(mut self, failure: Option<Failure>) -> (Answer, Option<Failure>) {
         let mut broken = None;
         if !self.is_over && !self.decoder.is_broken() {

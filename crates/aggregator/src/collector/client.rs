@@ -275,8 +275,8 @@ fn date(text: &str) -> Option<Timestamp> {
     usual.or_else(|| Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok())
 }
 
-/// Whether the request is tried again in the same round after this failure. It is not after a timeout, because its time
-/// is over.
+/// Whether the collector repeats the request in the same round after this failure. It does not repeat a request that timed out,
+/// because no time is left.
 fn is_worth_a_retry(failure: &Failure) -> bool {
     use FailureReason as Reason;
     matches!(

@@ -156,8 +156,8 @@ pub(super) async fn exchange<S: AsyncRead + AsyncWrite + Unpin, T>(
     }
 }
 
-/// Appends the bytes that have arrived to `buffer`, and returns how many they are. `buffer` does not grow before: the
-/// memory that hundreds of requests reserve would be requested from the kernel and freed in every slot of a round.
+/// Appends the bytes that have arrived to `buffer`, and returns how many they are. `buffer` grows only when bytes arrive,
+/// because hundreds of waiting requests would otherwise allocate and free memory in every slot of a round.
 async fn receive(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<usize> {
     poll_fn(|cx| {
         let mut room = [const { MaybeUninit::uninit() }; BYTES_PER_READ];

@@ -271,9 +271,9 @@ impl Read {
         Failure { reason: FailureReason::TooLarge, detail }
     }
 
-    /// The failure to report for one that came while the answer waited for memory or to be decoded. If its time was
-    /// over in that wait, the answer is deferred, because the target did not cause the wait. A reservation counts all
-    /// the same, because an agent can send its answer so late that there is never time for it.
+    /// Returns the failure to report if `failure` came while the answer waited for memory or to be decoded. If the time ran out in
+    /// that wait, the answer is deferred, because the target did not cause the wait. A reservation counts all the same, because an
+    /// agent can send its answer so late that there is never time for it.
     pub(super) fn defer_if_stalled(&self, failure: Failure) -> Failure {
         if failure.reason != FailureReason::Stalled {
             return failure;

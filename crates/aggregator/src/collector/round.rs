@@ -1,8 +1,8 @@
 //! The schedule of rounds: when each target is asked.
 //!
-//! Each round lasts `interval`. A target has a place of its own in it, by its address. So requests are spread evenly,
-//! and each target is asked at even distances. Targets that are due within the same slot are asked together: waking up
-//! costs more than asking. One task owns the schedule; each request is a task of its own, and ends with its report.
+//! Each round lasts `interval`. A target has a place of its own in it, by its address. So requests are spread evenly, and each
+//! target is asked at even intervals. Targets that are due within the same slot are asked together: waking up costs more than
+//! asking. One task owns the schedule; each request is a task of its own, and ends with its report.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -21,8 +21,8 @@ pub(super) async fn until_stopped(
     }
 }
 
-/// The environment variables whose names are text: a variable of the configuration has such a name. A value that is not
-/// text keeps its name, so that the configuration refuses it with its place.
+/// The environment variables whose names are UTF-8, because each variable of the configuration has such a name. A value
+/// that is not UTF-8 is in the result, because the configuration refuses it by its name.
 pub(super) fn environment() -> impl Iterator<Item = (String, OsString)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
 }

@@ -48,7 +48,8 @@ enum Match {
     Regex { regex: Pattern },
 }
 
-/// A part that is written. Without a value it is refused: the exemption would match more than its operator sees.
+/// Reads a part whose key is present. A key without a value is refused, because the exemption would match more than its
+/// operator sees.
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Match>, D::Error> {
     Match::deserialize(deserializer).map(Some)
 }

@@ -95,7 +95,7 @@ pub enum RefusalKind {
     Invalid,
     /// The API server can't be reached, or has an error of its own.
     Unavailable,
-    /// This replica may not write, or no longer.
+    /// This replica does not hold the write permit.
     NotLeading,
 }
 

@@ -114,7 +114,7 @@ pub enum Store {
     Cluster(Box<ClusterStore>),
     /// In a file.
     File(FileStore),
-    /// Nowhere: a caller that only simulates decisions begins with a copy.
+    /// In no place, because the caller only simulates decisions. It begins with these incidents.
     Copy(Vec<Incident>),
 }
 

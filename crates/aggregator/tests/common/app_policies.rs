@@ -1,6 +1,8 @@
 //! A kind of object that exists only in tests: a `ConfigMap` for each blocked App. A kind needs no more than such a file, and an
 //! entry in the list of kinds.
 
+use std::collections::BTreeSet;
+
 use procscan_core::names::{App, Text};
 use procscan_core::plan::Plan;
 use procscan_core::policy::{InheritedBlock, OnIngresses};
@@ -132,6 +134,10 @@ impl BlockingKind for AppPolicies {
             })
         };
         objects.iter().filter_map(inherited).collect()
+    }
+
+    fn namespaces(&self, content: &Value, _: &Settings) -> BTreeSet<Text> {
+        block(content).into_iter().map(|(app, _)| app.namespace.clone()).collect()
     }
 
     fn is_whole(&self, content: &Value) -> bool {

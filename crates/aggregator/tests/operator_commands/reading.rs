@@ -132,7 +132,7 @@ fn lists_are_read_page_by_page_and_shown_as_one() {
     assert_eq!(table.lines().filter(|line| line.starts_with("i-")).count(), 5, "{table}");
     let json = api.run(&["incidents", "-n", "ns-a", "-o", "json"]).done();
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), page(&all, None));
-    // An App is searched on all pages.
+    // The command searches all pages for the App.
     let error = api.run(&["release", "ns-a/web"]).refused(1);
     assert!((0..5).all(|n| error.contains(&format!("i-{n} "))), "{error}");
 

@@ -67,7 +67,7 @@ enum Stay {
 }
 
 impl Gathering {
-    /// An empty value with room for records of about so many bytes.
+    /// An empty gathering with room for records of about `likely` bytes.
     pub(super) fn new(limits: &Limits, likely: usize) -> Self {
         Self {
             limits: *limits,

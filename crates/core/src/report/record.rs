@@ -183,7 +183,7 @@ struct Place {
 }
 
 impl Records {
-    /// No records, with room for about so many bytes.
+    /// No records, with room for about `bytes` bytes.
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Self { text: String::with_capacity(bytes), places: Vec::new() }
     }

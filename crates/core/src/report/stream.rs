@@ -12,8 +12,8 @@ const NAMES: [&[u8]; 9] =
 const LIST: &[u8] = b"violations";
 /// The longest name that Kubernetes gives to a namespace or a Pod.
 const LONGEST_NAME: usize = 253;
-/// How many bytes of a string are held beyond its limit. So it shows that the string is longer, even if a character is
-/// cut.
+/// How many bytes of a string are held beyond its limit. These bytes show that the string is longer, even if a
+/// character is cut.
 const BEYOND: usize = 4;
 
 /// Decodes a body as it arrives. It holds the records within their [`Limits`] and one record more, however long the

@@ -36,7 +36,7 @@ pub fn union(blocks: impl IntoIterator<Item = InheritedBlock>) -> Vec<InheritedB
 
 /// What two objects of different kinds block of one App.
 fn both(a: InheritedBlock, b: InheritedBlock) -> InheritedBlock {
-    // A Service that one object closes on every route is closed on every route.
+    // If one object closes a Service on every route, the Service counts as closed on every route.
     let is_plain = |block: &InheritedBlock, service: &Text| {
         block.services.contains(service) && !block.on_ingresses.services.contains(service)
     };

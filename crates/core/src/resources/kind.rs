@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::{Drafts, MANAGED_BY, Object, Settings};
-use crate::names::App;
+use crate::names::{App, Text};
 use crate::plan::Plan;
 use crate::policy::InheritedBlock;
 
@@ -80,13 +80,16 @@ pub trait BlockingKind: ResourceKind {
     /// What our `objects` block. A new leader inherits it.
     fn blocked(&self, objects: &[FoundObject<'_>], settings: &Settings) -> Vec<InheritedBlock>;
 
+    /// The namespaces of the Apps that a content blocks. Their tenants are not notified of a block before it is written.
+    fn namespaces(&self, content: &Value, settings: &Settings) -> BTreeSet<Text>;
+
     /// Whether an object stays when it has left the plan. An object of any other kind is deleted then.
     fn is_permanent(&self) -> bool {
         false
     }
 
-    /// A number that the next drafts need of the content of a [permanent](Self::is_permanent) object. The content is `None` if
-    /// the object can't be read.
+    /// A number from the content of a [permanent](Self::is_permanent) object, which the next drafts need. The content is `None`
+    /// if the object can't be read.
     fn note(&self, _content: Option<&Value>) -> u8 {
         0
     }

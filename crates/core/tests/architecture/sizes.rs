@@ -56,7 +56,7 @@ fn shown(path: &Path) -> String {
     path.strip_prefix(&root).unwrap_or(path).display().to_string()
 }
 
-/// What is wrong with `name`, which has so many lines; nothing if they are not more than `limit`.
+/// The error for `name` if it has more `lines` than `limit`.
 fn too_long(name: &str, lines: usize, limit: usize) -> Option<String> {
     (lines > limit).then(|| format!("{name}: {lines} lines, {limit} are allowed"))
 }

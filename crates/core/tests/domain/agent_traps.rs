@@ -26,7 +26,7 @@ fn trap_1_an_empty_answer_does_not_mean_clean() {
     world.rounds(29, |w| drop(w.answer("n1", vec![])));
     assert_ne!(world.state("ns-a"), State::Cleared);
     assert_eq!(world.blocked(), ["ns-a"]);
-    // A restarting agent may have needed some time for its first scan. After that time, too, the clock has run out.
+    // The ledger allows a restarted agent some time for its first scan. The clearing clock ends after that time.
     world.rounds(3, |w| drop(w.answer("n1", vec![])));
     assert_eq!(world.state("ns-a"), State::Cleared);
     assert!(world.blocked().is_empty());
@@ -332,8 +332,8 @@ fn old_evidence_is_not_young_again_because_its_node_accuses_others() {
     assert_eq!(world.state("ns-a"), State::Unconfirmed);
 }
 
-/// The replica that cleared it had lost some reports by a restart, and this one has received them since the last write.
-/// It may have received more when this one was cut off.
+/// The other replica cleared the violation. It had lost some reports by a restart, which this replica has received. The
+/// other replica may have received later reports that this one has not.
 #[test]
 fn evidence_that_another_replica_cleared_is_fresh_again_only_by_a_young_record() {
     let mut world = World::new(&["n1"]);

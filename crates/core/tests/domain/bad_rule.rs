@@ -232,8 +232,8 @@ impl<'a> BadRule<'a> {
         before
     }
 
-    /// Not all nodes answer at once, and the leader is killed before all decisions are persisted. First none is
-    /// persisted, then some of the blocks, then the blocks alone.
+    /// Not all nodes answer at once, and the leader is killed before all decisions are persisted. First no decision is
+    /// persisted, then some of the blocks, then all blocks and no hold.
     fn spreads_while_the_leader_is_killed(&mut self) -> Effects {
         let Self { fleet, story, blocked, .. } = self;
         let blocked = *blocked;
@@ -295,7 +295,8 @@ impl<'a> BadRule<'a> {
         after
     }
 
-    /// The rule is gone. Nothing changes before its clearing time is over. The clearing time begins anew with a restart.
+    /// The rule is gone. Nothing changes before the clearing time is over. The clearing time begins anew with a
+    /// restart.
     fn is_gone(&mut self, after: &Effects) -> Effects {
         let fleet = self.fleet;
         self.rounds(20, false);
@@ -390,7 +391,7 @@ impl Liar {
     /// nothing.
     fn lies(&self, world: &mut World, lies: impl IntoIterator<Item = usize>) {
         let now = world.clock();
-        // The accusation changes each hour, because another offence does not free a held App.
+        // The accusation changes each hour, because the test shows that another offence does not free a held App.
         let process = format!("miner{}", now / i64::try_from(HOUR).unwrap() % 2);
         let accused = lies.into_iter().flat_map(|i| [&self.pods[0][i], &self.pods[1][i]]);
         let records = accused.map(|pod| pod.accused(&process, &format!("^{process}$"), now)).collect();

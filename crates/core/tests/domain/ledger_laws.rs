@@ -141,7 +141,7 @@ proptest! {
     /// No sequence of failures, empty answers or restarts clears before the clock has run on answered time.
     #[test]
     fn nothing_clears_before_its_clock_has_run_on_answered_time(sequence in sequence(120)) {
-        // Short enough for sequences in which much does clear.
+        // The times are short, because many violations should clear within one sequence.
         let rules = Detection { clear_after: Duration::from_mins(5), ..Detection::default() };
         let mut world = World::with(&NODES, rules);
         let (mut agents, mut model) = (Agents::new(), Model::default());

@@ -334,8 +334,8 @@ fn process(pid: u32) -> Process {
     Process { is_slow: pid == PIDS[0], ..Process::of(&namespace(pid)) }
 }
 
-/// The processes that really run: since when each of them runs, and how many complete answers there have been since the
-/// last scan that listed it.
+/// The processes that really run. Each has its start, and the number of complete answers since the last scan that
+/// listed it.
 #[derive(Default)]
 struct Truth {
     running: BTreeMap<u32, u64>,

@@ -114,7 +114,7 @@ fn a_release_of_more_accusations_than_are_persisted_covers_those_reported_again_
     assert_eq!(world.blocked(), ["ns-a"]);
     let persisted = world.persisted.values().next().unwrap().status.clone();
     assert_eq!((persisted.evidence.len(), persisted.evidence_omitted), (64, 36));
-    // The second restart knows as much as the first.
+    // The second restart reads the same persisted accusations as the first.
     for _ in 0..2 {
         world.restart();
         world.wait(MINUTE);

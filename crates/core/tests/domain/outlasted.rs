@@ -1,5 +1,5 @@
-//! A process that another process hides for ever is released after the limit of answered time, however often the leader
-//! changes.
+//! An App whose process another process hides for ever is released after the limit of answered time, however often the
+//! leader changes.
 
 use crate::common::agent::{Process, RealAgent};
 use std::time::Duration;

@@ -52,7 +52,7 @@ pub(in crate::cluster_facts) struct Store {
     generation: u64,
     /// Watches send nothing, not even bookmarks.
     pub(in crate::cluster_facts) is_stuck: bool,
-    /// Watches send the events from before then, and repeat bookmarks.
+    /// Watches send only the events from before this time, and repeat bookmarks.
     stalled: Option<u64>,
     /// Watches send everything later by that time.
     pub(in crate::cluster_facts) lag: Duration,

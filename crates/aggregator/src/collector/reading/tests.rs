@@ -15,7 +15,7 @@ const FIT_ON_PROBATION: usize = 2;
 /// Targets, each with the length of its answer.
 type Fleet<'a> = [(&'a str, usize)];
 
-/// An answer of so many bytes, as far as it may be read. The error is the reason why it is not read further.
+/// Reads an answer of `bytes` bytes as far as the budget allows. The error is the reason why the rest is not read.
 fn read_one(
     reading: &Arc<Reading>,
     address: &str,

@@ -30,7 +30,8 @@ fn mistakes_in_the_environment_name_the_variable() {
     }
 }
 
-/// A lost variable would leave the file's value in force: enforcement that the operator meant to switch off.
+/// If the variable were ignored, the file's value would stay in force, although the operator meant to switch
+/// enforcement off.
 #[cfg(unix)]
 #[test]
 fn a_value_of_the_environment_that_is_not_text_is_refused() {
@@ -39,7 +40,7 @@ fn a_value_of_the_environment_that_is_not_text_is_refused() {
     let error = Config::parse("", NAME, [variable], NOW).unwrap_err().to_string();
     assert!(error.starts_with("PROCSCAN_ENFORCEMENT__MODE: invalid value \"dry"), "{error}");
     assert!(error.ends_with("expected a text in UTF-8"), "{error}");
-    // Another program's variable stays its own.
+    // A variable of another program is ignored, even if its value is not UTF-8.
     let other = ("LS_COLORS".to_owned(), std::os::unix::ffi::OsStringExt::from_vec(vec![0xff]));
     assert!(Config::parse("", NAME, [other], NOW).is_ok());
 }
@@ -159,7 +160,7 @@ fn an_exemption_has_a_reason_and_at_least_one_part() {
         "namespace, app, process, rule",
     );
     refused("enforcement: {exemptions: [{app: x}]}\n", "enforcement.exemptions[0]", "reason");
-    // A part without a value would make the exemption wider than it reads.
+    // A part without a value would make the exemption cover more than its operator sees.
     for part in ["namespace", "app", "process", "rule"] {
         for given in ["", " null", " {regex: }"] {
             let other = if part == "app" { "rule" } else { "app" };

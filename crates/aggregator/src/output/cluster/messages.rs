@@ -39,7 +39,7 @@ impl SentMessage {
 pub(super) struct Closed {
     /// Every object is as planned.
     pub(super) all: bool,
-    /// The namespaces with an App that may not be blocked as planned; `None` if that is not known.
+    /// The namespaces with an App that is perhaps not blocked as planned; `None` if that is not known.
     pub(super) open_namespaces: Option<BTreeSet<Text>>,
 }
 
@@ -68,7 +68,8 @@ impl ClusterOutput {
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
 
-    /// Sends the messages that are news and that `closed` allows. Returns whether it has tried all of them.
+    /// Sends the messages that are not written yet, as far as `closed` allows them. Returns whether it has tried all of
+    /// them.
     pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
@@ -212,7 +213,7 @@ impl ClusterOutput {
 
     /// Compares a few of the messages that were written before, in turn, and puts their texts right.
     pub(super) async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
-        // A message with another content than the one that was sent still waits.
+        // A message whose content has changed since it was sent is not compared, because it still waits to be sent.
         let is_as_sent = |told: &SentMessage, object: &Object| told.is_ours && told.hash == hash(object);
         let mut ours: Vec<&&Object> = messages
             .iter()
@@ -233,6 +234,8 @@ impl ClusterOutput {
                     outcome.written += usize::from(written);
                     self.deferred.forget(&key(object));
                 }
+                // Without the CRD, `send_all` has reported it, or does so when it next sends a message of this kind.
+                Err(refusal) if refusal.kind == RefusalKind::NotServed => return,
                 Err(refusal)
                     if refusal.kind == RefusalKind::NotLeading || deferred::is_no_answer(&refusal) =>
                 {

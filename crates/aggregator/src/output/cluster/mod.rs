@@ -49,9 +49,9 @@ const TRIES: usize = 5;
 #[derive(Debug)]
 pub struct ClusterOutput {
     cluster: Cluster,
-    /// The right to write, of the term in which `told` and the others were learned.
+    /// The write permit of the term in which the output filled the fields below.
     permit: WritePermit,
-    /// The output deletes objects that have left the plan in this term only.
+    /// The term of the last take-over. The output deletes objects only in this term.
     taken_over: Option<TakenOver>,
     /// The messages that need nothing more, by kind, namespace and name.
     sent: BTreeMap<Key, SentMessage>,
@@ -79,7 +79,7 @@ impl ClusterOutput {
         &self.cluster
     }
 
-    /// Marks our objects that block for a new leader, and returns what they block. The mark changes the version, so the API
+    /// Marks, for a new leader, our objects that block Apps, and returns what they block. The mark changes the version, so the API
     /// server refuses late writes of earlier leaders.
     ///
     /// A suspended object is not marked.
@@ -114,8 +114,8 @@ impl ClusterOutput {
 
     /// Marks each object once; those in `marked` have been marked in this term.
     ///
-    /// An object in a tenant's namespace that can't be marked is left, because a tenant must not stop the take-over. The leader
-    /// leaves it at once if the API server refuses it. If another program changes it each time, the leader leaves it on the last
+    /// An object in a tenant's namespace that can't be marked is skipped, because a tenant must not stop the take-over. The leader
+    /// skips it at once if the API server refuses it. If another program changes it each time, the leader skips it after the last
     /// try.
     async fn mark_all(
         &self,

@@ -27,12 +27,12 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// The term in which our objects were read before anything was decided.
+/// The term in which the output listed our objects before the leader decided anything.
 #[derive(Debug)]
 pub(super) struct TakenOver {
-    /// Its mark.
+    /// The mark of the term.
     pub(super) mark: String,
-    /// The names of the kinds that have been listed in it.
+    /// The names of the kinds that the output has listed in this term.
     kinds: BTreeSet<&'static str>,
     /// Objects of kinds that were not listed at the take-over. They have not been in the plan since, so no incident explains
     /// what they block.
@@ -45,7 +45,7 @@ impl TakenOver {
         Self { mark, kinds, unexplained: BTreeSet::new() }
     }
 
-    /// Notes what is there of a kind that is listed for the first time, and forgets what is in the plan.
+    /// Notes the objects of a kind that is listed for the first time, and drops those that are in the plan.
     pub(super) fn note(&mut self, listed: &Listed, wanted: &Wanted<'_>) {
         let kind = listed.kind.name();
         if self.kinds.insert(kind) {

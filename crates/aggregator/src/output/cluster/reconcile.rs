@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use procscan_core::names::Text;
-use procscan_core::resources::{FoundObject, Object, Settings};
+use procscan_core::resources::{Object, Settings};
 use serde_json::json;
 
 use super::ClusterOutput;
@@ -74,7 +74,7 @@ impl ClusterOutput {
             outcome.note(if kept.as_ref().is_err_and(is_gone) { Ok(false) } else { kept });
             if before != (outcome.problems.len(), outcome.suspended.len()) {
                 unwritten.services.extend(wanted.difference(&is).map(|host| (*host).to_owned()));
-                unwritten.namespaces.extend(namespaces(listed, object, settings));
+                unwritten.namespaces.extend(blocking.namespaces(&object.spec, settings));
             }
         }
         unwritten
@@ -122,11 +122,4 @@ impl ClusterOutput {
         self.apply(object, version).await?;
         Ok(true)
     }
-}
-
-/// The namespaces of the Apps that an object blocks.
-fn namespaces(listed: &Listed, object: &Object, settings: &Settings) -> BTreeSet<Text> {
-    let object = serde_json::to_value(object).unwrap_or_default();
-    let blocked = listed.blocking.blocked(&[FoundObject::of_file(&object)], settings);
-    blocked.into_iter().map(|block| block.app.namespace.clone()).collect()
 }

@@ -35,7 +35,7 @@ const IMPLICIT: [(&str, &str); 16] = [
     ("1.2: infinity and NaN", r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"),
 ];
 
-/// The type as which a reader takes a plain text, unless it takes it for a text.
+/// The type that a reader gives to a plain scalar; `None` if it reads a string.
 fn implicit(text: &str) -> Option<&'static str> {
     let is = |pattern: &str| Regex::new(&format!("^(?:{pattern})$")).unwrap().is_match(text);
     IMPLICIT.iter().find(|(_, pattern)| is(pattern)).map(|(name, _)| *name)

@@ -21,8 +21,8 @@ fn release(store: &mut Store) {
     store.edit(INCIDENTS, &name_of("web"), |object| object["spec"]["release"] = json!({"by": "bob"}));
 }
 
-/// One course of events: before which of the leader's writes each operator gives a command, and which write has no
-/// answer. `sees_at_once` is whether the leader sees each change at once.
+/// One sequence of events. Each operator gives a command before one of the leader's writes, and one write gets no
+/// answer. With `sees_at_once` the leader sees each change at once.
 #[derive(Clone, Copy, Debug)]
 struct Schedule {
     alice: usize,

@@ -38,7 +38,7 @@ impl Crowded {
         self.answer(keys, true)
     }
 
-    /// As [`Self::list_found`]. The answer `has_date` if the agent sends its time.
+    /// As [`Self::list_found`]. With `has_date` the agent sends its time.
     fn answer(&mut self, keys: &[(&str, &str, String, u64)], has_date: bool) -> Vec<String> {
         self.minute += 1;
         let now = at(self.minute);

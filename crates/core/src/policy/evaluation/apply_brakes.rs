@@ -81,7 +81,8 @@ impl Incidents {
 }
 
 impl Incident {
-    /// Blocks `app`, or holds its block. Returns the brake of a hold that is a sign of a storm.
+    /// Blocks `app`, or holds its block. Returns the brake if it holds the block, unless the reason is a shared Service
+    /// of one App.
     fn block_or_hold(
         &mut self,
         app: &App,
@@ -109,7 +110,7 @@ impl Incident {
         let persisted = self.persisted_mut();
         persisted.phase = Phase::Held;
         persisted.hold = Hold::by(brake.clone(), context.now);
-        // A shared Service of one App is no sign of a storm.
+        // A shared Service concerns one App only, so no alert is raised.
         shared.is_none().then_some(brake)
     }
 
@@ -138,7 +139,7 @@ impl Incident {
         context: &mut EvaluationContext<'_>,
     ) -> Option<Brake> {
         let is_proven = basis == ReleaseBasis::Proof;
-        // A release that waits for an operator happens neither by time nor by the same proof again.
+        // A release that waits for an operator stays held, even if the same proof comes again.
         if is_proven && self.persisted.holds_release() == Some(Brake::Gone) {
             return None;
         }
@@ -178,7 +179,7 @@ impl Incident {
 fn alert_held_blocks(blocks: &[Brake], tally: &mut Tally<'_>, context: &mut EvaluationContext<'_>) {
     let Some(brake) = blocks.first().filter(|brake| tally.begins_storm(brake)) else { return };
     let message = format!(
-        "{}: from now on Apps are held, {} already, and stay unblocked until each is approved",
+        "{}: from now on further Apps are held ({} so far); each stays unblocked until an operator approves it",
         brake.reason(&context.policy.brake),
         blocks.len()
     );

@@ -194,7 +194,7 @@ impl Incidents {
         judgement
     }
 
-    /// Adds accepted evidence to the incident of `app`. Evidence that was not known `already` was found anew.
+    /// Adds accepted evidence to the incident of `app`. Unless `already`, the evidence was not accepted before.
     fn accept(
         &mut self,
         app: &App,

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{
-    Gateway, SENTINEL, Shards, Surplus, blocked, draft, has_long_list, is_whole, shard_index, shard_name,
-    surplus,
+    Gateway, SENTINEL, Shards, Surplus, blocked, draft, has_long_list, is_whole, namespaces, shard_index,
+    shard_name, surplus,
 };
+use crate::names::Text;
 use crate::plan::Plan;
 use crate::policy::InheritedBlock;
 use crate::resources::{
@@ -84,6 +85,10 @@ impl ResourceKind for WasmPlugin {
 impl BlockingKind for WasmPlugin {
     fn blocked(&self, objects: &[FoundObject<'_>], settings: &Settings) -> Vec<InheritedBlock> {
         blocked(objects.iter().map(|found| found.object), &settings.gateway)
+    }
+
+    fn namespaces(&self, content: &Value, settings: &Settings) -> BTreeSet<Text> {
+        namespaces(content, &settings.gateway)
     }
 
     /// The gateway drains its connections when a plugin is removed.

@@ -25,7 +25,7 @@ use serde_json::json;
 use self::form::{Form, Part};
 pub use self::form::{Surplus, surplus};
 pub use self::kind::{KIND, existing_shards};
-pub use self::read::{Shards, blocked, existing, has_long_list, is_whole, shard_index};
+pub use self::read::{Shards, blocked, existing, has_long_list, is_whole, namespaces, shard_index};
 pub use self::settings::{Gateway, PluginPhase, PullPolicy};
 use super::{Draft, Drafts, Metadata, Object, Settings, WritePolicy, shards};
 use crate::hash::shard_of;

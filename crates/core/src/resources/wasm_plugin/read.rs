@@ -69,6 +69,21 @@ pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gatew
     found.blocked()
 }
 
+/// The namespaces of the Apps that a `WasmPlugin`'s `spec` blocks. It reads them from the list for people and from the
+/// rules, because that list may have been left out.
+pub fn namespaces(spec: &Value, gateway: &Gateway) -> BTreeSet<Text> {
+    let suffix = format!(".svc.{}", gateway.cluster_domain);
+    let apps =
+        list(spec, "/defaultConfig/violations").filter_map(|violation| violation.get("namespace")?.as_str());
+    let services =
+        list(spec, "/matchRules").flat_map(|rule| list(rule, "/service")).filter_map(Value::as_str);
+    let of_services = services.filter_map(|host| Some(host.strip_suffix(&suffix)?.split_once('.')?.1));
+    let ingresses =
+        list(spec, "/matchRules").flat_map(|rule| list(rule, "/ingress")).filter_map(Value::as_str);
+    let of_ingresses = ingresses.filter_map(|ingress| Some(ingress.split_once('/')?.0));
+    apps.chain(of_services).chain(of_ingresses).map(Text::from).collect()
+}
+
 /// What several objects list.
 #[derive(Default)]
 struct Found {

@@ -76,7 +76,7 @@ pub(super) struct Pod {
     pub(super) accused_at: Option<u64>,
     /// The last report came without the agent's clock, so its age is not known.
     pub(super) is_dateless: bool,
-    /// The last report may not have been evidence, because the cluster could not be read.
+    /// The last report was perhaps no evidence, because the cluster could not be read.
     pub(super) is_unjudged: bool,
     /// When another process on its node was last listed instead of its own.
     pub(super) disturbed: u64,

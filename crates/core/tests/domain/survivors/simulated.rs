@@ -177,7 +177,8 @@ fn a_release_whose_date_is_lost_lasts_as_long_as_its_operator_set_or_for_a_month
         IncidentCommand::Release { app: app("ns-a"), until: beginning + Duration::from_secs(100 * HOUR) };
     world.incidents.execute(&command, "ops", &world.policy, world.now).unwrap();
     (0..60).for_each(|_| offend(&mut world, HOUR));
-    // The rest of the release, and for how many hours it lasts.
+    // The operator of the release that is left in the Incident, for how many hours it lasts, and whether the App is
+    // blocked.
     for (by, hours, is_blocked) in
         [(Some("ops"), 100, false), (Some("ops"), 1, true), (Some("another"), 1, false), (None, 0, false)]
     {

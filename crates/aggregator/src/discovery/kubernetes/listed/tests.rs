@@ -53,7 +53,7 @@ fn a_node_in_two_slices_is_one_target_and_a_new_list_replaces_the_old_one_only_w
     assert!(known.is_empty());
 }
 
-/// The targets that `known` lists after these slices came in this order.
+/// The targets that are known after these slices came in this order.
 fn listed(slices: &[EndpointSlice]) -> Vec<String> {
     let mut known = Known::nothing();
     known.apply(Change::Begin);

@@ -1,4 +1,4 @@
-//! What goes wrong with the objects of one kind concerns no other kind, and no tenant but its own.
+//! A failure of one object affects no other kind, and only the object's own tenant.
 
 use procscan_core::plan::{Notice, NoticePhase};
 

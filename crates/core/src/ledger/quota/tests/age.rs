@@ -74,7 +74,7 @@ fn live_violations_have_room_before_old_ones_that_an_answer_without_a_date_lists
     node.let_grow_old(&flood("ns-a", "pod", 4), &[]);
     let live = |minute: u64| (0..4).map(move |n| ("ns-a", "pod", format!("q{n:02}"), minute));
     node.list_found(&live(0).collect::<Vec<_>>());
-    // The old violations were found in the fifth minute, and this is the minute 302.
+    // The old violations were found in the fifth minute, and this is minute 302.
     let old = (0..4).map(|n| ("ns-a", "pod", format!("p{n:02}"), 297));
     let other = (0..8).map(|n| ("ns-b", "web", format!("p{n:02}"), 0));
     let known = node.answer(&old.chain(live(1)).chain(other).collect::<Vec<_>>(), false);
@@ -105,7 +105,8 @@ fn violations_that_were_seen_first_have_room_before_later_ones() {
     assert_eq!(known, expected);
 }
 
-/// The answer lists no record of ns-a. So its forgotten violations leave no record out.
+/// The answer lists no record of ns-a. So the ledger leaves out no record of the answer when it forgets violations of
+/// ns-a.
 #[test]
 fn forgotten_violations_that_are_not_listed_leave_no_record_out_of_the_answer() {
     let mut node = Crowded::new();

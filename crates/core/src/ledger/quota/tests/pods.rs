@@ -81,7 +81,7 @@ fn each_pod_has_a_violation_before_any_has_a_second_one() {
 }
 
 proptest! {
-    /// [`Crowded::list_found`] checks that the same report twice changes nothing.
+    /// [`Crowded::list_found`] checks that a repeated report changes nothing.
     #[test]
     fn a_violation_is_known_of_each_pod_with_a_fresh_record(
         rounds in proptest::collection::vec(

@@ -87,7 +87,7 @@ fn status(incident: &Incident, clock: &LeaderClock, dates: &Dates) -> IncidentSt
     }
 }
 
-/// The state, and since when it is in it, where that is persisted.
+/// The state of the incident, and since when, if that is persisted.
 fn state(incident: &Incident) -> (IncidentState, Option<Moment>) {
     match incident.phase() {
         Phase::Watched => (IncidentState::Watched, None),

@@ -11,18 +11,18 @@ const READING_AT_START: Duration = Duration::from_hours(24 * 400);
 
 /// A source of [`Moment`]s. Cheap to copy; all copies share their origin.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub(crate) struct Clock {
     origin: Instant,
 }
 
 impl Clock {
     /// A clock that starts now.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { origin: Instant::now() }
     }
 
     /// The present reading of both clocks.
-    pub fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         Moment::new(READING_AT_START + self.origin.elapsed(), Timestamp::now())
     }
 }

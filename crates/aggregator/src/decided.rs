@@ -21,25 +21,25 @@ pub struct Decided {
     /// The desired blocks and notices.
     pub plan: Plan,
     /// The Apps that brakes hold.
-    pub held: Vec<HeldApp>,
+    pub(crate) held: Vec<HeldApp>,
     /// The exemptions that have no effect because they would open too many tenants. Only the leader knows them.
-    pub withheld: Vec<Withheld>,
+    pub(crate) withheld: Vec<Withheld>,
     /// Evidence that is not believed, because its node accuses a Pod that does not run on it.
-    pub disputes: Vec<Dispute>,
+    pub(crate) disputes: Vec<Dispute>,
     /// Evidence that can't be judged, because its Pod could not be read.
-    pub unverified: usize,
+    pub(crate) unverified: usize,
     /// Whether the cluster facts answer all look-up requests. Always `false` without a cluster.
-    pub is_answered: bool,
+    pub(crate) is_answered: bool,
     /// How many rounds were done when the decisions were made. A plan from before the first one is not written,
     /// because it knows too little.
     pub rounds: u64,
     /// The permit to write the plan; `None` on a replica that shows the decisions of another one.
-    pub permit: Option<WritePermit>,
+    pub(crate) permit: Option<WritePermit>,
 }
 
 impl Decided {
     /// No decisions yet.
-    pub fn nothing(plan: Plan) -> Self {
+    pub(crate) fn nothing(plan: Plan) -> Self {
         Self {
             plan,
             held: Vec::new(),
@@ -56,24 +56,24 @@ impl Decided {
 /// The request of a new leader for the blocks in the objects. With it, the output takes the objects over for this
 /// leader.
 #[derive(Debug)]
-pub struct TakeOver {
+pub(crate) struct TakeOver {
     /// The permit of the new leader.
-    pub permit: WritePermit,
+    pub(crate) permit: WritePermit,
     /// Whether the output may write to the objects: not in dry-run.
-    pub may_touch: bool,
+    pub(crate) may_touch: bool,
     /// The blocks of the persisted Incidents, if there are any and all of them can be read. They stand for the
     /// content of a damaged object.
-    pub persisted: Option<PersistedBlocks>,
+    pub(crate) persisted: Option<PersistedBlocks>,
     /// Receives the Apps that the objects block.
-    pub blocked: oneshot::Sender<Vec<InheritedBlock>>,
+    pub(crate) blocked: oneshot::Sender<Vec<InheritedBlock>>,
 }
 
 /// The notices that have been written, by App, with the time at which each was decided.
-pub type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
+pub(crate) type WrittenNotifications = BTreeMap<App, CompactTimestamp>;
 
 /// The Apps with persisted Incidents, and the Services that the Incidents name.
 #[derive(Clone, Debug)]
-pub struct PersistedBlocks {
+pub(crate) struct PersistedBlocks {
     pub(crate) apps: BTreeSet<App>,
     /// As `service.namespace.svc`: the Services that are closed, were closed once, or are left open.
     pub(crate) services: BTreeSet<Text>,
@@ -86,7 +86,7 @@ impl PersistedBlocks {
     ///
     /// An Incident that ended more than `same_incident` ago does not count: if its App is blocked, a later Incident is lost. An
     /// Incident with an operator's release always counts.
-    pub fn of(incidents: &[Incident], same_incident: Duration, now: Timestamp) -> Option<Self> {
+    pub(crate) fn of(incidents: &[Incident], same_incident: Duration, now: Timestamp) -> Option<Self> {
         let has_passed =
             |since: Timestamp| now.duration_since(since).unsigned_abs() > same_incident && now > since;
         let counts = |incident: &&Incident| {

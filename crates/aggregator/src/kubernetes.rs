@@ -27,13 +27,14 @@ use procscan_core::names::{self, Text, is_dns_label};
 use tokio::time::Instant;
 use tower::util::MapResponseLayer;
 
-pub use self::ask::{Ask, Refusal, RefusalKind};
+pub use self::ask::Refusal;
+pub(crate) use self::ask::{Ask, RefusalKind};
 use self::pace::Pace;
-pub use self::reach::{Lost, Reach};
-pub use self::read::{Answer, Limit};
+pub(crate) use self::reach::Reach;
+pub(crate) use self::read::{Answer, Limit};
 use self::server_clock::ServerClock;
-pub use self::trim::{Keep, Size, Trim};
-pub use self::watch::watch;
+pub(crate) use self::trim::{Keep, Size, Trim};
+pub(crate) use self::watch::watch;
 pub use self::write_permit::WritePermit;
 use crate::config;
 
@@ -145,24 +146,24 @@ impl Cluster {
 
     /// The same connection with a shorter timeout.
     #[must_use]
-    pub fn with_timeout(&self, timeout: Duration) -> Self {
+    pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout: timeout.min(self.timeout), ..self.clone() }
     }
 
     /// The client, for requests that are passed to [`Self::ask`].
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         self.client.clone()
     }
 
     /// The moment on our clock when the API server's clock read `at`, such as the creation of an object. Both clocks
     /// are read when an answer arrives, so they need not agree. `None` until an answer has had the API server's time;
     /// `now` if `at` is in the future.
-    pub fn moment_of(&self, at: Timestamp, now: Moment) -> Option<Moment> {
+    pub(crate) fn moment_of(&self, at: Timestamp, now: Moment) -> Option<Moment> {
         self.server_clock.moment_of(at, now)
     }
 
     /// The API server's time. `None` until an answer has had it.
-    pub fn server_time(&self) -> Option<Timestamp> {
+    pub(crate) fn server_time(&self) -> Option<Timestamp> {
         self.server_clock.time()
     }
 
@@ -173,18 +174,18 @@ impl Cluster {
     }
 
     /// Whether the API server can be reached, and at which address. `None` if a test plays it.
-    pub fn reach(&self) -> Option<&Reach> {
+    pub(crate) fn reach(&self) -> Option<&Reach> {
         self.reach.as_ref()
     }
 
     /// The namespace that the service runs in, if it runs in one.
-    pub fn own_namespace(&self) -> Option<&str> {
+    pub(crate) fn own_namespace(&self) -> Option<&str> {
         self.own_namespace.as_deref()
     }
 
     /// Waits for the answer to one request, for `kubernetes.request_timeout` at most. If Kubernetes does not allow the
     /// namespace or the name, the request is refused and not sent.
-    pub async fn ask<T>(
+    pub(crate) async fn ask<T>(
         &self,
         ask: Ask<'_>,
         request: impl Future<Output = kube::Result<T>>,
@@ -210,7 +211,7 @@ impl Cluster {
 
     /// The same for a write: it is sent only while `permit` holds, and its answer is not waited for after that. A
     /// write without an answer may have been carried out, so each write names the version that was read.
-    pub async fn write<T>(
+    pub(crate) async fn write<T>(
         &self,
         permit: &WritePermit,
         ask: Ask<'_>,
@@ -227,7 +228,7 @@ impl Cluster {
     }
 
     /// Sends a request in its turn: all paced requests together stay below `kubernetes.requests_per_second`.
-    pub async fn ask_in_turn<T>(
+    pub(crate) async fn ask_in_turn<T>(
         &self,
         ask: Ask<'_>,
         request: impl Future<Output = kube::Result<T>>,

@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use self::intake::{LastRound, apply_observation, log};
-pub use self::snapshots::{Progress, Published, SnapshotPublisher, Snapshots, snapshots};
+pub(crate) use self::snapshots::{Progress, SnapshotPublisher, snapshots};
+pub use self::snapshots::{Published, Snapshots};
 use crate::clock::Clock;
 use crate::cluster_facts::PodGone;
 use crate::collector::Observation;
@@ -35,34 +36,34 @@ const BATCH_WINDOW: Duration = Duration::from_millis(10);
 
 /// Evidence from before the start, or from another leader, that the ledger takes over.
 #[derive(Debug)]
-pub struct Reminder {
+pub(crate) struct Reminder {
     /// The evidence.
-    pub evidence: Vec<Remembered>,
+    pub(crate) evidence: Vec<Remembered>,
     /// Signals that the evidence is in all snapshots from now on.
-    pub done: oneshot::Sender<()>,
+    pub(crate) done: oneshot::Sender<()>,
 }
 
 /// The channels that the ledger reads.
 #[derive(Debug)]
-pub struct Inbox {
+pub(crate) struct Inbox {
     /// The collector's observations.
-    pub observations: mpsc::Receiver<Observation>,
+    pub(crate) observations: mpsc::Receiver<Observation>,
     /// The targets that should answer.
-    pub targets: watch::Receiver<Arc<TargetSet>>,
+    pub(crate) targets: watch::Receiver<Arc<TargetSet>>,
     /// The Pods that are gone.
-    pub gone: mpsc::Receiver<PodGone>,
+    pub(crate) gone: mpsc::Receiver<PodGone>,
     /// Evidence from before the start.
-    pub reminders: mpsc::Receiver<Reminder>,
+    pub(crate) reminders: mpsc::Receiver<Reminder>,
 }
 
 /// The advice to operators if every agent refuses the connection. One agent that refuses may be restarting. If all
 /// refuse, their API is nearly always off.
-pub const ALL_REFUSE: &str = "every agent refuses the connection, so nothing listens at its port: the API of the ProcScan agent is off \
+pub(crate) const ALL_REFUSE: &str = "every agent refuses the connection, so nothing listens at its port: the API of the ProcScan agent is off \
     until its own configuration has `api: {enabled: true, port: 9090}` and the agent was restarted (its hot reload reports \
     success, and does not start the API); otherwise see daemonset.api_port";
 
 /// Runs until every sender of observations is gone. The last snapshot shows everything that they have sent.
-pub async fn run(ledger: Ledger, clock: Clock, inbox: Inbox, publisher: SnapshotPublisher) {
+pub(crate) async fn run(ledger: Ledger, clock: Clock, inbox: Inbox, publisher: SnapshotPublisher) {
     let mut task = LedgerTask::new(ledger, clock, inbox, publisher);
     loop {
         let wakeup = task.wakeup().await;

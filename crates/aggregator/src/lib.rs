@@ -19,15 +19,15 @@
 // `println!` and `eprintln!` panic when the reader has closed the output; `commands/printed.rs` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod api;
+mod api;
 mod args;
-pub mod clock;
-pub mod cluster_facts;
-pub mod collector;
+mod clock;
+mod cluster_facts;
+mod collector;
 mod commands;
 pub mod config;
-pub mod decided;
-pub mod discovery;
+mod decided;
+mod discovery;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -37,13 +37,13 @@ pub mod ledger_task;
 mod open_files;
 pub mod output;
 mod plain_file;
-pub mod policy_task;
+mod policy_task;
 mod progress;
 mod reason;
 pub mod run;
 pub mod state;
 mod telemetry;
-pub mod views;
+mod views;
 mod wire_names;
 mod worker;
 

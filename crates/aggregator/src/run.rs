@@ -113,7 +113,7 @@ impl Service {
     }
 
     /// Waits until a stage ends by itself, which is an error. Returns its name.
-    pub async fn broken(&mut self) -> &'static str {
+    pub(crate) async fn broken(&mut self) -> &'static str {
         std::future::poll_fn(|context| {
             for stage in &mut self.stages {
                 if std::pin::Pin::new(&mut stage.task).poll(context).is_ready() {

@@ -26,43 +26,43 @@ pub struct Views {
     /// The targets.
     pub targets: watch::Receiver<Arc<TargetSet>>,
     /// Whether the cluster can be asked about accusations, and how long accusations wait for it.
-    pub cluster_facts: watch::Receiver<ClusterFactsStatus>,
+    pub(crate) cluster_facts: watch::Receiver<ClusterFactsStatus>,
     /// The state of the output.
     pub output: watch::Receiver<OutputStatus>,
     /// The API server; `None` without a cluster.
-    pub api_server: Option<ApiServer>,
+    pub(crate) api_server: Option<ApiServer>,
     /// The persisted state.
-    pub persisted: watch::Receiver<Arc<PersistedState>>,
+    pub(crate) persisted: watch::Receiver<Arc<PersistedState>>,
     /// Why decisions can't be persisted; `None` if they can.
-    pub persist_error: watch::Receiver<Option<String>>,
+    pub(crate) persist_error: watch::Receiver<Option<String>>,
     /// Why the persisted state can't be watched; `None` if it can.
-    pub state_error: watch::Receiver<Option<String>>,
+    pub(crate) state_error: watch::Receiver<Option<String>>,
     /// Why no leader can be elected; `None` if one can.
-    pub lease_error: watch::Receiver<Option<String>>,
+    pub(crate) lease_error: watch::Receiver<Option<String>>,
     /// Whether this replica leads.
-    pub leadership: watch::Receiver<Leadership>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
     /// The last decisions of this replica.
-    pub journal: Journal,
+    pub(crate) journal: Journal,
     /// The mode of the configuration.
-    pub configured_mode: Mode,
+    pub(crate) configured_mode: Mode,
     /// The clock of the service.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
 }
 
 impl Views {
     /// The mode in force, as far as this replica knows.
-    pub fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> Mode {
         self.persisted.borrow().enforcement.mode.unwrap_or(self.configured_mode)
     }
 }
 
 /// Whether the API server can be reached, and which parts need it.
 #[derive(Clone, Debug)]
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     /// Whether it can be reached.
-    pub reach: Reach,
+    pub(crate) reach: Reach,
     /// Accusations are looked up in it.
-    pub has_lookups: bool,
+    pub(crate) has_lookups: bool,
     /// The objects are written to it.
-    pub has_output: bool,
+    pub(crate) has_output: bool,
 }

@@ -35,9 +35,9 @@ use procscan_core::policy::BrakeRules;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::Semaphore;
 
-pub use self::auth::{AuthError, Authenticator, Caller, Right};
-pub use self::problem::Problem;
-pub use self::server::{MAX_CONNECTIONS, Routers, serve};
+pub(crate) use self::auth::Authenticator;
+pub(crate) use self::problem::Problem;
+pub(crate) use self::server::{MAX_CONNECTIONS, Routers, serve};
 
 use crate::state::OperatorCommands;
 use crate::views::Views;
@@ -45,15 +45,15 @@ use crate::worker::Worker;
 
 /// What the API needs beside the [`Views`] to answer operators.
 #[derive(Clone, Debug)]
-pub struct Operators {
+pub(crate) struct Operators {
     /// Where operator commands go.
-    pub commands: OperatorCommands,
+    pub(crate) commands: OperatorCommands,
     /// Authenticates and authorizes requests.
-    pub auth: Authenticator,
+    pub(crate) auth: Authenticator,
     /// The namespace of the persisted state; `None` without a cluster.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// How many tenants an exemption may open without a confirmation.
-    pub brake: BrakeRules,
+    pub(crate) brake: BrakeRules,
 }
 
 /// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
@@ -61,7 +61,7 @@ const PAGES: usize = 1;
 
 /// Every route, and those of the reserve. Any other request is answered with a problem (RFC 9457). `max_in_flight` is how
 /// many bytes the answers in flight may take together that are in memory as a whole.
-pub fn routers(views: Views, operators: Operators, max_in_flight: usize) -> Routers {
+pub(crate) fn routers(views: Views, operators: Operators, max_in_flight: usize) -> Routers {
     let api = Api::new(views, operators, max_in_flight);
     Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// One problem, and what is known of it.
 #[derive(Clone, Debug)]
-pub struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
     more: Value,

@@ -64,7 +64,7 @@ use self::due::{Due, MAX_CONCURRENT_LOOKUPS};
 use self::listing::NamespaceReader;
 use self::state::{LookupResult, State};
 use self::sweep::{Plan, Swept};
-pub use self::waiting::ClusterFactsStatus;
+pub(crate) use self::waiting::ClusterFactsStatus;
 use self::watches::{WatchStates, Watches};
 use crate::clock::Clock;
 use crate::kubernetes::Cluster;
@@ -78,33 +78,33 @@ const LOOKUP_PERIOD: Duration = Duration::from_millis(200);
 
 /// A Pod that is proven gone: its evidence up to `until` is cleared.
 #[derive(Clone, Debug)]
-pub struct PodGone {
+pub(crate) struct PodGone {
     /// The Pod.
-    pub pod: PodRef,
+    pub(crate) pod: PodRef,
     /// The moment up to which its evidence counts for nothing.
-    pub until: Moment,
+    pub(crate) until: Moment,
 }
 
 /// Answers the policy's requests with facts.
 #[derive(Debug)]
-pub struct ClusterFactsTask {
+pub(crate) struct ClusterFactsTask {
     /// The connection to the API server.
-    pub cluster: Cluster,
+    pub(crate) cluster: Cluster,
     /// How often everything is looked up again.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// From this many closed Services on, their Ingresses matter (see `gateway.max_service_entries`).
-    pub max_service_entries: usize,
+    pub(crate) max_service_entries: usize,
     /// The clock of the facts.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// Has one permit, for one large namespace at a time.
-    pub large: Semaphore,
+    pub(crate) large: Semaphore,
 }
 
 impl ClusterFactsTask {
     /// Runs until cancelled, or until the requests have no sender any more.
     ///
     /// `status` shows why the cluster can't be asked and how long accusations wait.
-    pub async fn run(
+    pub(crate) async fn run(
         self,
         mut requests: watch::Receiver<Arc<LookupRequests>>,
         facts: watch::Sender<Arc<ClusterFacts>>,

@@ -36,23 +36,23 @@ pub(super) struct Unjudged {
 
 /// The state of the look-ups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClusterFactsStatus {
+pub(crate) struct ClusterFactsStatus {
     /// Why the cluster can't be asked.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
     /// The error of one of the namespaces that are too large to be looked up.
-    pub too_large: Option<String>,
+    pub(crate) too_large: Option<String>,
     /// The accused namespaces are watched; otherwise each is looked up every round.
-    pub is_watched: bool,
+    pub(crate) is_watched: bool,
     /// How many namespaces have an accusation that has not been judged.
-    pub waiting: usize,
+    pub(crate) waiting: usize,
     /// How many namespaces have an accusation that has waited too long.
-    pub late: usize,
+    pub(crate) late: usize,
     /// The longest wait of an accusation.
-    pub longest_wait: Duration,
+    pub(crate) longest_wait: Duration,
     /// How many namespaces are looked up one by one, in turn, because they hold too much to be looked up together.
-    pub heavy: usize,
+    pub(crate) heavy: usize,
     /// Sweeps have read as many bytes in the last minute as they may, and wait.
-    pub is_limited: bool,
+    pub(crate) is_limited: bool,
 }
 
 impl NamespaceLookup {
@@ -217,7 +217,7 @@ pub(super) fn status(
 
 impl ClusterFactsStatus {
     /// All problems, in one text.
-    pub fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         let late = (self.late > 0).then(|| {
             format!(
                 "{} namespaces have waited for more than {} to be looked up, the longest for {}: nothing new is blocked in them \

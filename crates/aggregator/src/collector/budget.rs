@@ -275,7 +275,7 @@ impl Lease {
 /// The share of the byte budget that a report holds. Freed when dropped, which is after its records are taken in. Until
 /// then further large answers are not read from their nodes.
 #[derive(Debug, Default)]
-pub struct Share {
+pub(crate) struct Share {
     _held: Option<OwnedSemaphorePermit>,
     _overdraft: Option<OwnedSemaphorePermit>,
 }

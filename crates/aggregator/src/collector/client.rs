@@ -25,21 +25,21 @@ use super::unpack::Encoding;
 
 /// The limits of requests and answers.
 #[derive(Clone, Debug)]
-pub struct ClientOptions {
+pub(crate) struct ClientOptions {
     /// The path that lists violations.
-    pub path: String,
+    pub(crate) path: String,
     /// How long a connection may take to be made.
-    pub connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     /// How long everything together may take, a retry included.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The most that is read of one answer, in bytes, counted on either side of decompression.
-    pub max_read: usize,
+    pub(crate) max_read: usize,
     /// The most bytes, on either side of decompression, of an answer that is decoded in the task that waits for it.
-    pub small: usize,
+    pub(crate) small: usize,
     /// The most bytes that all bodies in flight take together.
-    pub byte_budget: usize,
+    pub(crate) byte_budget: usize,
     /// How much of one answer is used.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// The header in which the reference agent names the namespaces of which it has left something out of its list, or all.
@@ -52,7 +52,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Asks agents. Cheap to clone; clones share one byte budget.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     options: Arc<ClientOptions>,
     budget: Budget,
     reader: Reader,
@@ -87,7 +87,7 @@ impl Exchange {
 
 impl Client {
     /// A client with a budget of its own.
-    pub fn new(options: ClientOptions) -> Self {
+    pub(crate) fn new(options: ClientOptions) -> Self {
         let budget = Budget::new(options.byte_budget);
         let reader = Reader::new(options.limits, options.small, options.max_read, options.timeout);
         Self { options: Arc::new(options), budget, reader, sockets: Arc::default() }

@@ -21,17 +21,17 @@ mod unpack;
 
 use procscan_core::report::Report;
 
-pub use self::budget::Share;
-pub use self::client::{Client, ClientOptions};
-pub use self::round::{Cadence, Collector};
+pub(crate) use self::budget::Share;
+pub(crate) use self::client::{Client, ClientOptions};
+pub(crate) use self::round::{Cadence, Collector};
 use crate::config::PROBATION_SHARE;
 
 /// The most bytes of an answer that is decoded in the task that waits for it: less than a millisecond of work.
-pub const SMALL_ANSWER: usize = 64 << 10;
+pub(crate) const SMALL_ANSWER: usize = 64 << 10;
 
 /// The reports of the collector.
 #[derive(Debug)]
-pub enum Observation {
+pub(crate) enum Observation {
     /// The report of one target, and its share of the byte budget, which is held until the records are taken in.
     Report(Report, Share),
     /// Every target of a round has been asked, and has answered or failed.
@@ -40,19 +40,19 @@ pub enum Observation {
 
 /// One pass over all targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Round {
+pub(crate) struct Round {
     /// Counted from 1.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Targets that were asked.
-    pub asked: usize,
+    pub(crate) asked: usize,
     /// Targets that gave a whole answer.
-    pub answered: usize,
+    pub(crate) answered: usize,
     /// Targets that gave no answer, or a part of one.
-    pub failed: usize,
+    pub(crate) failed: usize,
     /// Targets that were not asked, because they keep failing or the last request still runs.
-    pub skipped: usize,
+    pub(crate) skipped: usize,
     /// How long it took.
-    pub took: std::time::Duration,
+    pub(crate) took: std::time::Duration,
     /// How long after their time targets were asked, on average.
-    pub lag: std::time::Duration,
+    pub(crate) lag: std::time::Duration,
 }

@@ -27,13 +27,13 @@ use crate::discovery::TargetSet;
 
 /// How often targets are asked, and how many at a time.
 #[derive(Clone, Copy, Debug)]
-pub struct Cadence {
+pub(crate) struct Cadence {
     /// The length of a round.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// How many targets are asked at the same time.
-    pub concurrency: usize,
+    pub(crate) concurrency: usize,
     /// The most rounds in a row in which a target that keeps failing is not asked.
-    pub max_backoff_rounds: u32,
+    pub(crate) max_backoff_rounds: u32,
 }
 
 /// The first round is spread over no more than this, so that the first reports come soon after a start.
@@ -46,7 +46,7 @@ const SLOTS_PER_ROUND: [u16; 3] = [12, 24, 48];
 
 /// Asks every target once per round.
 #[derive(Debug)]
-pub struct Collector {
+pub(crate) struct Collector {
     cadence: Cadence,
     client: Client,
     clock: Clock,
@@ -102,7 +102,7 @@ struct Finished {
 
 impl Collector {
     /// A collector that sends its observations to `observations`.
-    pub fn new(
+    pub(crate) fn new(
         cadence: Cadence,
         client: Client,
         clock: Clock,
@@ -125,7 +125,11 @@ impl Collector {
     }
 
     /// Runs until cancelled, or until the observations have no receiver any more. Requests in flight are then dropped.
-    pub async fn run(mut self, mut targets: watch::Receiver<Arc<TargetSet>>, cancel: CancellationToken) {
+    pub(crate) async fn run(
+        mut self,
+        mut targets: watch::Receiver<Arc<TargetSet>>,
+        cancel: CancellationToken,
+    ) {
         // The first round begins with the first targets.
         tokio::select! {
             () = cancel.cancelled() => return,

@@ -15,9 +15,9 @@ use super::values::{self, A_PORT, DurationText};
 pub struct Aggregator {
     /// The aggregator asks every agent once in this time.
     #[serde(with = "DurationText")]
-    pub scan_interval: Duration,
+    pub(crate) scan_interval: Duration,
     /// The address on which the HTTP API listens.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// The port on which the HTTP API listens.
     #[serde(deserialize_with = "values::port")]
     pub port: u16,

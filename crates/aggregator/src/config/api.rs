@@ -11,17 +11,17 @@ use super::Checks;
 /// Which accounts may change things by the HTTP API, and how much memory its answers take.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Api {
+pub(crate) struct Api {
     /// The memory that all answers in flight may take together. Beyond it, the API refuses lists other than
     /// `GET /api/violations` with 503.
     #[serde(with = "SizeText")]
-    pub max_in_flight: usize,
+    pub(crate) max_in_flight: usize,
     /// The authority that authenticates and authorizes requests that change something. Without it:
     /// `kubernetes` if the configuration needs a cluster, else `tokens` if there is a `token_file`, else `none`.
-    pub auth: Option<Auth>,
+    pub(crate) auth: Option<Auth>,
     /// With `auth: tokens`: a file with one line `NAME TOKEN` for each person. The aggregator reads it again when it
     /// changes.
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
 }
 
 impl Default for Api {
@@ -33,7 +33,7 @@ impl Default for Api {
 /// The authority that names the account of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Auth {
+pub(crate) enum Auth {
     /// The cluster, by its accounts and its RBAC.
     Kubernetes,
     /// The token file; each person in it may do everything.

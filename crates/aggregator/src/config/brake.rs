@@ -12,26 +12,26 @@ use super::values::DurationText;
 /// How much may happen at once. What exceeds a brake is held until an operator approves it; with 0 everything is held.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Brake {
+pub(crate) struct Brake {
     /// The time window in which the brakes count.
     #[serde(with = "DurationText")]
-    pub window: Duration,
+    pub(crate) window: Duration,
     /// The most tenants that get new blocks within the window.
-    pub max_new_tenants: usize,
+    pub(crate) max_new_tenants: usize,
     /// The most tenants that get new blocks within the window on the reports of one node alone.
-    pub max_tenants_per_node: usize,
+    pub(crate) max_tenants_per_node: usize,
     /// The most new blocks within the window on the reports of one node alone.
-    pub max_apps_per_node: usize,
+    pub(crate) max_apps_per_node: usize,
     /// The most tenants that get new blocks by one rule within the window. All keyword hits count as one rule.
-    pub max_tenants_per_rule: usize,
+    pub(crate) max_tenants_per_rule: usize,
     /// The most new blocks of one tenant within the window.
-    pub max_apps_per_tenant: usize,
+    pub(crate) max_apps_per_tenant: usize,
     /// The most tenants that the rules release within the window. Releases by an operator, and of Apps that are gone, do
     /// not count.
-    pub max_releases: usize,
+    pub(crate) max_releases: usize,
     /// The most tenants that are released within the window because the cluster shows that their Apps or namespaces are
     /// gone. More at once may be an API server that has lost its objects.
-    pub max_gone_tenants: usize,
+    pub(crate) max_gone_tenants: usize,
 }
 
 impl Default for Brake {

@@ -24,7 +24,7 @@ impl std::error::Error for ConfigError {}
 
 impl ConfigError {
     /// One mistake at `place`: a file, or a file and a path in it.
-    pub fn new(place: impl fmt::Display, problem: impl fmt::Display) -> Self {
+    pub(crate) fn new(place: impl fmt::Display, problem: impl fmt::Display) -> Self {
         Self { problems: vec![one_line(&format!("{place}: {problem}"))] }
     }
 

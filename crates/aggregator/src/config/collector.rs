@@ -27,45 +27,45 @@ const BYTE_BUDGET: RangeInclusive<usize> = 8 * MIB..=16 * GIB;
 /// How the agents are asked.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Collector {
+pub(crate) struct Collector {
     /// The most agents that the collector asks at the same time. An agent that has not answered after a second makes
     /// room for another one.
-    pub concurrency: usize,
+    pub(crate) concurrency: usize,
     /// The longest time to connect to an agent.
     #[serde(with = "DurationText")]
-    pub connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
     /// The longest time for one answer, from the first packet to the last byte, a retry included. It is never more than
     /// `aggregator.scan_interval`.
     #[serde(with = "DurationText")]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The memory that the records of one answer may take. Namespaces share it fairly.
     #[serde(with = "SizeText")]
-    pub max_body: usize,
+    pub(crate) max_body: usize,
     /// The most bytes that the collector reads of one answer. Texts that it then cuts count in full, and of a compressed
     /// answer the larger side counts. The collector always reads `max_body`.
     #[serde(with = "SizeText")]
-    pub max_read: usize,
+    pub(crate) max_read: usize,
     /// The memory that all answers in flight may take together; one answer may exceed it. It is at least 8 times
     /// `max_body`.
     #[serde(with = "SizeText")]
-    pub byte_budget: usize,
+    pub(crate) byte_budget: usize,
     /// The most records of one answer. Namespaces share them fairly.
-    pub max_records: usize,
+    pub(crate) max_records: usize,
     /// The longest command line. The collector cuts longer ones.
     #[serde(with = "SizeText")]
-    pub max_cmdline: usize,
+    pub(crate) max_cmdline: usize,
     /// The bytes that the command lines of more than 256 bytes may take in all violations together. One node may take a
     /// sixteenth of them, and 32KiB in any case. A command line that does not fit is cut to 256 bytes.
     #[serde(with = "SizeText")]
-    pub cmdline_budget: usize,
+    pub(crate) cmdline_budget: usize,
     /// The most violations of one node, those that have cleared lately included. Each rule in each Pod has one first, and
     /// namespaces share the rest fairly.
-    pub max_violations_per_node: usize,
+    pub(crate) max_violations_per_node: usize,
     /// The most violations of all nodes together, those that have cleared lately included. Beyond it each node may still
     /// have 256, within `max_violations_per_node`.
-    pub max_violations: usize,
+    pub(crate) max_violations: usize,
     /// The most rounds for which the collector leaves out an agent that keeps failing.
-    pub max_backoff_rounds: u32,
+    pub(crate) max_backoff_rounds: u32,
 }
 
 impl Default for Collector {

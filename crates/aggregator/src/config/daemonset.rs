@@ -13,19 +13,19 @@ const DEFAULT_PORT: u16 = 9090;
 /// Where the agents are.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct DaemonSet {
+pub(crate) struct DaemonSet {
     /// The namespace of the agents' Service. The agent's own manifests have `block-system`.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The name of the agents' headless Service. The agent's own manifests have `block-procscan`.
-    pub service_name: String,
+    pub(crate) service_name: String,
     /// The port on which the agents listen. If it is set, it is used instead of
     /// `api_port_name`. The default is used only if neither is set.
     #[serde(deserialize_with = "values::optional_port", serialize_with = "port_or_default")]
-    pub api_port: Option<u16>,
+    pub(crate) api_port: Option<u16>,
     /// With `discovery.mode: kubernetes`: the name of the port in the Service.
-    pub api_port_name: Option<String>,
+    pub(crate) api_port_name: Option<String>,
     /// The path at which an agent lists its violations.
-    pub api_path: String,
+    pub(crate) api_path: String,
 }
 
 impl Default for DaemonSet {
@@ -47,12 +47,12 @@ fn port_or_default<S: Serializer>(port: &Option<u16>, serializer: S) -> Result<S
 
 impl DaemonSet {
     /// The port on which the agents listen, where the Service is not asked for it.
-    pub fn api_port(&self) -> u16 {
+    pub(crate) fn api_port(&self) -> u16 {
         self.api_port.unwrap_or(DEFAULT_PORT)
     }
 
     /// The name of the port, where the Service is asked for it.
-    pub fn port_name(&self) -> Option<&str> {
+    pub(crate) fn port_name(&self) -> Option<&str> {
         self.api_port_name.as_deref().filter(|_| self.api_port.is_none())
     }
 

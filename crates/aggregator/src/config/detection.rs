@@ -12,26 +12,26 @@ use super::{Aggregator, Checks, Collector};
 /// What counts as evidence.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Detection {
+pub(crate) struct Detection {
     /// Evidence is fresh up to this age, by its agent's own clock, and at least for three scans of its node. Only evidence up to this age leads
     /// to a new block.
     #[serde(with = "DurationText")]
-    pub max_age: Duration,
+    pub(crate) max_age: Duration,
     /// A violation clears after its node has answered for this time, and at least for six of its scans, without fresh
     /// evidence of it. Answers that say nothing of the violation do not count.
     #[serde(with = "DurationText")]
-    pub clear_after: Duration,
+    pub(crate) clear_after: Duration,
     /// The scan interval that the aggregator assumes for an agent until the agent's records show it. Nothing of its node
     /// clears before the node has answered for this time and one round.
     #[serde(with = "DurationText")]
-    pub assumed_scan_interval: Duration,
+    pub(crate) assumed_scan_interval: Duration,
     /// The time to wait for a node that is silent, or whose answers say nothing of a violation. In the second case only
     /// the time counts in which the node answers. It is at least `clear_after`.
     #[serde(with = "DurationText")]
-    pub unreachable_limit: Duration,
+    pub(crate) unreachable_limit: Duration,
     /// A tenant that offends again within this time continues the same incident.
     #[serde(with = "DurationText")]
-    pub same_incident: Duration,
+    pub(crate) same_incident: Duration,
 }
 
 impl Default for Detection {

@@ -15,26 +15,26 @@ use super::{Checks, DEFAULT_DOMAIN};
 /// How the agents are found.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Discovery {
+pub(crate) struct Discovery {
     /// The source of the agents' addresses.
-    pub mode: DiscoveryMode,
+    pub(crate) mode: DiscoveryMode,
     /// The time between two looks at the source. With `dns` the aggregator resolves the name, with `file` it reads the
     /// file. With `kubernetes` it reads how many agents the DaemonSet should have; a watch reports changes of
     /// the endpoints.
     #[serde(with = "DurationText")]
-    pub refresh: Duration,
+    pub(crate) refresh: Duration,
     /// With `dns`: the cluster's domain.
-    pub cluster_domain: String,
+    pub(crate) cluster_domain: String,
     /// With `static`: the targets, each `host`, `host:port` or `host:port node=NAME`.
-    pub targets: Vec<String>,
+    pub(crate) targets: Vec<String>,
     /// With `file`: a file with one such target per line.
-    pub file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// The source of the agents' addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum DiscoveryMode {
+pub(crate) enum DiscoveryMode {
     /// The endpoints of the Service `daemonset.service_name`, watched.
     #[default]
     Kubernetes,
@@ -98,7 +98,7 @@ impl Discovery {
     }
 
     /// The targets of the list.
-    pub fn static_targets(&self, port: u16) -> Result<Vec<Target>, TargetError> {
+    pub(crate) fn static_targets(&self, port: u16) -> Result<Vec<Target>, TargetError> {
         targets::parse(self.targets.iter().map(String::as_str), port)
     }
 }

@@ -17,25 +17,25 @@ use super::values::{DurationText, Pattern};
 /// Which Apps may be blocked.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Enforcement {
+pub(crate) struct Enforcement {
     /// Whether decisions take effect.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// The namespaces that belong to tenants.
-    pub namespaces: Pattern,
+    pub(crate) namespaces: Pattern,
     /// The namespaces in which the aggregator never blocks anything: exact names, or the beginning of names and `*`.
-    pub protected_namespaces: Vec<String>,
+    pub(crate) protected_namespaces: Vec<String>,
     /// The handling of a Service that exposes other Apps as well as the one to be blocked. Without a cluster only `block`
     /// is possible.
-    pub shared_services: SharedServices,
+    pub(crate) shared_services: SharedServices,
     /// The time between the warning of a tenant and the block. An App gets it once in an incident.
     #[serde(with = "DurationText")]
-    pub grace: Duration,
+    pub(crate) grace: Duration,
     /// The accusations that are not enforced. An exemption gives at least one of `namespace`, `app`, `process` and
     /// `rule`, and all that it gives must match.
-    pub exemptions: Vec<Exemption>,
+    pub(crate) exemptions: Vec<Exemption>,
     /// Whether the aggregator believes a node only of Pods that the cluster shows on that node. Without it: `true` if
     /// discovery or the output uses a cluster.
-    pub verify_pods: Option<bool>,
+    pub(crate) verify_pods: Option<bool>,
 }
 
 impl Default for Enforcement {

@@ -15,7 +15,7 @@ use crate::reason;
 /// One exemption: all given parts must match.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Exemption {
+pub(crate) struct Exemption {
     /// The namespace of the accused Pod.
     #[serde(default, deserialize_with = "given")]
     namespace: Option<Match>,

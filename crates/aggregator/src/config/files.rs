@@ -11,7 +11,7 @@ use crate::plain_file;
 
 impl Config {
     /// Reads `path` and the environment `variables`, and checks the files that the configuration names.
-    pub fn load(
+    pub(crate) fn load(
         path: &Path,
         variables: impl IntoIterator<Item = (String, OsString)>,
     ) -> Result<Self, ConfigError> {

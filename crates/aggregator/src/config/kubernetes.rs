@@ -15,14 +15,14 @@ use super::values::DurationText;
 pub struct Kubernetes {
     /// The longest time for one request.
     #[serde(with = "DurationText")]
-    pub request_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     /// The most requests per second with which the aggregator looks up Pods, Services and Notifications.
-    pub requests_per_second: u32,
+    pub(crate) requests_per_second: u32,
     /// A kubeconfig file. Without it: `$KUBECONFIG`, `~/.kube/config`, or the Pod's own ServiceAccount, whichever is there
     /// first.
     pub kubeconfig: Option<PathBuf>,
     /// A context of the kubeconfig file. Without it: the file's current context.
-    pub context: Option<String>,
+    pub(crate) context: Option<String>,
 }
 
 impl Default for Kubernetes {

@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 /// What is logged, and how. Logs go to standard error.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Logger {
+pub(crate) struct Logger {
     /// The least severe level that is logged.
-    pub level: Level,
+    pub(crate) level: Level,
     /// The form of a line.
-    pub format: Format,
+    pub(crate) format: Format,
 }
 
 /// Severity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Level {
+pub(crate) enum Level {
     /// Details that help to find a fault.
     Debug,
     /// Events that an operator may look up later.
@@ -31,7 +31,7 @@ pub enum Level {
 /// The form of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub(crate) enum Format {
     /// One JSON object per line.
     #[default]
     Json,

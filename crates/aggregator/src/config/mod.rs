@@ -32,7 +32,7 @@ mod state;
 pub mod targets;
 #[cfg(test)]
 mod tests;
-pub mod token_file;
+pub(crate) mod token_file;
 mod tree;
 mod unused;
 pub(crate) mod values;
@@ -49,22 +49,21 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 
 pub use self::aggregator::Aggregator;
-pub use self::api::{Api, Auth};
-pub use self::brake::Brake;
+pub(crate) use self::api::{Api, Auth};
+pub(crate) use self::brake::Brake;
 pub use self::checks::ConfigError;
 use self::checks::{Checks, Problem};
-pub use self::collector::Collector;
+pub(crate) use self::collector::Collector;
 pub(crate) use self::collector::PROBATION_SHARE;
-pub use self::daemonset::DaemonSet;
-pub use self::detection::Detection;
-pub use self::discovery::{Discovery, DiscoveryMode};
+pub(crate) use self::daemonset::DaemonSet;
+pub(crate) use self::detection::Detection;
+pub(crate) use self::discovery::{Discovery, DiscoveryMode};
 use self::document::Origin;
-pub use self::enforcement::Enforcement;
-pub use self::exemption::Exemption;
+pub(crate) use self::enforcement::Enforcement;
 pub use self::kubernetes::Kubernetes;
-pub use self::logger::{Format, Level, Logger};
-pub use self::output::{Output, OutputMode};
-pub use self::state::{State, StateMode};
+pub(crate) use self::logger::{Format, Level, Logger};
+pub(crate) use self::output::{Output, OutputMode};
+pub(crate) use self::state::{State, StateMode};
 
 /// The domain of most clusters.
 const DEFAULT_DOMAIN: &str = "cluster.local";
@@ -76,35 +75,35 @@ pub struct Config {
     /// The service itself.
     pub aggregator: Aggregator,
     /// Where the agents are.
-    pub daemonset: DaemonSet,
+    pub(crate) daemonset: DaemonSet,
     /// What is logged, and how. Logs go to standard error.
-    pub logger: Logger,
+    pub(crate) logger: Logger,
     /// How the agents are found.
-    pub discovery: Discovery,
+    pub(crate) discovery: Discovery,
     /// How the agents are asked.
-    pub collector: Collector,
+    pub(crate) collector: Collector,
     /// What counts as evidence.
-    pub detection: Detection,
+    pub(crate) detection: Detection,
     /// Which Apps may be blocked.
-    pub enforcement: Enforcement,
+    pub(crate) enforcement: Enforcement,
     /// How much may happen at once. What exceeds a brake is held until an operator approves it; with 0 everything is held.
-    pub brake: Brake,
+    pub(crate) brake: Brake,
     /// What the WasmPlugin looks like, apart from the Apps that it blocks.
-    pub gateway: Gateway,
+    pub(crate) gateway: Gateway,
     /// What tenants and administrators read. Texts may have the placeholders `{app}`, `{kind}`, `{namespace}`,
     /// `{processes}`, `{contact}`, `{appeal}`, `{also_closes}` and, with grace, `{until}`.
-    pub notification: Texts,
+    pub(crate) notification: Texts,
     /// Where the objects go.
-    pub output: Output,
+    pub(crate) output: Output,
     /// Where the aggregator persists incidents, exemptions and operator commands, so that they outlast a restart.
-    pub state: State,
+    pub(crate) state: State,
     /// How the cluster is reached, where it is needed.
     pub kubernetes: Kubernetes,
     /// Which accounts may change things by the HTTP API, and how much memory its answers take.
-    pub api: Api,
+    pub(crate) api: Api,
     /// Values that are valid but probably mistakes, each with its place.
     #[serde(skip)]
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Config {
@@ -167,25 +166,25 @@ impl Config {
 
     /// Whether the cluster must show an accused Pod on the accusing node: wherever discovery or the output uses a cluster,
     /// unless the configuration switches it off.
-    pub fn verifies_pods(&self) -> bool {
+    pub(crate) fn verifies_pods(&self) -> bool {
         self.enforcement.verify_pods.unwrap_or_else(|| {
             self.discovery.mode == DiscoveryMode::Kubernetes || self.output.mode == OutputMode::Cluster
         })
     }
 
     /// Whether the cluster is asked about accused Pods and their Services.
-    pub fn looks_at_pods(&self) -> bool {
+    pub(crate) fn looks_at_pods(&self) -> bool {
         self.verifies_pods() || self.output.mode == OutputMode::Cluster
     }
 
     /// Whether replicas elect the one that writes: wherever something is written to the cluster, even if a file persists the
     /// decisions.
-    pub fn needs_lease(&self) -> bool {
+    pub(crate) fn needs_lease(&self) -> bool {
         self.output.mode == OutputMode::Cluster || self.state_mode() == StateMode::Cluster
     }
 
     /// The place where decisions are persisted. Unless the configuration names one, it is the place of the objects.
-    pub fn state_mode(&self) -> StateMode {
+    pub(crate) fn state_mode(&self) -> StateMode {
         self.state.mode.unwrap_or(match self.output.mode {
             OutputMode::Cluster => StateMode::Cluster,
             OutputMode::Directory => StateMode::File,
@@ -193,7 +192,7 @@ impl Config {
     }
 
     /// Whether anything needs a cluster.
-    pub fn needs_cluster(&self) -> bool {
+    pub(crate) fn needs_cluster(&self) -> bool {
         self.discovery.mode == DiscoveryMode::Kubernetes
             || self.output.mode == OutputMode::Cluster
             || self.state_mode() == StateMode::Cluster
@@ -203,7 +202,7 @@ impl Config {
 
     /// The authority that names the account of a request. Unless the configuration names one: the cluster, where one is
     /// needed, else the token file, if there is one.
-    pub fn auth(&self) -> Auth {
+    pub(crate) fn auth(&self) -> Auth {
         self.api.auth.unwrap_or(if self.needs_cluster() {
             Auth::Kubernetes
         } else if self.api.token_file.is_some() {
@@ -214,12 +213,12 @@ impl Config {
     }
 
     /// The ledger's rules of evidence.
-    pub fn detection(&self) -> ledger::Detection {
+    pub(crate) fn detection(&self) -> ledger::Detection {
         self.detection.rules(&self.aggregator, &self.collector)
     }
 
     /// The policy's rules.
-    pub fn policy(&self) -> Policy {
+    pub(crate) fn policy(&self) -> Policy {
         Policy {
             mode: self.enforcement.mode,
             namespaces: self.enforcement.namespaces.0.clone(),
@@ -246,7 +245,7 @@ impl Config {
     }
 
     /// The limits of one answer.
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         self.collector.limits()
     }
 

@@ -10,17 +10,17 @@ use super::Checks;
 /// Where the objects go.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Output {
+pub(crate) struct Output {
     /// The place to which the aggregator writes the objects.
-    pub mode: OutputMode,
+    pub(crate) mode: OutputMode,
     /// With `directory`: the directory, which the aggregator makes if it is not there. Without it: `procscan-objects`.
-    pub directory: Option<PathBuf>,
+    pub(crate) directory: Option<PathBuf>,
 }
 
 /// The place to which the aggregator writes the objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum OutputMode {
+pub(crate) enum OutputMode {
     /// The cluster itself.
     #[default]
     Cluster,
@@ -30,7 +30,7 @@ pub enum OutputMode {
 
 impl Output {
     /// The directory, with `directory`.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.as_deref().unwrap_or(Path::new("procscan-objects"))
     }
 

@@ -13,22 +13,22 @@ use super::values::DurationText;
 /// Where the aggregator persists incidents, exemptions and operator commands, so that they outlast a restart.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct State {
+pub(crate) struct State {
     /// The time for which incidents are persisted after their end.
     #[serde(with = "DurationText")]
-    pub retention: Duration,
+    pub(crate) retention: Duration,
     /// The place. Without it: `cluster` with `output.mode: cluster`, else `file`.
-    pub mode: Option<StateMode>,
+    pub(crate) mode: Option<StateMode>,
     /// With `cluster`: the namespace of the Incidents, the Exemptions and the Lease. Without it: the aggregator's own.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// With `file`: the directory, which the aggregator makes if it is not there. Without it: `procscan-state`.
-    pub directory: Option<PathBuf>,
+    pub(crate) directory: Option<PathBuf>,
 }
 
 /// The place where decisions are persisted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum StateMode {
+pub(crate) enum StateMode {
     /// Objects in the cluster.
     Cluster,
     /// A file in `directory`, which one process at a time uses.
@@ -43,7 +43,7 @@ impl Default for State {
 
 impl State {
     /// The directory, with `file`.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         self.directory.as_deref().unwrap_or(Path::new("procscan-state"))
     }
 

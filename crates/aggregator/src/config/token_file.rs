@@ -16,24 +16,24 @@ const MIN_TOKEN: usize = 16;
 const MAX_NAME: usize = 253;
 
 /// The contents of the file.
-pub struct TokenFile {
+pub(crate) struct TokenFile {
     /// The people in the file. One person may have several tokens, so that they can be replaced one after the other.
-    pub people: Vec<Person>,
+    pub(crate) people: Vec<Person>,
     /// Whether every user of the machine may read the file.
-    pub is_open: bool,
+    pub(crate) is_open: bool,
 }
 
 /// One line. No `Debug`: it would show the token.
-pub struct Person {
+pub(crate) struct Person {
     /// The person's name in the log of decisions.
-    pub name: String,
+    pub(crate) name: String,
     /// The bearer token of the person.
-    pub token: String,
+    pub(crate) token: String,
 }
 
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenFileError {
+pub(crate) enum TokenFileError {
     /// The file is not there, or may not be read.
     #[error("can't be read: {0}")]
     Unreadable(#[from] io::Error),
@@ -56,7 +56,7 @@ pub enum TokenFileError {
 impl TokenFileError {
     /// Whether the file is gone or must not be read, which operators may have done on purpose. Any other error may be one of this
     /// machine or its disk, such as too many open files, or of what is written.
-    pub fn is_absence(&self) -> bool {
+    pub(crate) fn is_absence(&self) -> bool {
         use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
         match self {
             Self::Unreadable(error) => matches!(error.kind(), NotFound | PermissionDenied | NotADirectory),
@@ -67,7 +67,7 @@ impl TokenFileError {
 }
 
 /// Reads the file.
-pub fn read(path: &Path) -> Result<TokenFile, TokenFileError> {
+pub(crate) fn read(path: &Path) -> Result<TokenFile, TokenFileError> {
     let file = match plain_file::open(path) {
         Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Err(TokenFileError::NotPlain),
         file => file?,

@@ -141,7 +141,7 @@ pub(super) fn optional_port<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
 
 /// A regular expression that compares by its text.
 #[derive(Clone, Debug)]
-pub struct Pattern(pub Regex);
+pub(crate) struct Pattern(pub Regex);
 
 impl<'de> de::Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

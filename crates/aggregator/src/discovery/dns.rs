@@ -12,11 +12,11 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A name whose A and AAAA records are the agents.
 #[derive(Debug)]
-pub struct Dns {
+pub(crate) struct Dns {
     /// The name, such as `procscan.kube-system.svc.cluster.local`.
-    pub name: String,
+    pub(crate) name: String,
     /// The port that the agents listen on.
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 impl Dns {

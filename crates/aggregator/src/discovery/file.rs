@@ -21,7 +21,7 @@ const UNFINISHED: &str =
 
 /// The file, and the state of the last reads.
 #[derive(Debug)]
-pub struct TargetFile {
+pub(crate) struct TargetFile {
     /// The path of the file.
     pub(super) path: PathBuf,
     /// The port of targets without one.
@@ -34,7 +34,7 @@ pub struct TargetFile {
 
 impl TargetFile {
     /// The list in the file at `path`. `port` is that of targets without one.
-    pub fn new(path: PathBuf, port: u16) -> Self {
+    pub(crate) fn new(path: PathBuf, port: u16) -> Self {
         Self { path, port, evaluated: None, shorter: None }
     }
 

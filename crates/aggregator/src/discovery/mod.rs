@@ -13,9 +13,9 @@ use procscan_core::report::Target;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::dns::Dns;
-pub use self::file::TargetFile;
-pub use self::kubernetes::{Kubernetes, Port};
+pub(crate) use self::dns::Dns;
+pub(crate) use self::file::TargetFile;
+pub(crate) use self::kubernetes::{Kubernetes, Port};
 
 /// The current targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,17 +23,17 @@ pub struct TargetSet {
     /// Every target once, ordered by address.
     pub targets: Vec<Target>,
     /// Agents that should exist but have no address.
-    pub unlisted: usize,
+    pub(crate) unlisted: usize,
     /// Why the source can't be read at the moment; `None` if it can. With an error, the targets are the last known
     /// ones.
     pub error: Option<String>,
     /// Where the targets come from, for people.
-    pub source: String,
+    pub(crate) source: String,
 }
 
 /// Where targets come from.
 #[derive(Debug)]
-pub enum Source {
+pub(crate) enum Source {
     /// A source that is read again and again.
     Polled(Polled),
     /// A source that reports changes by itself. Boxed, because it is far larger than the others.
@@ -42,7 +42,7 @@ pub enum Source {
 
 /// A source that is read again and again.
 #[derive(Debug)]
-pub enum Polled {
+pub(crate) enum Polled {
     /// A list that does not change.
     Static(Vec<Target>),
     /// A list in a file that may change.
@@ -72,7 +72,7 @@ impl Polled {
 }
 
 /// Keeps `targets` up to date until cancelled. Never ends by itself.
-pub async fn run(
+pub(crate) async fn run(
     source: Source,
     refresh: Duration,
     targets: watch::Sender<Arc<TargetSet>>,

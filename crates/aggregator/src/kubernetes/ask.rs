@@ -11,26 +11,26 @@ const MAX_SHOWN_CHARS: usize = 120;
 
 /// Describes a request in the terms of an RBAC rule.
 #[derive(Clone, Debug)]
-pub struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     /// `get`, `list`, `patch`, ….
-    pub verb: &'static str,
+    pub(crate) verb: &'static str,
     /// The resource's plural, with its group: `wasmplugins.extensions.higress.io`.
-    pub resource: &'a str,
+    pub(crate) resource: &'a str,
     /// The namespace; `None` for all of them, or for a resource without one.
-    pub namespace: Option<&'a str>,
+    pub(crate) namespace: Option<&'a str>,
     /// The object's name; `None` for requests that name none in their path, such as `list` and `create`.
-    pub name: Option<&'a str>,
+    pub(crate) name: Option<&'a str>,
 }
 
 impl<'a> Ask<'a> {
     /// The same request about the object `name`.
     #[must_use]
-    pub fn of(self, name: &'a str) -> Self {
+    pub(crate) fn of(self, name: &'a str) -> Self {
         Self { name: Some(name), ..self }
     }
 
     /// The verb and the resource, without the namespace.
-    pub fn subject(&self) -> String {
+    pub(crate) fn subject(&self) -> String {
         format!("{} {}", self.verb, self.resource)
     }
 
@@ -65,16 +65,16 @@ impl fmt::Display for Ask<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The kind of the failure.
-    pub kind: RefusalKind,
+    pub(crate) kind: RefusalKind,
     /// The verb and the resource without the namespace, as an RBAC rule has to allow them.
-    pub subject: String,
+    pub(crate) subject: String,
     /// The request and the reason, for people.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// The kinds of failures of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalKind {
+pub(crate) enum RefusalKind {
     /// There is no such object.
     NotFound,
     /// The API server does not know the kind, because its CRD is not installed.
@@ -109,7 +109,7 @@ impl Error for Refusal {}
 
 impl Refusal {
     /// The refusal that `error` means.
-    pub fn new(ask: &Ask<'_>, error: &kube::Error) -> Self {
+    pub(crate) fn new(ask: &Ask<'_>, error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
             let unanswered = match error {
                 kube::Error::Service(error) => error.downcast_ref::<Unanswered>(),

@@ -23,7 +23,7 @@ const CHECK_AFTER_IDLE: Duration = Duration::from_secs(10);
 
 /// Whether one API server can be reached. Clones share the state.
 #[derive(Clone, Debug)]
-pub struct Reach(Arc<Shared>);
+pub(crate) struct Reach(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -40,11 +40,11 @@ struct Seen {
 
 /// A time in which no request is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lost {
+pub(crate) struct Lost {
     /// When the first request failed.
-    pub since: Timestamp,
+    pub(crate) since: Timestamp,
     /// How the last one failed.
-    pub error: String,
+    pub(crate) error: String,
 }
 
 impl Reach {
@@ -57,17 +57,17 @@ impl Reach {
     }
 
     /// The address of the API server, as `host:port`.
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.0.address
     }
 
     /// Since when the API server can't be reached, and why. `None` if it can, or if no request was sent yet.
-    pub fn lost(&self) -> Option<Lost> {
+    pub(crate) fn lost(&self) -> Option<Lost> {
         self.seen().lost.clone()
     }
 
     /// One line with the address, since when it can't be reached, and why; `None` if it can.
-    pub fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         let Lost { since, error } = self.lost()?;
         let since = Timestamp::from_second(since.as_second()).unwrap_or(since);
         Some(format!("the API server at {} can't be reached since {since}: {error}", self.address()))
@@ -115,7 +115,7 @@ impl Reach {
 impl Cluster {
     /// Asks the API server for its version while no other request is sent, until cancelled. So [`Self::reach`] knows
     /// whether it can be reached.
-    pub async fn check_while_idle(self, cancel: CancellationToken) {
+    pub(crate) async fn check_while_idle(self, cancel: CancellationToken) {
         let mut timer = tokio::time::interval(CHECK_AFTER_IDLE);
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -147,7 +147,7 @@ impl<S> Layer<S> for Reach {
 
 /// The service that [`Reach`] makes as a layer.
 #[derive(Clone, Debug)]
-pub struct Noting<S> {
+pub(crate) struct Noting<S> {
     inner: S,
     reach: Reach,
 }

@@ -15,30 +15,30 @@ const MAX_STATUS_BYTES: usize = 64 << 10;
 
 /// How large an answer may be.
 #[derive(Clone, Copy, Debug)]
-pub struct Limit {
+pub(crate) struct Limit {
     /// How many bytes may arrive.
-    pub read: usize,
+    pub(crate) read: usize,
     /// How many bytes of the wanted fields may be held.
-    pub kept: usize,
+    pub(crate) kept: usize,
 }
 
 /// An answer and its size.
 #[derive(Debug)]
-pub struct Answer<T> {
+pub(crate) struct Answer<T> {
     /// The wanted fields.
-    pub value: T,
+    pub(crate) value: T,
     /// How many bytes arrived.
-    pub read: usize,
+    pub(crate) read: usize,
     /// How many bytes the wanted fields had.
-    pub kept: usize,
+    pub(crate) kept: usize,
     /// The size of each item of the answer's list, in their order.
-    pub items: Vec<Size>,
+    pub(crate) items: Vec<Size>,
 }
 
 impl Cluster {
     /// Sends `request` at the pace, and reads the fields in `keep` of the answer. Fails with [`RefusalKind::TooMuch`]
     /// beyond the limit.
-    pub async fn read_in_turn<T: DeserializeOwned>(
+    pub(crate) async fn read_in_turn<T: DeserializeOwned>(
         &self,
         ask: Ask<'_>,
         request: Result<Request<Vec<u8>>, kube::core::request::Error>,
@@ -49,7 +49,7 @@ impl Cluster {
     }
 
     /// The same, and adds to `count` how many bytes arrived, whether or not they became an answer.
-    pub async fn read_counted<T: DeserializeOwned>(
+    pub(crate) async fn read_counted<T: DeserializeOwned>(
         &self,
         ask: Ask<'_>,
         request: Result<Request<Vec<u8>>, kube::core::request::Error>,
@@ -77,7 +77,7 @@ impl Cluster {
 
 impl Cluster {
     /// Opens a watch, whose events follow in the body. `None` if its first version is too old (410).
-    pub async fn open(
+    pub(crate) async fn open(
         &self,
         ask: Ask<'_>,
         request: Result<Request<Vec<u8>>, kube::core::request::Error>,

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 
 /// Which parts of a value are kept.
 #[derive(Clone, Copy, Debug)]
-pub enum Keep {
+pub(crate) enum Keep {
     /// All of it.
     All,
     /// Only these fields of an object. A value that is no object is kept whole.
@@ -26,11 +26,11 @@ pub enum Keep {
 
 /// How large an item of the answer's list is, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct Size {
     /// All of it.
-    pub read: usize,
+    pub(crate) read: usize,
     /// The part of it that is held.
-    pub kept: usize,
+    pub(crate) kept: usize,
 }
 
 /// The longest name of a wanted field, in bytes. Longer names are not held.
@@ -41,7 +41,7 @@ const AROUND_ITEM: usize = 2;
 
 /// Trims a text piece by piece.
 #[derive(Debug)]
-pub struct Trim {
+pub(crate) struct Trim {
     kept: Vec<u8>,
     print: DefaultHasher,
     /// Within a part for the fingerprint; how many objects and lists are around it.
@@ -97,12 +97,12 @@ enum Text {
 
 impl Trim {
     /// Trims a value by `keep`, which has no parts for a fingerprint.
-    pub fn new(keep: &'static Keep) -> Self {
+    pub(crate) fn new(keep: &'static Keep) -> Self {
         Self::printing(keep, &RandomState::new())
     }
 
     /// Trims a value by `keep`. Fingerprints are comparable if they were made with the same secret.
-    pub fn printing(keep: &'static Keep, secret: &RandomState) -> Self {
+    pub(crate) fn printing(keep: &'static Keep, secret: &RandomState) -> Self {
         Self {
             kept: Vec::new(),
             print: secret.build_hasher(),
@@ -115,27 +115,27 @@ impl Trim {
     }
 
     /// How many bytes are held.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.kept.len()
     }
 
     /// The fingerprint of the parts that are not held.
-    pub fn print(&self) -> u64 {
+    pub(crate) fn print(&self) -> u64 {
         self.print.finish()
     }
 
     /// The size of each item of the answer's list, in their order.
-    pub fn items(&self) -> &[Size] {
+    pub(crate) fn items(&self) -> &[Size] {
         &self.items
     }
 
     /// The kept parts: JSON if the whole text has come and was JSON.
-    pub fn into_kept(self) -> Vec<u8> {
+    pub(crate) fn into_kept(self) -> Vec<u8> {
         self.kept
     }
 
     /// Takes in the next piece.
-    pub fn take_in(&mut self, piece: &[u8]) {
+    pub(crate) fn take_in(&mut self, piece: &[u8]) {
         let mut rest = piece;
         while let Some((&byte, after)) = rest.split_first() {
             // Most of a large answer is text inside strings, so many bytes are passed at a time.

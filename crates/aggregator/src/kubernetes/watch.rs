@@ -18,7 +18,10 @@ use super::{Ask, Refusal};
 /// After an error the objects are listed anew, after a pause that grows with the number of errors in a row. A watch
 /// that is resumed where it broke off reports nothing until an object changes. So a receiver of the error would not
 /// be notified of its end.
-pub fn watch<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
+pub(crate) fn watch<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -54,7 +57,7 @@ fn again_after_errors<K: Send + 'static>(
 
 impl Refusal {
     /// The refusal that the loss of a watch of `resource` means.
-    pub fn of_watch(resource: &str, namespace: Option<&str>, error: &watcher::Error) -> Self {
+    pub(crate) fn of_watch(resource: &str, namespace: Option<&str>, error: &watcher::Error) -> Self {
         let ask = |verb| Ask { verb, resource, namespace, name: None };
         match error {
             watcher::Error::InitialListFailed(e) => Self::new(&ask("list"), e),

@@ -45,7 +45,7 @@ impl WritePermit {
     }
 
     /// A permit that has ended.
-    pub fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self::of(0, "nobody", Instant::now(), DEADLINE_PASSED)
     }
 
@@ -77,12 +77,12 @@ impl WritePermit {
     }
 
     /// The number of the term: the Lease's `leaseTransitions`; 0 without a Lease.
-    pub fn term(&self) -> u64 {
+    pub(crate) fn term(&self) -> u64 {
         self.term.number
     }
 
     /// The identity of the leader: the Lease's `holderIdentity`.
-    pub fn identity(&self) -> &str {
+    pub(crate) fn identity(&self) -> &str {
         &self.term.identity
     }
 
@@ -92,7 +92,7 @@ impl WritePermit {
     }
 
     /// Whether `mark` is that of a later leader. A text without a number is no mark.
-    pub fn is_later(&self, mark: &str) -> bool {
+    pub(crate) fn is_later(&self, mark: &str) -> bool {
         rank_of(mark).is_some_and(|rank| rank >= self.term.rank.load(Ordering::Acquire))
             && mark != self.mark()
     }

@@ -7,7 +7,7 @@
 
 mod candidate;
 mod lease;
-pub mod removal;
+pub(crate) mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -41,15 +41,15 @@ pub enum Leadership {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// How long other replicas wait after the last change. Whole seconds, at most 300.
-    pub lease_duration: Duration,
+    pub(crate) lease_duration: Duration,
     /// How much earlier the leader's permit ends.
-    pub margin: Duration,
+    pub(crate) margin: Duration,
     /// How often the leader renews the Lease.
-    pub renew: Duration,
+    pub(crate) renew: Duration,
     /// How often the other replicas read the Lease, and the pause after an error.
-    pub retry: Duration,
+    pub(crate) retry: Duration,
     /// How long one request may take.
-    pub request_timeout: Duration,
+    pub(crate) request_timeout: Duration,
 }
 
 /// A candidate for the Lease.
@@ -118,7 +118,7 @@ impl Election {
 }
 
 /// The leadership of a process that needs no Lease. It never changes and has no sender, so `changed()` fails.
-pub fn alone() -> watch::Receiver<Leadership> {
+pub(crate) fn alone() -> watch::Receiver<Leadership> {
     watch::channel(Leadership::Leading(WritePermit::always())).1
 }
 

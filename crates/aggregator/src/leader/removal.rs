@@ -11,7 +11,7 @@ use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
 /// Why the Lease can't be removed.
 #[derive(Debug, thiserror::Error)]
-pub enum RemovalError {
+pub(crate) enum RemovalError {
     /// The API server refuses the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -25,14 +25,14 @@ pub enum RemovalError {
 
 /// A Lease that no replica holds.
 #[derive(Debug)]
-pub struct Unheld {
+pub(crate) struct Unheld {
     cluster: Cluster,
     namespace: String,
     lease: Lease,
 }
 
 /// Whether the Lease exists, held or not.
-pub async fn exists(cluster: &Cluster, namespace: &str, name: &str) -> Result<bool, Refusal> {
+pub(crate) async fn exists(cluster: &Cluster, namespace: &str, name: &str) -> Result<bool, Refusal> {
     Ok(read(cluster, namespace, name).await?.is_some())
 }
 
@@ -49,7 +49,11 @@ async fn read(cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<L
 impl Unheld {
     /// The Lease, if it exists and no replica holds it. A holder that does not renew it for its whole duration has
     /// ended without giving it back, so this may wait for that long.
-    pub async fn find(cluster: &Cluster, namespace: &str, name: &str) -> Result<Option<Self>, RemovalError> {
+    pub(crate) async fn find(
+        cluster: &Cluster,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Self>, RemovalError> {
         let Some(first) = read(cluster, namespace, name).await? else { return Ok(None) };
         let mut last = first.clone();
         let lasts = lease::duration(&first).unwrap_or(Timing::default().lease_duration);
@@ -69,7 +73,7 @@ impl Unheld {
     }
 
     /// Removes the Lease if it is unchanged: a replica that has taken it since goes on holding it.
-    pub async fn remove(self) -> Result<(), RemovalError> {
+    pub(crate) async fn remove(self) -> Result<(), RemovalError> {
         let metadata = &self.lease.metadata;
         let as_seen = DeleteParams {
             preconditions: Some(Preconditions {

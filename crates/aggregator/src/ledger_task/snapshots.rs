@@ -26,22 +26,22 @@ const MAX_WAIT_FOR_SNAPSHOT: Duration = Duration::from_millis(500);
 
 /// The progress of the rounds, and the coverage.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Rounds over all targets that are done.
     pub rounds: u64,
     /// As of the end of the last round, or of a later change.
-    pub coverage: Coverage,
+    pub(crate) coverage: Coverage,
     /// Whether every agent refuses the connection: see [`ALL_REFUSE`](super::ALL_REFUSE).
-    pub all_refuse: bool,
+    pub(crate) all_refuse: bool,
 }
 
 /// The last publication.
 #[derive(Clone, Debug)]
 pub struct Published {
     /// The time of the snapshot.
-    pub at: Moment,
+    pub(crate) at: Moment,
     /// The number of the ledger's last change that the snapshot shows (see [`Ledger::changes`]).
-    pub changes: u64,
+    pub(crate) changes: u64,
     /// How many rounds were done at that time.
     pub rounds: u64,
     /// The snapshot; `None` if it was dropped since. A reader asks for another one: see [`Snapshots::fresh`].
@@ -102,17 +102,17 @@ impl Snapshots {
     }
 
     /// Asks the ledger to publish a newer snapshot.
-    pub fn ask(&self) {
+    pub(crate) fn ask(&self) {
         self.asked_for.notify_one();
     }
 
     /// The progress of the rounds. A round without a change publishes no snapshot.
-    pub fn progress(&self) -> watch::Receiver<Progress> {
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
     /// When the ledger last looked at the clock, which it does every second.
-    pub fn last_advanced(&self) -> Moment {
+    pub(crate) fn last_advanced(&self) -> Moment {
         *self.alive.borrow()
     }
 
@@ -125,7 +125,7 @@ impl Snapshots {
 
 /// Publishes snapshots, and receives requests for them.
 #[derive(Debug)]
-pub struct SnapshotPublisher {
+pub(crate) struct SnapshotPublisher {
     latest: watch::Sender<Published>,
     progress: watch::Sender<Progress>,
     asked_for: Arc<Notify>,
@@ -137,7 +137,7 @@ pub struct SnapshotPublisher {
 }
 
 /// Makes both ends, with a first snapshot.
-pub fn snapshots(first: Snapshot, clock: Clock) -> (SnapshotPublisher, Snapshots) {
+pub(crate) fn snapshots(first: Snapshot, clock: Clock) -> (SnapshotPublisher, Snapshots) {
     let (progress_tx, progress) = watch::channel(Progress::of(&first));
     let (sender, latest) = watch::channel(Published::new(first));
     let asked_for = Arc::new(Notify::new());
@@ -155,7 +155,7 @@ pub fn snapshots(first: Snapshot, clock: Clock) -> (SnapshotPublisher, Snapshots
 
 impl SnapshotPublisher {
     /// Publishes a snapshot of the ledger.
-    pub fn publish(&mut self, ledger: &mut Ledger, clock: Clock) {
+    pub(crate) fn publish(&mut self, ledger: &mut Ledger, clock: Clock) {
         // Real time, whatever the clock of a test shows, because the cost of a snapshot is real.
         let started = std::time::Instant::now();
         // Dropped first, because two snapshots would take much memory. A reader that comes now waits for the new one.

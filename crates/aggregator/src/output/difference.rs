@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 /// What would be done to one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// It is not there, and should be.
     Create,
     /// It is there, and should be different.
@@ -22,13 +22,13 @@ pub enum Action {
 
 /// One object that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// What would be done.
-    pub action: Action,
+    pub(crate) action: Action,
     /// The object: kind, namespace, name.
-    pub object: String,
+    pub(crate) object: String,
     /// What in it, a line each; `-` is what is there, `+` what should be.
-    pub lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 impl Difference {

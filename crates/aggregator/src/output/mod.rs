@@ -8,7 +8,7 @@
 #[allow(unreachable_pub, reason = "the scenarios use the same file")]
 mod app_policies;
 pub mod cluster;
-pub mod difference;
+pub(crate) mod difference;
 mod directory;
 mod persisted_blocks;
 mod status;
@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use self::cluster::ClusterOutput;
 use self::difference::Difference;
-pub use self::directory::{Directory, DirectoryError, Pass, Written};
+pub(crate) use self::directory::{Directory, DirectoryError, Pass, Written};
 pub use self::status::OutputStatus;
 use self::status::{forget, report};
 use crate::decided::{Decided, PersistedBlocks, TakeOver, WrittenNotifications};
@@ -47,7 +47,7 @@ const MAX_PROBLEMS_SHOWN: usize = 3;
 
 /// Where the objects go.
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     /// YAML files.
     Directory(Directory),
     /// The cluster itself.
@@ -64,28 +64,28 @@ pub struct Outcome {
     /// What could not be done, and why.
     pub problems: Vec<String>,
     /// The objects that an operator keeps us from writing.
-    pub suspended: Vec<String>,
+    pub(crate) suspended: Vec<String>,
     /// The messages that could not be written; they are tried again while everything else goes on.
-    pub deferred: DeferredSummary,
+    pub(crate) deferred: DeferredSummary,
     /// Which parts of the plan can't be blocked, and why; `None` if this pass did not find out.
-    pub left_open: Option<Vec<String>>,
+    pub(crate) left_open: Option<Vec<String>>,
     /// There is more to do, but something else has to be looked at first, or nothing could be done at all.
-    pub is_unfinished: bool,
+    pub(crate) is_unfinished: bool,
     /// The files that could not be written, by name.
-    pub failed: BTreeSet<String>,
+    pub(crate) failed: BTreeSet<String>,
     /// What is in the directory that no program can read objects from.
-    pub junk: Option<String>,
+    pub(crate) junk: Option<String>,
 }
 
 /// Messages that could not be written for reasons of their own: neither the plan nor the API server is at fault.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DeferredSummary {
+pub(crate) struct DeferredSummary {
     /// The number of messages.
-    pub count: usize,
+    pub(crate) count: usize,
     /// The reasons of the first few.
-    pub why: Vec<String>,
+    pub(crate) why: Vec<String>,
     /// When one of them is tried again.
-    pub next: Option<Instant>,
+    pub(crate) next: Option<Instant>,
 }
 
 impl DeferredSummary {
@@ -126,7 +126,7 @@ impl Output {
 
     /// What our objects block now. A damaged file is an error, unless the persisted Incidents say what it blocked: see
     /// [`Directory::blocked`].
-    pub async fn blocked(
+    pub(crate) async fn blocked(
         &self,
         settings: &Settings,
         persisted: Option<&PersistedBlocks>,
@@ -189,7 +189,7 @@ impl Output {
     }
 
     /// What writing `plan` would do.
-    pub async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, String> {
+    pub(crate) async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, String> {
         match self {
             Self::Directory(directory) => directory.preview(plan, settings).map_err(|e| e.to_string()),
             Self::Cluster(cluster) => cluster.preview(plan, settings).await.map_err(|e| e.to_string()),
@@ -207,15 +207,15 @@ enum TakeOverError {
 
 /// What the output reads and writes.
 #[derive(Debug)]
-pub struct Channels {
+pub(crate) struct Channels {
     /// What a new leader asks.
-    pub take_over: mpsc::Receiver<TakeOver>,
+    pub(crate) take_over: mpsc::Receiver<TakeOver>,
     /// What should be true.
-    pub decided: watch::Receiver<Arc<Decided>>,
+    pub(crate) decided: watch::Receiver<Arc<Decided>>,
     /// The news that have been written.
-    pub delivered: watch::Sender<Arc<WrittenNotifications>>,
+    pub(crate) delivered: watch::Sender<Arc<WrittenNotifications>>,
     /// How it goes.
-    pub status: watch::Sender<OutputStatus>,
+    pub(crate) status: watch::Sender<OutputStatus>,
 }
 
 /// Runs until the policy task has ended; the last plan is written too.
@@ -223,7 +223,7 @@ pub struct Channels {
 /// At the beginning of a term says what is blocked already, however long it takes to find out: nothing can be decided before.
 /// Then each change of the plan is written at once, and each `repair` everything is compared again: what other programs have
 /// changed or removed meanwhile is put right. What another replica has decided is not ours to write.
-pub async fn run(mut output: Output, settings: Settings, repair: Duration, channels: Channels) {
+pub(crate) async fn run(mut output: Output, settings: Settings, repair: Duration, channels: Channels) {
     let Channels { mut take_over, mut decided, delivered, status } = channels;
     let settings = Arc::new(settings);
     let mut due = Instant::now();

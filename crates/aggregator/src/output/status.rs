@@ -13,13 +13,13 @@ pub struct OutputStatus {
     /// What stands in the way, if anything does.
     pub error: Option<String>,
     /// The messages that are set aside, if any; everything else is written.
-    pub deferred: Option<String>,
+    pub(crate) deferred: Option<String>,
     /// Which Services of blocked Apps stay open because the plain list has no room for them.
-    pub left_open: Option<String>,
+    pub(crate) left_open: Option<String>,
     /// What is in the output directory that no program can read objects from; everything else is written.
-    pub junk: Option<String>,
+    pub(crate) junk: Option<String>,
     /// The objects that an operator keeps us from writing.
-    pub suspended: Vec<String>,
+    pub(crate) suspended: Vec<String>,
 }
 
 /// Forgets the errors of a replica that does not write any more: they do not concern it now.

@@ -16,11 +16,11 @@ const MAX_DECISIONS: usize = 2000;
 
 /// The last decisions of this replica.
 #[derive(Clone, Debug, Default)]
-pub struct Journal(Arc<Mutex<VecDeque<Decision>>>);
+pub(crate) struct Journal(Arc<Mutex<VecDeque<Decision>>>);
 
 impl Journal {
     /// The last decisions, the latest first.
-    pub fn last(&self) -> Vec<Decision> {
+    pub(crate) fn last(&self) -> Vec<Decision> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 

@@ -19,7 +19,7 @@ use procscan_core::policy::{ClusterFacts, Incidents, LookupRequests, Policy};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-pub use self::journal::Journal;
+pub(crate) use self::journal::Journal;
 use self::leader_term::{LeaderTerm, TermEnd};
 use crate::clock::Clock;
 use crate::decided::{Decided, TakeOver, WrittenNotifications};
@@ -30,48 +30,48 @@ use crate::state::{PersistedState, Store};
 
 /// The channels of the policy task.
 #[derive(Debug)]
-pub struct Channels {
+pub(crate) struct Channels {
     /// Whether this replica leads.
-    pub leadership: watch::Receiver<Leadership>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
     /// The persisted state, with the operator commands.
-    pub persisted: watch::Receiver<Arc<PersistedState>>,
+    pub(crate) persisted: watch::Receiver<Arc<PersistedState>>,
     /// To the output, at the beginning of a term.
-    pub take_over: mpsc::Sender<TakeOver>,
+    pub(crate) take_over: mpsc::Sender<TakeOver>,
     /// To the ledger, at the beginning of a term.
-    pub reminders: mpsc::Sender<Reminder>,
+    pub(crate) reminders: mpsc::Sender<Reminder>,
     /// The ledger's snapshots.
-    pub snapshots: watch::Receiver<Published>,
+    pub(crate) snapshots: watch::Receiver<Published>,
     /// The progress of the rounds.
-    pub progress: watch::Receiver<Progress>,
+    pub(crate) progress: watch::Receiver<Progress>,
     /// Asks the ledger for a snapshot if no change has published one.
-    pub ledger: Snapshots,
+    pub(crate) ledger: Snapshots,
     /// The cluster facts.
-    pub facts: watch::Receiver<Arc<ClusterFacts>>,
+    pub(crate) facts: watch::Receiver<Arc<ClusterFacts>>,
     /// The notices that the output has written.
-    pub written: watch::Receiver<Arc<WrittenNotifications>>,
+    pub(crate) written: watch::Receiver<Arc<WrittenNotifications>>,
     /// The look-up requests.
-    pub lookups: watch::Sender<Arc<LookupRequests>>,
+    pub(crate) lookups: watch::Sender<Arc<LookupRequests>>,
     /// The decisions.
-    pub decided: watch::Sender<Arc<Decided>>,
+    pub(crate) decided: watch::Sender<Arc<Decided>>,
     /// Why decisions can't be persisted; `None` if they can.
-    pub error: watch::Sender<Option<String>>,
+    pub(crate) error: watch::Sender<Option<String>>,
 }
 
 /// Decides while this replica leads.
 #[derive(Debug)]
-pub struct PolicyTask {
+pub(crate) struct PolicyTask {
     /// The rules from the configuration.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// How long incidents stay persisted after their end.
-    pub retention: Duration,
+    pub(crate) retention: Duration,
     /// Where incidents are persisted.
-    pub store: Store,
+    pub(crate) store: Store,
     /// The clock of this process.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// The log and the list of the last decisions.
-    pub journal: Journal,
+    pub(crate) journal: Journal,
     /// The channels to the other tasks.
-    pub channels: Channels,
+    pub(crate) channels: Channels,
 }
 
 /// The pause after an evaluation, or after the persisted state was read, as a multiple of its duration. So a storm of
@@ -86,7 +86,7 @@ fn rest(took: Duration) -> Instant {
 
 impl PolicyTask {
     /// Runs until the ledger has ended. The last snapshot is evaluated too.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             let Some(permit) = self.follow().await else { return };
             match LeaderTerm::new(&mut self, permit).run().await {

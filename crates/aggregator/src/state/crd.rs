@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 /// A kind of object that the state is persisted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Resource {
+pub(crate) enum Resource {
     /// See [`procscan_core::state::incident`].
     Incident,
     /// See [`procscan_core::state::exemption`].
@@ -20,10 +20,10 @@ pub enum Resource {
 
 impl Resource {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Incident, Self::Exemption, Self::Enforcement];
+    pub(crate) const ALL: [Self; 3] = [Self::Incident, Self::Exemption, Self::Enforcement];
 
     /// The Kubernetes kind.
-    pub fn kind(self) -> &'static str {
+    pub(crate) fn kind(self) -> &'static str {
         match self {
             Self::Incident => "Incident",
             Self::Exemption => "Exemption",
@@ -32,7 +32,7 @@ impl Resource {
     }
 
     /// The plural in URLs and in rules of RBAC.
-    pub fn plural(self) -> &'static str {
+    pub(crate) fn plural(self) -> &'static str {
         match self {
             Self::Incident => "incidents",
             Self::Exemption => "exemptions",
@@ -42,7 +42,7 @@ impl Resource {
 }
 
 /// The definitions, ready for `kubectl apply`.
-pub fn definitions() -> Vec<Value> {
+pub(crate) fn definitions() -> Vec<Value> {
     let column = |name: &str, path: &str, about: &str| {
         let kind = if path.ends_with("opened") { "date" } else { "string" };
         json!({"name": name, "type": kind, "jsonPath": path, "description": about})

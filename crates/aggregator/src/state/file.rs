@@ -100,7 +100,7 @@ impl FileStore {
     }
 
     /// Whether an earlier file was found damaged.
-    pub async fn has_set_aside(&self) -> bool {
+    pub(crate) async fn has_set_aside(&self) -> bool {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
         sqlite.is_some_and(|sqlite| sqlite.warnings().iter().any(|file| file.problem.is_some()))
     }
@@ -193,7 +193,7 @@ impl FileStore {
     }
 
     /// Removes the commands about an incident, unless there is a later one.
-    pub async fn remove_commands(&self, name: &str) -> Result<(), StateError> {
+    pub(crate) async fn remove_commands(&self, name: &str) -> Result<(), StateError> {
         let change = |state: &mut PersistedState| {
             let mut batch = Batch::default();
             if let Some(incident) = state.incidents.get_mut(name).filter(|incident| incident.is_done()) {
@@ -207,7 +207,7 @@ impl FileStore {
     }
 
     /// Removes incidents.
-    pub async fn remove(&self, names: &[String]) -> Result<(), StateError> {
+    pub(crate) async fn remove(&self, names: &[String]) -> Result<(), StateError> {
         let change = |state: &mut PersistedState| {
             state.incidents.retain(|name, _| !names.iter().any(|gone| **gone == **name));
             let remove = names.iter().map(|name| (Kind::Incident, name.clone())).collect();
@@ -217,7 +217,7 @@ impl FileStore {
     }
 
     /// The log of decisions, the latest first: more of them than the incidents have.
-    pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
+    pub(crate) async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
         match sqlite {
             Some(sqlite) => Ok(sqlite.decisions(filter).await?),
@@ -226,7 +226,7 @@ impl FileStore {
     }
 
     /// Removes the entries from before `before` from the log, and the oldest beyond a bound. Returns how many.
-    pub async fn retain(&self, before: Timestamp) -> Result<usize, StateError> {
+    pub(crate) async fn retain(&self, before: Timestamp) -> Result<usize, StateError> {
         let sqlite = self.0.inner.lock().await.sqlite.clone();
         match sqlite {
             Some(sqlite) => Ok(sqlite.retain(before, MAX_LOG).await?),

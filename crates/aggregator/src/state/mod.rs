@@ -6,14 +6,14 @@
 //! The replica that receives an operator command persists it ([`OperatorCommands`]) before it answers. The leader
 //! reads the command from the persisted state, carries it out, and notes there that it is done.
 
-pub mod cluster;
+pub(crate) mod cluster;
 mod command;
 mod compressed_json;
-pub mod crd;
+pub(crate) mod crd;
 mod document;
 mod file;
 mod operator_commands;
-pub mod persisted_state;
+pub(crate) mod persisted_state;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
@@ -24,14 +24,13 @@ use procscan_core::decision::Decision;
 use procscan_core::names::App;
 use procscan_core::state::Incident;
 
-pub use self::cluster::{Changed, ClusterStore};
+pub(crate) use self::cluster::{Changed, ClusterStore};
 pub use self::command::OperatorCommandError;
-pub use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
+pub(crate) use self::document::{Batch, DecisionFilter, Document, Kind, LoggedDecision};
 pub use self::file::FileStore;
 pub use self::operator_commands::OperatorCommands;
-pub use self::persisted_state::{
-    Declared, IncidentEntry, ObjectVersion, PendingCommand, PersistedState, StateDigest, Unread,
-    UnreadExemption,
+pub(crate) use self::persisted_state::{
+    IncidentEntry, ObjectVersion, PendingCommand, PersistedState, StateDigest, UnreadExemption,
 };
 use tokio::time::Instant;
 
@@ -69,7 +68,7 @@ pub enum StateError {
 
 impl StateError {
     /// Whether this replica has lost the right to write.
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         match self {
             Self::Cluster(refusal) => refusal.kind == RefusalKind::NotLeading,
             Self::Superseded(..) => true,
@@ -78,7 +77,7 @@ impl StateError {
     }
 
     /// Whether the state in memory is old, so that everything has to be read again.
-    pub fn is_outdated(&self) -> bool {
+    pub(crate) fn is_outdated(&self) -> bool {
         matches!(self, Self::Contended(_))
     }
 }
@@ -96,9 +95,9 @@ pub struct Loaded {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
     /// Its App, if it can be read.
-    pub app: Option<App>,
+    pub(crate) app: Option<App>,
     /// The error.
-    pub error: String,
+    pub(crate) error: String,
 }
 
 impl From<Vec<Incident>> for Loaded {
@@ -109,7 +108,7 @@ impl From<Vec<Incident>> for Loaded {
 
 /// Where the leader persists incidents.
 #[derive(Debug)]
-pub enum Store {
+pub(crate) enum Store {
     /// As objects in the cluster.
     Cluster(Box<ClusterStore>),
     /// In a file.
@@ -120,7 +119,7 @@ pub enum Store {
 
 impl Store {
     /// Reads the declarations of operators if no task watches them: a file that could not be read at the start.
-    pub async fn read_declarations(&mut self) -> Result<(), StateError> {
+    pub(crate) async fn read_declarations(&mut self) -> Result<(), StateError> {
         match self {
             Self::File(store) if !store.is_known() => store.load().await.map(drop),
             Self::Cluster(_) | Self::File(_) | Self::Copy(_) => Ok(()),
@@ -129,7 +128,7 @@ impl Store {
 
     /// Asks the watch to list the declarations of operators anew, and the incidents too if `with_incidents`. Returns
     /// the [`PersistedState::as_of`] of the state that has the new lists.
-    pub fn relist(&self, with_incidents: bool) -> u64 {
+    pub(crate) fn relist(&self, with_incidents: bool) -> u64 {
         match self {
             Self::Cluster(store) => store.relist(with_incidents),
             Self::File(_) | Self::Copy(_) => 0,
@@ -137,7 +136,7 @@ impl Store {
     }
 
     /// The incidents that were read in a later version than the watch shows.
-    pub fn unseen(&self, persisted: &PersistedState) -> BTreeMap<String, ObjectVersion> {
+    pub(crate) fn unseen(&self, persisted: &PersistedState) -> BTreeMap<String, ObjectVersion> {
         match self {
             Self::Cluster(store) => store.unseen(persisted),
             Self::File(_) | Self::Copy(_) => BTreeMap::new(),
@@ -145,7 +144,7 @@ impl Store {
     }
 
     /// The API server's time, if it is known; `None` for a file.
-    pub fn server_time(&self) -> Option<Timestamp> {
+    pub(crate) fn server_time(&self) -> Option<Timestamp> {
         match self {
             Self::Cluster(store) => store.server_time(),
             Self::File(_) | Self::Copy(_) => None,
@@ -153,7 +152,11 @@ impl Store {
     }
 
     /// Reads all incidents. `seen` is the state that the watch shows already.
-    pub async fn load(&mut self, permit: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
+    pub(crate) async fn load(
+        &mut self,
+        permit: &WritePermit,
+        seen: &PersistedState,
+    ) -> Result<Loaded, StateError> {
         match self {
             Self::Cluster(store) => store.load(permit, seen).await,
             Self::File(store) => store.load().await,
@@ -166,7 +169,7 @@ impl Store {
     ///
     /// Does nothing if Incidents are objects. There a first start beside the `WasmPlugin` of an earlier program is
     /// the usual migration, and it enforces.
-    pub async fn begin_after_loss(&self) -> Result<(), StateError> {
+    pub(crate) async fn begin_after_loss(&self) -> Result<(), StateError> {
         match self {
             Self::File(store) => store.begin_after_loss().await,
             Self::Cluster(_) | Self::Copy(_) => Ok(()),
@@ -175,7 +178,7 @@ impl Store {
 
     /// Persists incidents. Nothing may follow from a decision before this. An incident that can't be persisted does
     /// not hinder the others. Returns the names of those that can't be persisted, with the errors.
-    pub async fn save(
+    pub(crate) async fn save(
         &mut self,
         permit: &WritePermit,
         incidents: Vec<Incident>,
@@ -188,14 +191,18 @@ impl Store {
     }
 
     /// Writes decisions as Events of their incidents, which are given by name. Does nothing for a file.
-    pub fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
+    pub(crate) fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
         if let Self::Cluster(store) = self {
             store.announce(permit, decisions);
         }
     }
 
     /// Removes the commands about an incident that have been carried out.
-    pub async fn remove_commands(&mut self, permit: &WritePermit, name: &str) -> Result<(), StateError> {
+    pub(crate) async fn remove_commands(
+        &mut self,
+        permit: &WritePermit,
+        name: &str,
+    ) -> Result<(), StateError> {
         match self {
             Self::Cluster(store) => store.remove_commands(permit, name).await,
             Self::File(store) => store.remove_commands(name).await,
@@ -204,7 +211,7 @@ impl Store {
     }
 
     /// The incidents whose objects differ from the last write.
-    pub fn changed(&mut self, persisted: &PersistedState) -> Vec<Changed> {
+    pub(crate) fn changed(&mut self, persisted: &PersistedState) -> Vec<Changed> {
         match self {
             Self::Cluster(store) => store.changed(persisted),
             Self::File(_) | Self::Copy(_) => Vec::new(),
@@ -212,7 +219,7 @@ impl Store {
     }
 
     /// When to check for changed objects again, even if the watch shows no change.
-    pub fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         match self {
             Self::Cluster(store) => store.next_look(),
             Self::File(_) | Self::Copy(_) => None,
@@ -220,14 +227,14 @@ impl Store {
     }
 
     /// Accepts an incident's object as it is, because nothing can be written in its place.
-    pub fn accept(&mut self, persisted: &PersistedState, name: &str) {
+    pub(crate) fn accept(&mut self, persisted: &PersistedState, name: &str) {
         if let Self::Cluster(store) = self {
             store.accept(persisted, name);
         }
     }
 
     /// Removes the entries from before `before` from the log of decisions, if there is one beside the incidents.
-    pub async fn retain(&mut self, before: Timestamp) -> Result<usize, StateError> {
+    pub(crate) async fn retain(&mut self, before: Timestamp) -> Result<usize, StateError> {
         match self {
             Self::File(store) => store.retain(before).await,
             Self::Cluster(_) | Self::Copy(_) => Ok(0),
@@ -235,7 +242,7 @@ impl Store {
     }
 
     /// Removes incidents.
-    pub async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
+    pub(crate) async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
         match self {
             Self::Cluster(store) => store.remove(permit, names).await,
             Self::File(store) => store.remove(names).await,

@@ -50,7 +50,7 @@ pub enum OperatorCommands {
 
 impl OperatorCommands {
     /// The decisions that are logged beside the incidents, the latest first: in a file, there are more than the incidents have.
-    pub async fn logged(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
+    pub(crate) async fn logged(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
         match self {
             Self::File(store) => store.decisions(filter).await,
             Self::Cluster(_) | Self::Unavailable => Ok(Vec::new()),
@@ -58,7 +58,7 @@ impl OperatorCommands {
     }
 
     /// The wall time by which dates are judged: the API server's if it is known, otherwise this replica's.
-    pub fn wall_time(&self) -> Timestamp {
+    pub(crate) fn wall_time(&self) -> Timestamp {
         let server = match self {
             Self::Cluster(objects) => objects.cluster.server_time(),
             Self::File(_) | Self::Unavailable => None,
@@ -68,12 +68,20 @@ impl OperatorCommands {
 
     /// Approves a decision that a brake holds. Returns the number of the command: it is carried out once the incident has observed
     /// this number.
-    pub async fn approve(&self, incident: &str, approval: Approval) -> Result<i64, OperatorCommandError> {
+    pub(crate) async fn approve(
+        &self,
+        incident: &str,
+        approval: Approval,
+    ) -> Result<i64, OperatorCommandError> {
         self.submit(incident, IncidentRequest::Approve(approval)).await
     }
 
     /// Releases an App. Returns the number of the command.
-    pub async fn release(&self, incident: &str, release: Release) -> Result<i64, OperatorCommandError> {
+    pub(crate) async fn release(
+        &self,
+        incident: &str,
+        release: Release,
+    ) -> Result<i64, OperatorCommandError> {
         self.submit(incident, IncidentRequest::Release(release)).await
     }
 
@@ -90,7 +98,7 @@ impl OperatorCommands {
     }
 
     /// Declares an exemption.
-    pub async fn add_exemption(
+    pub(crate) async fn add_exemption(
         &self,
         name: &str,
         exemption: &ExemptionSpec,
@@ -109,7 +117,7 @@ impl OperatorCommands {
     }
 
     /// Removes an exemption for the operator `by`. `seen` is the exemption as the caller has read it, for the log.
-    pub async fn remove_exemption(
+    pub(crate) async fn remove_exemption(
         &self,
         name: &str,
         by: &str,

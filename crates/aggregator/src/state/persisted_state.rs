@@ -23,43 +23,43 @@ use serde_json::Value;
 use super::compressed_json::CompressedJson;
 
 /// How long a release without a date lasts.
-pub const DEFAULT_RELEASE_DURATION: SignedDuration = SignedDuration::from_hours(24 * 30);
+pub(crate) const DEFAULT_RELEASE_DURATION: SignedDuration = SignedDuration::from_hours(24 * 30);
 
 /// The persisted state. Immutable: each change makes another value, which shares the unchanged parts.
 #[derive(Debug, Default)]
 pub struct PersistedState {
     /// The incidents, by name.
-    pub incidents: BTreeMap<Text, Arc<IncidentEntry>>,
+    pub(crate) incidents: BTreeMap<Text, Arc<IncidentEntry>>,
     /// The exemptions, by name.
-    pub exemptions: BTreeMap<String, ExemptionSpec>,
+    pub(crate) exemptions: BTreeMap<String, ExemptionSpec>,
     /// The mode that operators have declared.
     pub enforcement: EnforcementSpec,
     /// The log of declarations for more than one App. Empty in a file, which has a log of its own.
-    pub declared: Declared,
+    pub(crate) declared: Declared,
     /// The objects that can't be read. Their last readable versions stay in the other fields.
-    pub unread: Unread,
+    pub(crate) unread: Unread,
     /// Whether everything has been read at least once.
-    pub is_complete: bool,
+    pub(crate) is_complete: bool,
     /// The number of the last request for new lists that this state answers (see [`super::cluster::Relist`]). 0 in a
     /// file.
-    pub as_of: u64,
+    pub(crate) as_of: u64,
 }
 
 /// The declarations of operators for more than one App, as the objects show them.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Declared {
+pub(crate) struct Declared {
     /// The entries of the log, the latest last.
-    pub log: Vec<Declaration>,
+    pub(crate) log: Vec<Declaration>,
     /// The current mode in the Enforcement.
-    pub mode: Option<Declaration>,
+    pub(crate) mode: Option<Declaration>,
     /// The current Exemptions, by name.
-    pub exemptions: BTreeMap<String, Declaration>,
+    pub(crate) exemptions: BTreeMap<String, Declaration>,
 }
 
 impl Declared {
     /// The entries of the log, and the declarations in objects that the log lacks. An operator has written those
     /// objects by another program.
-    pub fn all(&self) -> impl Iterator<Item = &Declaration> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Declaration> {
         let is_new = |shown: &&Declaration| {
             let mut about = self.log.iter().rev().filter(|entry| entry.exemption == shown.exemption);
             !about.next().is_some_and(|last| last.is_like(shown))
@@ -70,20 +70,20 @@ impl Declared {
 
 /// Objects that can't be read, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Unread {
+pub(crate) struct Unread {
     /// Incidents, with the errors.
-    pub incidents: BTreeMap<Text, String>,
+    pub(crate) incidents: BTreeMap<Text, String>,
     /// Exemptions, with the errors.
-    pub exemptions: BTreeMap<String, UnreadExemption>,
+    pub(crate) exemptions: BTreeMap<String, UnreadExemption>,
 }
 
 /// An exemption that can't be read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct UnreadExemption {
+pub(crate) struct UnreadExemption {
     /// The error.
-    pub error: String,
+    pub(crate) error: String,
     /// Its spec, unchanged.
-    pub spec: Value,
+    pub(crate) spec: Value,
 }
 
 impl Clone for PersistedState {
@@ -100,44 +100,44 @@ impl Clone for PersistedState {
 
 /// One persisted incident. Most of it is compressed, because there are many incidents, and most are never read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct IncidentEntry {
+pub(crate) struct IncidentEntry {
     /// Which App it is about.
-    pub app: AppRef,
+    pub(crate) app: AppRef,
     /// The commands that operators request; `None` if they request none.
-    pub requested: Option<Box<RequestedCommands>>,
+    pub(crate) requested: Option<Box<RequestedCommands>>,
     /// Grows with each command.
-    pub generation: i64,
+    pub(crate) generation: i64,
     /// The version of the object that was read.
-    pub version: ObjectVersion,
+    pub(crate) version: ObjectVersion,
     /// The decisions about it; `None` if none have been written yet.
     status: Option<(IncidentSummary, CompressedJson)>,
 }
 
 /// The commands that operators request for an incident: an approval, a release, or both.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RequestedCommands {
+pub(crate) struct RequestedCommands {
     /// Approves a decision that a brake holds.
-    pub approve: Option<Approval>,
+    pub(crate) approve: Option<Approval>,
     /// Releases the App.
-    pub release: Option<Release>,
+    pub(crate) release: Option<Release>,
     /// The program that last wrote these commands, for commands without `by`; `None` if it is not known.
-    pub manager: Option<Box<str>>,
+    pub(crate) manager: Option<Box<str>>,
 }
 
 /// Identifies the version of an object, and shows whether two statuses are equal. All zero in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ObjectVersion {
+pub(crate) struct ObjectVersion {
     /// A hash of the object's UID.
-    pub uid: u64,
+    pub(crate) uid: u64,
     /// Its resourceVersion: later ones are greater, unless the API server's data were restored from a backup.
-    pub version: u64,
+    pub(crate) version: u64,
     /// A hash of its status.
-    pub status: u64,
+    pub(crate) status: u64,
 }
 
 impl ObjectVersion {
     /// Whether `state` shows the object with this name in this version or a later one.
-    pub fn is_in(self, state: &PersistedState, name: &str) -> bool {
+    pub(crate) fn is_in(self, state: &PersistedState, name: &str) -> bool {
         let is_it = |shown: Self| shown.uid == self.uid && shown.version >= self.version;
         state.incidents.get(name).is_some_and(|incident| is_it(incident.version))
     }
@@ -145,27 +145,27 @@ impl ObjectVersion {
 
 /// The fields of an incident that are often read: see [`IncidentStatus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IncidentSummary {
+pub(crate) struct IncidentSummary {
     /// The state of the incident.
-    pub state: IncidentState,
+    pub(crate) state: IncidentState,
     /// When it was opened.
-    pub opened: CompactTimestamp,
+    pub(crate) opened: CompactTimestamp,
     /// Since when it is in its state.
-    pub since: Option<CompactTimestamp>,
+    pub(crate) since: Option<CompactTimestamp>,
     /// When it was written, by the clock that runs only while a replica leads.
-    pub clock: Option<CompactTimestamp>,
+    pub(crate) clock: Option<CompactTimestamp>,
     /// The latest end of the operators' releases that cover any of it.
-    pub released_until: Option<CompactTimestamp>,
+    pub(crate) released_until: Option<CompactTimestamp>,
     /// How many decisions there have been.
-    pub decided: u32,
+    pub(crate) decided: u32,
     /// The number up to which all commands are done.
-    pub observed: i64,
+    pub(crate) observed: i64,
 }
 
 /// A digest of the persisted state, by which changes of a later state are found. Holds much less than a
 /// [`PersistedState`].
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct StateDigest {
+pub(crate) struct StateDigest {
     requesting: Vec<(Text, Arc<IncidentEntry>)>,
     exemptions: BTreeMap<String, ExemptionSpec>,
     enforcement: EnforcementSpec,
@@ -176,7 +176,7 @@ pub struct StateDigest {
 
 impl StateDigest {
     /// Whether operators request and declare the same as `before`, and no command has just been done.
-    pub fn requests_the_same(&self, before: &Self) -> bool {
+    pub(crate) fn requests_the_same(&self, before: &Self) -> bool {
         self.exemptions == before.exemptions
             && self.enforcement == before.enforcement
             && self.unread == before.unread
@@ -184,7 +184,7 @@ impl StateDigest {
     }
 
     /// The incidents that existed `before` and no longer exist.
-    pub fn lacks(&self, before: &Self) -> BTreeSet<Text> {
+    pub(crate) fn lacks(&self, before: &Self) -> BTreeSet<Text> {
         before.names.iter().filter(|name| self.names.binary_search(name).is_err()).cloned().collect()
     }
 }
@@ -205,22 +205,22 @@ impl IncidentSummary {
 
 /// An operator command that has not been carried out, and its incident.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PendingCommand {
+pub(crate) struct PendingCommand {
     /// The incident's name.
-    pub incident: String,
+    pub(crate) incident: String,
     /// The command.
-    pub command: IncidentCommand,
+    pub(crate) command: IncidentCommand,
     /// The operator.
-    pub actor: String,
+    pub(crate) actor: String,
     /// The operator's reason.
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// The number up to which all commands are done once this one is.
-    pub number: i64,
+    pub(crate) number: i64,
 }
 
 impl IncidentEntry {
     /// An incident as it was read. Fails if its status can't be compressed.
-    pub fn new(
+    pub(crate) fn new(
         spec: IncidentSpec,
         status: Option<&IncidentStatus>,
         generation: i64,
@@ -242,34 +242,34 @@ impl IncidentEntry {
 
     /// With the version of the object that was read.
     #[must_use]
-    pub fn with_version(self, version: ObjectVersion) -> Self {
+    pub(crate) fn with_version(self, version: ObjectVersion) -> Self {
         Self { version, ..self }
     }
 
     /// The spec, which operators write.
-    pub fn spec(&self) -> IncidentSpec {
+    pub(crate) fn spec(&self) -> IncidentSpec {
         let RequestedCommands { approve, release, .. } =
             self.requested.as_deref().cloned().unwrap_or_default();
         IncidentSpec { app: self.app.clone(), approve, release }
     }
 
     /// The summary of the decisions about it; `None` if none have been written yet.
-    pub fn summary(&self) -> Option<&IncidentSummary> {
+    pub(crate) fn summary(&self) -> Option<&IncidentSummary> {
         self.status.as_ref().map(|(summary, _)| summary)
     }
 
     /// Whether a decision about it has been written, and it has not ended.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.summary().is_some_and(|summary| summary.state != IncidentState::Ended)
     }
 
     /// The decisions about it; `None` if none have been written yet.
-    pub fn status(&self) -> Result<Option<IncidentStatus>, String> {
+    pub(crate) fn status(&self) -> Result<Option<IncidentStatus>, String> {
         self.status.as_ref().map(|(_, compressed)| compressed.decompress()).transpose()
     }
 
     /// The number up to which all commands are done, by its own status.
-    pub fn observed(&self) -> i64 {
+    pub(crate) fn observed(&self) -> i64 {
         self.summary().map_or(0, |summary| summary.observed)
     }
 
@@ -300,18 +300,18 @@ impl IncidentEntry {
     }
 
     /// Whether all commands in the spec have been carried out, so that they can be removed.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.requested.is_some() && self.generation <= self.observed()
     }
 
     /// The document for the policy; `None` if no decision about it has been written yet.
-    pub fn document(&self, name: &str) -> Result<Option<Incident>, String> {
+    pub(crate) fn document(&self, name: &str) -> Result<Option<Incident>, String> {
         let incident = |status| Incident { name: name.to_owned(), spec: self.spec(), status };
         Ok(self.status()?.map(incident))
     }
 
     /// The same for readers that only show it. An incident that can't be decompressed is left out, and logged.
-    pub fn readable_document(&self, name: &str) -> Option<Incident> {
+    pub(crate) fn readable_document(&self, name: &str) -> Option<Incident> {
         let log = |error: &String| {
             tracing::error!(alert = "state", incident = name, error, "an incident can't be decompressed");
         };
@@ -333,7 +333,7 @@ impl PersistedState {
     /// The operator commands that have not been carried out. `known` returns the number up to which commands are
     /// done, if that is more certain than the status. A write without an answer may have changed the status, and the
     /// next write may undo that.
-    pub fn pending_commands(
+    pub(crate) fn pending_commands(
         &self,
         now: Timestamp,
         known: impl Fn(&str, &IncidentEntry) -> Option<i64>,
@@ -347,7 +347,7 @@ impl PersistedState {
     }
 
     /// The digest of this state.
-    pub fn digest(&self) -> StateDigest {
+    pub(crate) fn digest(&self) -> StateDigest {
         let requesting = self.incidents.iter().filter(|(_, incident)| incident.requested.is_some());
         StateDigest {
             requesting: requesting.map(|(name, incident)| (name.clone(), incident.clone())).collect(),
@@ -360,7 +360,7 @@ impl PersistedState {
 
     /// The exemptions as rules. The second list has the readable parts of exemptions that can't be read and never
     /// could (see [`procscan_core::policy::Policy::unread_exemptions`]).
-    pub fn rules(&self) -> (Vec<Exemption>, Vec<Exemption>) {
+    pub(crate) fn rules(&self) -> (Vec<Exemption>, Vec<Exemption>) {
         let (mut rules, mut unread) = (Vec::new(), Vec::new());
         for (name, exemption) in &self.exemptions {
             match exemption.rule() {
@@ -384,7 +384,7 @@ impl PersistedState {
     }
 
     /// The objects that can't be read, each with a text for people: the error, and its consequence.
-    pub fn unreadable(&self) -> BTreeMap<String, String> {
+    pub(crate) fn unreadable(&self) -> BTreeMap<String, String> {
         let Unread { incidents, exemptions } = &self.unread;
         let mut all = BTreeMap::new();
         for (name, error) in incidents {
@@ -405,7 +405,7 @@ impl PersistedState {
     }
 
     /// The documents of all incidents, for the policy.
-    pub fn documents(&self) -> Result<Vec<Incident>, String> {
+    pub(crate) fn documents(&self) -> Result<Vec<Incident>, String> {
         self.incidents.iter().filter_map(|(name, incident)| incident.document(name).transpose()).collect()
     }
 }

@@ -27,7 +27,7 @@ pub(super) const GROUP: &str = "procscan.sealos.io";
 
 /// Authenticates callers and authorizes what they request. Clones share the answers that they remember.
 #[derive(Clone, Debug)]
-pub struct Authenticator(Arc<Authority>);
+pub(crate) struct Authenticator(Arc<Authority>);
 
 /// The authority that is asked.
 #[derive(Debug)]
@@ -40,33 +40,33 @@ enum Authority {
 
 /// An authenticated account.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The name, which is the actor in the log of decisions.
-    pub name: String,
+    pub(crate) name: String,
     /// The UID of the account; `None` if the cluster has none for it.
-    pub uid: Option<String>,
+    pub(crate) uid: Option<String>,
     /// The groups that RBAC may grant rights to.
-    pub groups: Vec<String>,
+    pub(crate) groups: Vec<String>,
     /// The extra attributes that the cluster's authenticators give the account.
-    pub extra: BTreeMap<String, Vec<String>>,
+    pub(crate) extra: BTreeMap<String, Vec<String>>,
 }
 
 /// A right that a request needs, in the terms of an RBAC rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Right {
+pub(crate) struct Right {
     /// `get` and `list`, or a verb that changes something.
-    pub verb: &'static str,
+    pub(crate) verb: &'static str,
     /// The plural of a resource in `procscan.sealos.io`.
-    pub resource: &'static str,
+    pub(crate) resource: &'static str,
     /// The namespace; `None` stands for all.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// The name of the object; `None` stands for all.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
 }
 
 /// Why requests can't be authenticated at all.
 #[derive(Debug, thiserror::Error)]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// There is no cluster to ask.
     #[error("api.auth: kubernetes needs a cluster")]
     NoCluster,
@@ -80,7 +80,7 @@ pub enum AuthError {
 
 impl Authenticator {
     /// As `config` says; `cluster` is needed with [`Auth::Kubernetes`]. Reads the token file, if there is one.
-    pub fn new(config: &Config, cluster: Option<&Cluster>) -> Result<Self, AuthError> {
+    pub(crate) fn new(config: &Config, cluster: Option<&Cluster>) -> Result<Self, AuthError> {
         let authority = match config.auth() {
             Auth::Kubernetes => {
                 let cluster = cluster.ok_or(AuthError::NoCluster)?.clone();
@@ -99,7 +99,7 @@ impl Authenticator {
     /// gives no answer.
     ///
     /// With [`Auth::None`] every account is `anonymous`.
-    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
+    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         match &*self.0 {
             Authority::Cluster(reviews) => {
                 let needed = "a bearer token of the cluster is needed, such as `kubectl create token NAME -n NAMESPACE` makes";
@@ -130,7 +130,7 @@ impl Authenticator {
     }
 
     /// Whether `caller` has `right`. The problem is 403 without it, and names the missing rule; 503 if the cluster gives no answer.
-    pub async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
+    pub(crate) async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
         match &*self.0 {
             Authority::Cluster(reviews) => reviews.authorize(caller, right).await,
             Authority::File(_) => Ok(()),

@@ -32,7 +32,7 @@ use self::host::Checked;
 use self::pace::{Pace, Paced};
 
 /// How many connections are served at the same time. As many more are answered if they ask for a probe.
-pub const MAX_CONNECTIONS: usize = 192;
+pub(crate) const MAX_CONNECTIONS: usize = 192;
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 << 10;
 /// How much of an answer waits in the kernel unsent. What its buffers hold of slow clients counts as the service's memory, too.
@@ -42,11 +42,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is served.
 #[derive(Clone, Debug)]
-pub struct Routers {
+pub(crate) struct Routers {
     /// On the connections that have a place.
-    pub all: Router,
+    pub(crate) all: Router,
     /// On the connections of the reserve: probes, and a refusal of anything else.
-    pub reserve: Router,
+    pub(crate) reserve: Router,
 }
 
 /// What clients may take.
@@ -72,7 +72,7 @@ const BOUNDS: Bounds = Bounds {
 };
 
 /// Serves until cancelled, then lets open requests finish for a moment.
-pub async fn serve(listener: TcpListener, routers: Routers, cancel: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, routers: Routers, cancel: CancellationToken) {
     serve_within(BOUNDS, listener, routers, cancel).await;
 }
 

@@ -14,7 +14,7 @@ use procscan_core::report::Target;
 
 /// Which of an endpoint's ports is the agent's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Port {
+pub(crate) enum Port {
     /// This number, whatever the Service declares.
     Number(u16),
     /// The port of this name.

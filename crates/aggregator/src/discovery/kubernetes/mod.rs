@@ -22,7 +22,7 @@ use kube::{Api, ResourceExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::listed::Port;
+pub(crate) use self::listed::Port;
 use self::listed::{Change, Known, change, missing, of_endpoints, of_slice};
 use super::TargetSet;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind, watch as watch_objects};
@@ -38,15 +38,15 @@ const ENDPOINTS: &str = "endpoints";
 
 /// A Service whose endpoints are the agents.
 #[derive(Debug)]
-pub struct Kubernetes {
+pub(crate) struct Kubernetes {
     /// The connection.
-    pub cluster: Cluster,
+    pub(crate) cluster: Cluster,
     /// The Service's namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The Service's name.
-    pub service: String,
+    pub(crate) service: String,
     /// The port of the agents.
-    pub port: Port,
+    pub(crate) port: Port,
 }
 
 type Changes = BoxStream<'static, Result<Change, watcher::Error>>;

@@ -25,22 +25,22 @@ pub struct Opened {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenedObject {
     /// Its kind.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Its namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// An object that an operator has to remove.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftBehind {
+pub(crate) struct LeftBehind {
     /// Its kind.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Its namespace.
-    pub namespace: &'static str,
+    pub(crate) namespace: &'static str,
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
 }
 
 impl ClusterOutput {
@@ -118,7 +118,7 @@ impl ClusterOutput {
     }
 
     /// The objects of the program before this one. They have no effect where they are, and are not ours to remove.
-    pub async fn left_behind(&self, settings: &Settings) -> Result<Vec<LeftBehind>, Refusal> {
+    pub(crate) async fn left_behind(&self, settings: &Settings) -> Result<Vec<LeftBehind>, Refusal> {
         let mut left = Vec::new();
         for kind in settings.kinds {
             let Some((namespace, name)) = kind.legacy_object() else { continue };

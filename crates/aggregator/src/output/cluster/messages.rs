@@ -60,7 +60,7 @@ impl Closed {
 
 impl ClusterOutput {
     /// Whether a notice has been written as a message of one of the kinds, or its namespace is gone.
-    pub fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
+    pub(crate) fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
         let is_sent = |(kind, message): (Kind, &dyn MessageKind)| {
             let key = (kind.name(), notice.app.namespace.to_string(), message.message_name(&notice.app));
             self.sent.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))

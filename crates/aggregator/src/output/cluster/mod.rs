@@ -26,7 +26,8 @@ use procscan_core::resources::{self, Object, Settings, WritePolicy};
 use serde_json::json;
 
 use self::deferred::DeferredMessages;
-pub use self::emergency::{LeftBehind, Opened, OpenedObject};
+pub(crate) use self::emergency::LeftBehind;
+pub use self::emergency::{Opened, OpenedObject};
 use self::listing::{Listed, blocked, existing, marks, served};
 use self::live::{Key, Live, difference, found, is_suspended, place, resource};
 use self::messages::{Closed, SentMessage};
@@ -37,7 +38,7 @@ use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
 /// Who we are to the API server.
-pub const FIELD_MANAGER: &str = "procscan-aggregator";
+pub(crate) const FIELD_MANAGER: &str = "procscan-aggregator";
 /// The annotation by which an operator keeps us from writing an object.
 pub const SUSPEND: &str = "procscan-aggregator/suspend";
 /// The annotation that says which leader's the object is.
@@ -75,7 +76,7 @@ impl ClusterOutput {
     }
 
     /// The connection to the cluster.
-    pub fn cluster(&self) -> &Cluster {
+    pub(crate) fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
@@ -157,7 +158,7 @@ impl ClusterOutput {
     }
 
     /// The Apps that our objects block now.
-    pub async fn blocked(&self, settings: &Settings) -> Result<Vec<InheritedBlock>, Refusal> {
+    pub(crate) async fn blocked(&self, settings: &Settings) -> Result<Vec<InheritedBlock>, Refusal> {
         Ok(blocked(&served(self.list_all(settings).await)?, settings))
     }
 
@@ -220,7 +221,7 @@ impl ClusterOutput {
     }
 
     /// What `write` would do.
-    pub async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, Refusal> {
+    pub(crate) async fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, Refusal> {
         let listed = served(self.list_all(settings).await)?;
         let objects = resources::render(plan, settings, existing(&listed));
         let mut differences = Vec::new();

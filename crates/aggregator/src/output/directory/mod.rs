@@ -40,34 +40,34 @@ const MAX_NAMES_SHOWN: usize = 5;
 /// What can go wrong, with the file that it went wrong with.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}")]
-pub struct DirectoryError {
+pub(crate) struct DirectoryError {
     path: String,
     problem: String,
 }
 
 /// What one pass has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub(crate) struct Written {
     /// Files written.
-    pub written: usize,
+    pub(crate) written: usize,
     /// Files removed.
-    pub removed: usize,
+    pub(crate) removed: usize,
 }
 
 /// What one pass has come to, where one file stops no other.
 #[derive(Debug, Default)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// What it has changed.
-    pub written: Written,
+    pub(crate) written: Written,
     /// The files that could not be written or removed, by name, each with what stands in the way.
-    pub failed: Vec<(String, DirectoryError)>,
+    pub(crate) failed: Vec<(String, DirectoryError)>,
     /// Everything else was done; otherwise the rest is left to the next pass.
-    pub is_finished: bool,
+    pub(crate) is_finished: bool,
 }
 
 /// A directory of objects. Clones share what they know of its files.
 #[derive(Clone, Debug)]
-pub struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     memory: Arc<Mutex<Memory>>,
     /// Held as long as any clone is there.
@@ -80,12 +80,12 @@ pub struct Directory {
 
 impl Directory {
     /// A directory that is read only: nothing is written in it, and if it is not there it counts as empty.
-    pub fn at(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), memory: Arc::default(), lock: Arc::default(), is_made: false, home: None }
     }
 
     /// Makes the directory if it is not there. Another process may be writing in it.
-    pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
+    pub(crate) fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let directory = Self { is_made: true, ..Self::at(path) };
         directory.make()?;
         Ok(directory)
@@ -98,7 +98,7 @@ impl Directory {
     /// Locks the directory until this process ends: two processes that decide apart would undo each other's writes. With a `lease`
     /// (`namespace/name`) its replicas share it; without one it is for this process alone. Fails if a process has locked it
     /// otherwise, or if it belongs to another Lease. Where the file system has no locks, the log says so.
-    pub fn lock(&self, lease: Option<String>) -> Result<(), DirectoryError> {
+    pub(crate) fn lock(&self, lease: Option<String>) -> Result<(), DirectoryError> {
         let owner = lease.map(|lease| Owner { lease, cluster: None });
         let taken = Lock::take(&self.path, owner)?;
         *self.held() = taken;
@@ -106,7 +106,12 @@ impl Directory {
     }
 
     /// Locks the directory for the replicas of the Lease `name` in `namespace` of `cluster`. See [`Self::lock`].
-    pub fn lock_for(&mut self, cluster: &Cluster, namespace: &str, name: &str) -> Result<(), DirectoryError> {
+    pub(crate) fn lock_for(
+        &mut self,
+        cluster: &Cluster,
+        namespace: &str,
+        name: &str,
+    ) -> Result<(), DirectoryError> {
         self.home = Some(Arc::new(Home::new(cluster.clone(), namespace.to_owned())));
         self.lock(Some(format!("{namespace}/{name}")))
     }
@@ -114,14 +119,14 @@ impl Directory {
     /// Asks the cluster of the Lease which one it is, and makes sure that the directory belongs to no other cluster. Nothing
     /// may be written before. Without a Lease there is nothing to ask. Where asking is forbidden, only the name of the Lease
     /// counts, and the log says so.
-    pub async fn identify(&self) -> Result<(), String> {
+    pub(crate) async fn identify(&self) -> Result<(), String> {
         let Some(home) = &self.home else { return Ok(()) };
         let uid = home.id(&self.path).await?;
         self.held().identify(&self.path, uid).map_err(|error| error.to_string())
     }
 
     /// The file by which the directory belongs to a Lease; `None` if there is none.
-    pub fn lease_marker(&self) -> Result<Option<PathBuf>, DirectoryError> {
+    pub(crate) fn lease_marker(&self) -> Result<Option<PathBuf>, DirectoryError> {
         lease::marker(&self.path)
     }
 
@@ -131,7 +136,7 @@ impl Directory {
 
     /// Removes temporary files that a crash has left. Only for the one process that writes: the temporary files of another one look
     /// the same.
-    pub fn tidy(&self, kinds: &[Kind]) -> Result<(), DirectoryError> {
+    pub(crate) fn tidy(&self, kinds: &[Kind]) -> Result<(), DirectoryError> {
         self.held().keep(&self.path)?;
         let files = self.names()?.into_iter().map(|name| self.path.join(name));
         let mut failed = Ok(());
@@ -143,7 +148,7 @@ impl Directory {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -173,7 +178,7 @@ impl Directory {
     }
 
     /// Whether there is a file of ours.
-    pub fn has_objects(&self) -> Result<bool, DirectoryError> {
+    pub(crate) fn has_objects(&self) -> Result<bool, DirectoryError> {
         self.ours().map(|ours| !ours.is_empty())
     }
 
@@ -228,7 +233,7 @@ impl Directory {
     }
 
     /// Whether the files are no longer as they were left, or have never been looked at.
-    pub fn has_changed(&self) -> Result<bool, DirectoryError> {
+    pub(crate) fn has_changed(&self) -> Result<bool, DirectoryError> {
         let place = match fs::metadata(&self.path) {
             Ok(place) => Stamp::from(&place),
             // Another program may have removed the directory.
@@ -247,13 +252,13 @@ impl Directory {
     /// Looks at every file, so that what other programs have changed is put right with the next pass.
     ///
     /// Makes the directory again if it was removed.
-    pub fn refresh(&self) -> Result<(), DirectoryError> {
+    pub(crate) fn refresh(&self) -> Result<(), DirectoryError> {
         self.make()?;
         self.look(&mut self.memory()).map(drop)
     }
 
     /// What is there that must not be given up, as of the last look.
-    pub fn existing(&self, settings: &Settings) -> Result<Existing, DirectoryError> {
+    pub(crate) fn existing(&self, settings: &Settings) -> Result<Existing, DirectoryError> {
         let mut memory = self.memory();
         if !memory.has_looked {
             self.look(&mut memory)?;
@@ -281,7 +286,7 @@ impl Directory {
 
     /// The first few files from which no program can read objects, and how many more there are, as of the last look; `None` if
     /// there are none. They are left alone.
-    pub fn junk(&self) -> Option<String> {
+    pub(crate) fn junk(&self) -> Option<String> {
         let memory = self.memory();
         // Other programs choose the names.
         let place = |name: &str| format!("{}/{}", self.path.display(), name.escape_debug());
@@ -294,7 +299,11 @@ impl Directory {
     }
 
     /// What writing `plan` would do.
-    pub fn preview(&self, plan: &Plan, settings: &Settings) -> Result<Vec<Difference>, DirectoryError> {
+    pub(crate) fn preview(
+        &self,
+        plan: &Plan,
+        settings: &Settings,
+    ) -> Result<Vec<Difference>, DirectoryError> {
         let mut ours = self.ours()?;
         let existing = self.existing(settings)?;
         let mut differences = Vec::new();

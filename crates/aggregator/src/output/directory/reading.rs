@@ -27,7 +27,7 @@ impl Directory {
     /// Incidents count as well, because each block is persisted before it is written.
     ///
     /// When their tenants were told is in the messages.
-    pub fn blocked(
+    pub(crate) fn blocked(
         &self,
         settings: &Settings,
         persisted: Option<&PersistedBlocks>,
@@ -108,7 +108,7 @@ impl Directory {
     }
 
     /// Whether the directory can be read, whatever the files in it are.
-    pub fn check(&self) -> Result<(), DirectoryError> {
+    pub(crate) fn check(&self) -> Result<(), DirectoryError> {
         self.names().map(drop)
     }
 

@@ -16,20 +16,23 @@ use super::{
 const DAMAGED: &str = ".damaged";
 
 impl Directory {
-    /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours. The
-    /// drafts of one directory are always of the same settings.
-    ///
-    /// What other programs have changed since the last look stays until the next one.
-    ///
-    /// One file that can't be written stops no other; the first error is returned when everything else is done.
-    pub fn apply<'a>(&self, drafts: impl IntoIterator<Item = Draft<'a>>) -> Result<Written, DirectoryError> {
+    /// [`Self::apply_while`] to the end. Returns the first error of a file.
+    #[cfg(test)]
+    pub(crate) fn apply<'a>(
+        &self,
+        drafts: impl IntoIterator<Item = Draft<'a>>,
+    ) -> Result<Written, DirectoryError> {
         let Pass { written, failed, .. } = self.apply_while(drafts, || true)?;
         failed.into_iter().next().map_or(Ok(written), |(_, error)| Err(error))
     }
 
-    /// Does the same as [`Self::apply`] as long as `go_on` returns true. After that it writes only what blocks, removes nothing,
-    /// and leaves the rest to the next pass. Fails only if nothing more can be done in the directory at all.
-    pub fn apply_while<'a>(
+    /// Makes the directory hold exactly the objects of `drafts`, without retired ones, apart from files that are not ours.
+    /// The drafts of one directory are always of the same settings. Changes of other programs since the last look stay
+    /// until the next one.
+    ///
+    /// As soon as `go_on` returns false, it writes only what blocks, removes nothing, and leaves the rest to the next
+    /// pass. A file that can't be written stops no other. It fails only if nothing more can be done in the directory.
+    pub(crate) fn apply_while<'a>(
         &self,
         drafts: impl IntoIterator<Item = Draft<'a>>,
         mut go_on: impl FnMut() -> bool,
@@ -92,7 +95,7 @@ impl Directory {
 
     /// Removes every file of ours, those that were cut short and those that are kept beside them too. Returns how many. For a
     /// directory that this process has locked, and in which no object is needed any more.
-    pub fn clear(&self, settings: &Settings) -> Result<usize, DirectoryError> {
+    pub(crate) fn clear(&self, settings: &Settings) -> Result<usize, DirectoryError> {
         let mut removed = 0;
         let blocks = |file: &str| {
             let mut blocking = settings.kinds.iter().filter(|kind| kind.blocking().is_some());

@@ -88,12 +88,12 @@ impl Known {
 
 /// An incident whose object differs from our last write.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Whether its generations start anew from the number in its status, because it is another object of that name,
     /// or one from a backup.
-    pub was_replaced: bool,
+    pub(crate) was_replaced: bool,
 }
 
 /// The objects of all incidents, by name.

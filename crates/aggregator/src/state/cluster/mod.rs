@@ -35,9 +35,9 @@ use super::{Loaded, PersistedState, StateError};
 use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
-pub use self::known::Changed;
+pub(crate) use self::known::Changed;
 use self::known::{AllKnown, Known};
-pub use self::watching::{Relist, Watching};
+pub(crate) use self::watching::{Relist, Watching};
 
 /// The field manager of our writes of the persisted state.
 pub(super) const FIELD_MANAGER: &str = "procscan-aggregator";
@@ -57,7 +57,7 @@ pub struct Objects {
 
 /// The writing side of [`Objects`].
 #[derive(Debug)]
-pub struct ClusterStore {
+pub(crate) struct ClusterStore {
     objects: Objects,
     /// The incidents as we last wrote or read them.
     known: AllKnown,
@@ -68,18 +68,18 @@ pub struct ClusterStore {
 
 impl ClusterStore {
     /// A store that has read and written nothing yet.
-    pub fn new(objects: Objects, relist: Option<Relist>) -> Self {
+    pub(crate) fn new(objects: Objects, relist: Option<Relist>) -> Self {
         let events = Events::start(objects.clone());
         Self { objects, known: AllKnown::default(), events, relist }
     }
 
     /// See [`Relist::ask`].
-    pub fn relist(&self, with_incidents: bool) -> u64 {
+    pub(crate) fn relist(&self, with_incidents: bool) -> u64 {
         self.relist.as_ref().map_or(0, |relist| relist.ask(with_incidents))
     }
 
     /// The incidents that we know in a later version than the watch shows.
-    pub fn unseen(&self, state: &PersistedState) -> BTreeMap<String, ObjectVersion> {
+    pub(crate) fn unseen(&self, state: &PersistedState) -> BTreeMap<String, ObjectVersion> {
         let all = self.known.all.iter().filter(|_| self.relist.is_some());
         let unseen = all.filter(|(name, known)| !known.version.is_in(state, name));
         unseen.map(|(name, known)| (name.clone(), known.version)).collect()
@@ -92,7 +92,11 @@ impl ClusterStore {
     /// like any other change of a status.
     ///
     /// Incidents without decisions are left out. The program that made them ended in between.
-    pub async fn load(&mut self, permit: &WritePermit, seen: &PersistedState) -> Result<Loaded, StateError> {
+    pub(crate) async fn load(
+        &mut self,
+        permit: &WritePermit,
+        seen: &PersistedState,
+    ) -> Result<Loaded, StateError> {
         let Read { loaded, known, marks } = self.objects.take_over(seen).await?;
         permit.rank_after(marks.iter().map(String::as_str)).await;
         self.known = known;
@@ -100,7 +104,7 @@ impl ClusterStore {
     }
 
     /// Writes incidents. Returns the names of those that can't be written, with the errors.
-    pub async fn save(
+    pub(crate) async fn save(
         &mut self,
         permit: &WritePermit,
         incidents: Vec<Incident>,
@@ -132,7 +136,7 @@ impl ClusterStore {
     }
 
     /// Writes decisions as Events of their Incidents, as far as the queue has room for them.
-    pub fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
+    pub(crate) fn announce(&self, permit: &WritePermit, decisions: &[(String, Decision)]) {
         let mut lost = 0;
         for (name, decision) in decisions {
             let Some(known) = self.known.all.get(name) else { continue };
@@ -155,7 +159,11 @@ impl ClusterStore {
 
     /// Removes the commands about an incident after they have been carried out. Our last answered write must say so,
     /// and only exactly those commands are removed. Later ones stay for the next time.
-    pub async fn remove_commands(&mut self, permit: &WritePermit, name: &str) -> Result<(), StateError> {
+    pub(crate) async fn remove_commands(
+        &mut self,
+        permit: &WritePermit,
+        name: &str,
+    ) -> Result<(), StateError> {
         let Some(patch) = self.known.all.get(name).and_then(Known::removal_patch) else { return Ok(()) };
         let place = || format!("Incident {name}");
         let removal = serde_json::from_value(patch)
@@ -179,29 +187,29 @@ impl ClusterStore {
     }
 
     /// The incidents whose objects differ from our last writes.
-    pub fn changed(&mut self, state: &PersistedState) -> Vec<Changed> {
+    pub(crate) fn changed(&mut self, state: &PersistedState) -> Vec<Changed> {
         self.known.changed(state)
     }
 
     /// The API server's time, if it is known.
-    pub fn server_time(&self) -> Option<Timestamp> {
+    pub(crate) fn server_time(&self) -> Option<Timestamp> {
         self.objects.cluster.server_time()
     }
 
     /// When to check for changed objects again, even if the watch shows no change.
-    pub fn next_look(&self) -> Option<Instant> {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         self.known.next_look()
     }
 
     /// Accepts an incident's object as it is.
-    pub fn accept(&mut self, state: &PersistedState, name: &str) {
+    pub(crate) fn accept(&mut self, state: &PersistedState, name: &str) {
         if let Some(incident) = state.incidents.get(name) {
             self.known.accept(name, incident.version, incident.generation);
         }
     }
 
     /// Removes incidents whose retention is over.
-    pub async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
+    pub(crate) async fn remove(&mut self, permit: &WritePermit, names: &[String]) -> Result<(), StateError> {
         for name in names {
             let preconditions = self.known.all.remove(name).map(|known| Preconditions {
                 uid: None,
@@ -223,17 +231,17 @@ impl ClusterStore {
 
 impl Objects {
     /// The objects of `namespace`.
-    pub fn new(cluster: Cluster, namespace: String) -> Self {
+    pub(crate) fn new(cluster: Cluster, namespace: String) -> Self {
         Self { cluster, namespace }
     }
 
     /// The namespace of the objects.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
 
     /// Reads the whole current state.
-    pub async fn read(&self) -> Result<PersistedState, StateError> {
+    pub(crate) async fn read(&self) -> Result<PersistedState, StateError> {
         let mut all = PersistedState { is_complete: true, ..PersistedState::default() };
         for resource in Resource::ALL {
             for live in self.list(resource).await? {

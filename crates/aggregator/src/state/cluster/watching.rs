@@ -29,7 +29,7 @@ const DECLARED: [Resource; 2] = [Resource::Exemption, Resource::Enforcement];
 
 /// Watches the objects.
 #[derive(Debug)]
-pub struct Watching {
+pub(crate) struct Watching {
     objects: Objects,
     asked: watch::Receiver<Asked>,
 }
@@ -46,12 +46,12 @@ struct Asked {
 /// Asks [`Watching`] for new lists of the declarations. A watch may hang for minutes, or fail, and then shows old
 /// ones.
 #[derive(Debug)]
-pub struct Relist(watch::Sender<Asked>);
+pub(crate) struct Relist(watch::Sender<Asked>);
 
 impl Relist {
     /// Requests new lists, with or without the Incidents. Returns the number of the request.
     /// [`PersistedState::as_of`] reaches it with lists that were begun after the request.
-    pub fn ask(&self, with_incidents: bool) -> u64 {
+    pub(crate) fn ask(&self, with_incidents: bool) -> u64 {
         let number = self.0.borrow().number + 1;
         self.0.send_replace(Asked { number, with_incidents });
         number
@@ -89,14 +89,14 @@ struct Part {
 
 impl Watching {
     /// Watches `objects`. New lists of them are requested by [`Relist`].
-    pub fn new(objects: Objects) -> (Self, Relist) {
+    pub(crate) fn new(objects: Objects) -> (Self, Relist) {
         let (ask, asked) = watch::channel(Asked::default());
         (Self { objects, asked }, Relist(ask))
     }
 
     /// Runs until cancelled. `error` has the reason why the objects can't be watched, if there is one. The last known
     /// state stays.
-    pub async fn run(
+    pub(crate) async fn run(
         mut self,
         shown: watch::Sender<Arc<PersistedState>>,
         error: watch::Sender<Option<String>>,

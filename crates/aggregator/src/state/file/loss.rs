@@ -20,7 +20,7 @@ impl FileStore {
     ///
     /// That holds too if an earlier start made the file and was killed before it could persist the pause. It also
     /// holds if operators have declared exemptions since. A mode that they have declared takes precedence.
-    pub async fn begin_after_loss(&self) -> Result<(), StateError> {
+    pub(crate) async fn begin_after_loss(&self) -> Result<(), StateError> {
         let is_new = self.0.inner.lock().await.is_new;
         let Some(spec) = self.0.after_loss.clone().filter(|_| is_new) else { return Ok(()) };
         let spec = EnforcementSpec { reason: Some(NEW_FILE.to_owned()), ..spec };

@@ -18,7 +18,7 @@ pub struct StateError {
 
 /// The kinds of [`StateError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateErrorKind {
+pub(crate) enum StateErrorKind {
     /// The disk has no space left.
     Full,
     /// The file may not be written: a read-only file system, or permissions.
@@ -93,7 +93,7 @@ impl StateError {
     }
 
     /// The kind.
-    pub fn kind(&self) -> StateErrorKind {
+    pub(crate) fn kind(&self) -> StateErrorKind {
         self.kind
     }
 

@@ -31,10 +31,10 @@ use tokio::sync::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
-pub use self::error::{StateError, StateErrorKind};
-pub use self::place::FILES;
+pub(crate) use self::error::{StateError, StateErrorKind};
+pub(crate) use self::place::FILES;
 use self::place::Place;
-pub use self::store::SetAside;
+pub(crate) use self::store::SetAside;
 use self::store::{SetAsideFiles, Store};
 use super::{Batch, DecisionFilter, Document, LoggedDecision};
 
@@ -74,19 +74,19 @@ impl Sqlite {
 
     /// The damaged files that were set aside and are still there: as of the last opening, recovery or
     /// [`Sqlite::retain`].
-    pub fn warnings(&self) -> Vec<SetAside> {
+    pub(crate) fn warnings(&self) -> Vec<SetAside> {
         self.set_aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All documents, by kind and name.
-    pub async fn load(&self) -> Result<Vec<Document>, StateError> {
+    pub(crate) async fn load(&self) -> Result<Vec<Document>, StateError> {
         self.run(OPERATION_TIMEOUT, Store::load).await
     }
 
     /// Writes a batch: all of it, durably, when this returns; or nothing.
     ///
     /// After an error it is not known whether the batch was written. The caller can commit it again.
-    pub async fn commit(&self, batch: &Batch) -> Result<(), StateError> {
+    pub(crate) async fn commit(&self, batch: &Batch) -> Result<(), StateError> {
         let batch = batch.clone();
         self.run(OPERATION_TIMEOUT, move |store| store.commit(&batch)).await
     }
@@ -96,18 +96,18 @@ impl Sqlite {
     /// Returns whether it is another file than before. It may be a new one, because the old one was deleted or set
     /// aside, or an old copy that another program has put there. Then the caller writes everything again from memory.
     /// The answer stays the same until a batch has been committed.
-    pub async fn recover(&self) -> Result<bool, StateError> {
+    pub(crate) async fn recover(&self) -> Result<bool, StateError> {
         self.run(OPEN_TIMEOUT, Store::recover).await
     }
 
     /// Entries of the log, newest first.
-    pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
+    pub(crate) async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<LoggedDecision>, StateError> {
         let _turn = self.reader.lock().await;
         self.run(OPERATION_TIMEOUT, move |store| store.decisions(&filter)).await
     }
 
     /// Removes the entries of the log from before `before`, and the oldest beyond `max_rows`. Returns how many.
-    pub async fn retain(&self, before: Timestamp, max_rows: usize) -> Result<usize, StateError> {
+    pub(crate) async fn retain(&self, before: Timestamp, max_rows: usize) -> Result<usize, StateError> {
         let mut removed = 0;
         loop {
             let chunk = self
@@ -138,7 +138,7 @@ impl Sqlite {
 }
 
 /// Removes the state in `directory`, which must exist. Blocks. Fails if a process uses the state. Other files stay.
-pub fn remove(directory: &Path) -> Result<(), StateError> {
+pub(crate) fn remove(directory: &Path) -> Result<(), StateError> {
     let place = Place::make(directory)?;
     place.clear(&place.lock()?)
 }

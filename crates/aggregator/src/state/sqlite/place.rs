@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 use super::error::{StateError, StateErrorKind};
 
 /// The files of the state, the database first. The journal exists only once something has been written.
-pub const FILES: [&str; 2] = [DATABASE, "state.db-journal"];
+pub(crate) const FILES: [&str; 2] = [DATABASE, "state.db-journal"];
 
 const DATABASE: &str = "state.db";
 const LOCK: &str = "state.lock";

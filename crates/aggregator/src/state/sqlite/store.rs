@@ -18,9 +18,9 @@ use crate::state::{Batch, DecisionFilter, Document, LoggedDecision};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetAside {
     /// Its present path.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The damage, if it was found since the start.
-    pub problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl fmt::Display for SetAside {

@@ -40,7 +40,7 @@ const LONGER: &[(&str, usize)] = &[
     ("crates/core/src/report/tests.rs", 586),
     ("crates/core/src/resources/wasm_plugin/mod.rs::object", 75),
     ("crates/core/tests/domain/bad_rule.rs::a_bad_rule", 97),
-    ("crates/core/tests/domain/persisting.rs", 587),
+    ("crates/core/tests/domain/persisting.rs", 575),
     ("crates/core/tests/domain/policy_laws.rs", 511),
     ("crates/core/tests/domain/policy_laws.rs::take", 78),
     (

@@ -12,16 +12,21 @@ fn kinds(world: &mut World) -> Vec<DecisionKind> {
     world.evaluate().decisions.iter().map(|decision| decision.kind).collect()
 }
 
+fn inherited_block(namespace: &str, services: &[&str]) -> InheritedBlock {
+    InheritedBlock {
+        app: app(namespace),
+        notified_at: None,
+        accused: [Key::new(namespace, "web", "xmrig")].into(),
+        is_guess: false,
+        services: services.iter().map(|name| (*name).into()).collect(),
+        on_ingresses: OnIngresses::default(),
+    }
+}
+
 #[test]
 fn an_inherited_block_is_released_only_after_every_node_has_answered_long_enough() {
     let inherited = |names: &[&str], policy: &Policy| {
-        let of = |name: &&str| InheritedBlock {
-            app: app(name),
-            notified_at: None,
-            accused: [Key::new(*name, "web", "xmrig")].into(),
-            services: vec![format!("old.{name}.svc").into()],
-            on_ingresses: OnIngresses::default(),
-        };
+        let of = |name: &&str| inherited_block(name, &[&format!("old.{name}.svc")]);
         let mut incidents = Incidents::default();
         incidents.inherit(names.iter().map(of).collect::<Vec<_>>(), policy, crate::common::at(0));
         incidents
@@ -72,13 +77,7 @@ fn an_inherited_block_is_released_only_after_every_node_has_answered_long_enough
 #[test]
 fn an_agent_that_never_gets_an_address_holds_inherited_blocks_for_a_day_at_most() {
     let mut world = World::new(&["n1"]);
-    let inherited = InheritedBlock {
-        app: app("ns-a"),
-        notified_at: None,
-        accused: [Key::new("ns-a", "web", "xmrig")].into(),
-        services: vec!["old.ns-a.svc".into()],
-        on_ingresses: OnIngresses::default(),
-    };
+    let inherited = inherited_block("ns-a", &["old.ns-a.svc"]);
     world.incidents.inherit([inherited], &world.policy, crate::common::at(0));
     world.ledger.expect([crate::common::target("n1")], 1);
     world.policy.verify_pods = true;
@@ -94,13 +93,7 @@ fn an_agent_that_never_gets_an_address_holds_inherited_blocks_for_a_day_at_most(
 fn a_block_without_accepted_evidence_can_be_exempted_and_released_for_good() {
     let blocked = || {
         let mut world = World::new(&["n1"]);
-        let inherited = InheritedBlock {
-            app: app("ns-a"),
-            notified_at: None,
-            accused: [Key::new("ns-a", "web", "xmrig")].into(),
-            services: vec!["web.ns-a.svc".into()],
-            on_ingresses: OnIngresses::default(),
-        };
+        let inherited = inherited_block("ns-a", &["web.ns-a.svc"]);
         world.incidents.inherit([inherited], &world.policy, crate::common::at(0));
         assert_eq!(world.blocked(), ["ns-a"]);
         world
@@ -169,6 +162,7 @@ fn an_inherited_block_stays_while_it_can_not_be_persisted_and_after_its_object_w
     let inherited = InheritedBlock {
         app: app("ns-a"),
         notified_at: None,
+        is_guess: false,
         accused,
         services,
         on_ingresses: OnIngresses::default(),
@@ -426,13 +420,7 @@ fn services_that_the_gateway_closes_stay_closed_over_a_change_of_leader_until_th
     // A new leader knows nothing of the cluster yet. It finds one more Service closed, and one of another App.
     let facts = std::mem::take(&mut world.facts);
     world.restart();
-    let found = InheritedBlock {
-        app: app("ns-a"),
-        notified_at: None,
-        accused: [Key::new("ns-a", "web", "xmrig")].into(),
-        services: vec!["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()],
-        on_ingresses: OnIngresses::default(),
-    };
+    let found = inherited_block("ns-a", &["later.ns-a.svc", "web-x7k2.ns-a.svc"]);
     assert!(world.incidents.inherit([found], &world.policy, world.now).is_empty());
     world.unwritable.insert("ns-a".to_owned());
     for _ in 0..2 {

@@ -104,3 +104,24 @@ fn clearing_a_directory_removes_the_files_of_every_kind_and_no_others() {
         assert_eq!(listing(temp.path()), [LOCK, "configmap_mine.yaml", "mine.yaml"]);
     }
 }
+
+/// An object that could not be written may have to close what another file closes.
+#[test]
+fn while_a_file_of_a_kind_that_blocks_can_not_be_written_none_of_that_kind_is_removed() {
+    for (settings, file) in homes() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        pass(&directory, &plan(&["web", "blog"]), &settings);
+        let message = temp.path().join("notification_ns-a_procscan-x.yaml");
+        fs::copy(temp.path().join(PLUGIN), &message).unwrap();
+        fs::write(temp.path().join(file("shop")), "kind: Mine\n").unwrap();
+        let released = plan(&["web", "shop"]);
+        directory.refresh().unwrap();
+        let existing = directory.existing(&settings).unwrap();
+        directory.apply(resources::drafts(&released, &settings, existing)).unwrap_err();
+        assert!(temp.path().join(file("blog")).exists() && !message.exists());
+        fs::remove_file(temp.path().join(file("shop"))).unwrap();
+        assert_eq!(pass(&directory, &released, &settings), Written { written: 1, removed: 1 });
+        assert!(!temp.path().join(file("blog")).exists());
+    }
+}

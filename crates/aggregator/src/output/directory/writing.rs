@@ -80,6 +80,29 @@ impl Directory {
         Ok(Pass { written: done, failed, is_finished })
     }
 
+    /// Removes files of objects that block, if they were cut short and the pass that is `done` did not want them.
+    pub fn remove_cut(&self, settings: &Settings, done: &mut Pass) -> Result<(), DirectoryError> {
+        let mut memory = self.memory();
+        let kinds: Vec<Kind> =
+            settings.kinds.iter().filter(|kind| kind.blocking().is_some()).copied().collect();
+        let is_unwritten =
+            |kind: &Kind| done.failed.iter().any(|(file, _)| file.starts_with(&kind.file_prefix()));
+        let is_surplus = |name: &str| {
+            let mut of_kind = kinds.iter().filter(|kind| kind.object_of(name, settings).is_some());
+            let is_wanted = memory.files.get(name).is_some_and(|known| known.wanted == memory.pass);
+            !is_wanted && of_kind.next().is_some_and(|kind| !is_unwritten(kind))
+        };
+        let surplus = memory.cut.iter().filter(|name| done.is_finished && is_surplus(name));
+        let surplus: Vec<Box<str>> = surplus.cloned().collect();
+        for name in &surplus {
+            match self.remove(&mut memory, name, |found| matches!(found, Found::Cut)) {
+                Ok(removed) => done.written.removed += usize::from(removed),
+                Err(error) => done.failed.push((name.to_string(), error)),
+            }
+        }
+        if surplus.is_empty() { Ok(()) } else { self.flush() }
+    }
+
     /// Removes a file if `is_same` holds for what is there now: another program may have put its own file in this place since the
     /// last look. Returns whether it was removed.
     fn remove(
@@ -101,6 +124,7 @@ impl Directory {
         }
         memory.files.remove(name);
         memory.notes.remove(name);
+        memory.cut.remove(name);
         Ok(!is_another)
     }
 
@@ -168,6 +192,7 @@ impl Directory {
             memory.notes.insert(name.into(), blocking.note(Some(&object.spec)));
         }
         memory.files.insert(name.into(), written);
+        memory.cut.remove(name);
         Ok(true)
     }
 

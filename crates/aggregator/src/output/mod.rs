@@ -389,7 +389,9 @@ async fn write_files(
         let existing = directory.existing(&settings)?;
         let left_open = resources::left_open(&decided.plan, &settings, &existing);
         let drafts = resources::drafts(&decided.plan, &settings, existing);
-        Ok((directory.apply_while(drafts, go_on)?, Some(left_open)))
+        let mut pass = directory.apply_while(drafts, go_on)?;
+        directory.remove_cut(&settings, &mut pass)?;
+        Ok((pass, Some(left_open)))
     };
     let undone =
         |problem: String| Outcome { problems: vec![problem], is_unfinished: true, ..Outcome::default() };

@@ -299,6 +299,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         app: App::new("ns-a", "app", name),
         notified_at: told,
         accused: accused.iter().cloned().collect(),
+        is_guess: accused.is_empty(),
         services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
         on_ingresses: OnIngresses::default(),
     };

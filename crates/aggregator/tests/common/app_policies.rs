@@ -129,6 +129,7 @@ impl BlockingKind for AppPolicies {
                 app,
                 notified_at: None,
                 accused: [].into(),
+                is_guess: false,
                 services,
                 on_ingresses: OnIngresses::default(),
             })

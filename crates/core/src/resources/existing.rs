@@ -49,6 +49,7 @@ fn both(a: InheritedBlock, b: InheritedBlock) -> InheritedBlock {
         app: a.app,
         notified_at: a.notified_at.max(b.notified_at),
         accused: a.accused.into_iter().chain(b.accused).collect(),
+        is_guess: a.is_guess && b.is_guess,
         services: services.into_iter().collect(),
         on_ingresses,
     }
@@ -70,6 +71,7 @@ mod tests {
             app: App::new("ns-a", "app", name),
             notified_at: None,
             accused: [Key::new("ns-a", pod, "xmrig")].into(),
+            is_guess: false,
             services: texts(services),
             on_ingresses: OnIngresses { services: texts(on_ingresses), ingresses: texts(&["ns-a/in"]) },
         };
@@ -82,6 +84,10 @@ mod tests {
             ..block("web", &["a", "b", "c", "d"], &["a", "d"], "")
         };
         assert_eq!(all, [other, expected]);
-        assert_eq!(union([first.clone()]), [first]);
+        assert_eq!(union([first.clone()]), std::slice::from_ref(&first));
+        // An App that one of the kinds names for certain is no guess.
+        let guess = InheritedBlock { is_guess: true, ..first.clone() };
+        assert!(union([guess.clone(), guess.clone()])[0].is_guess);
+        assert!(!union([guess, first])[0].is_guess);
     }
 }

@@ -125,6 +125,7 @@ fn evidence_that_can_not_be_verified_clears_nothing() {
             let inherited = InheritedBlock {
                 app: app("ns-a"),
                 notified_at: None,
+                is_guess: false,
                 accused,
                 services: vec!["web.ns-a.svc".into()],
                 on_ingresses: OnIngresses::default(),

@@ -208,6 +208,7 @@ fn services_of_an_ended_incident_stay_closed_for_an_unreadable_app() {
     let found = InheritedBlock {
         app: of("a"),
         notified_at: None,
+        is_guess: false,
         accused,
         services,
         on_ingresses: OnIngresses::default(),

@@ -12,6 +12,7 @@ fn block_of(namespace: &str, service: &str) -> InheritedBlock {
         app: app(namespace),
         notified_at: None,
         accused: [Key::new(namespace, "web", "xmrig")].into(),
+        is_guess: false,
         services: vec![format!("{service}.{namespace}.svc").into()],
         on_ingresses: OnIngresses::default(),
     }

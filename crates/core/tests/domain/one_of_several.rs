@@ -260,6 +260,7 @@ fn the_process_of_an_inherited_block_may_be_hidden_too() {
     let inherited = InheritedBlock {
         app: app("ns-j"),
         notified_at: None,
+        is_guess: false,
         accused,
         services: vec!["web.ns-j.svc".into()],
         on_ingresses: OnIngresses::default(),

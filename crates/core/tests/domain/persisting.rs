@@ -124,6 +124,7 @@ fn services_that_the_gateway_closes_stay_closed_over_a_change_of_leader_until_th
         app: app("ns-a"),
         notified_at: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
+        is_guess: false,
         services: vec!["later.ns-a.svc".into(), "web-x7k2.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use procscan_core::names::{Key, Text};
+use procscan_core::names::{App, Key, Text};
 use procscan_core::plan::Exposure;
 use procscan_core::policy::{ClusterFacts, IncidentCommand, InheritedBlock, OnIngresses};
 
@@ -38,6 +38,7 @@ fn found(namespace: &str, services: &[&str], ingresses: &[&str], plain: &[&str])
         app: app(namespace),
         notified_at: None,
         accused,
+        is_guess: false,
         services: texts(services),
         on_ingresses,
     }
@@ -292,5 +293,23 @@ fn a_block_of_the_gateway_belongs_to_another_incident_once_the_older_one_can_not
         let gateway = [found("ns-a", &["web.ns-a.svc"], &[], &[])];
         let inherited = world.incidents.inherit(gateway, &world.policy, world.now);
         assert_eq!(!inherited.is_empty(), is_closed, "{more} s more: {inherited:?}");
+    }
+}
+
+/// A kind may name Apps for certain and carry no Pods.
+#[test]
+fn an_app_that_is_named_without_pods_is_inherited_unless_it_is_guessed_and_explained() {
+    for is_guess in [true, false] {
+        let mut world = blocked(&[("ns-a", reached(&["web.ns-a.svc"], &[], &["web.ns-a.svc"]))]);
+        let other = App::new("ns-a", "app", "other");
+        let of_other = InheritedBlock {
+            app: other.clone(),
+            accused: BTreeSet::new(),
+            is_guess,
+            ..found("ns-a", &["web.ns-a.svc"], &[], &["web.ns-a.svc"])
+        };
+        let decisions = world.incidents.inherit([of_other], &world.policy, world.now);
+        let apps: Vec<App> = decisions.into_iter().map(|decision| decision.app).collect();
+        assert_eq!(apps, if is_guess { vec![] } else { vec![other] }, "{is_guess}");
     }
 }

@@ -57,6 +57,7 @@ fn an_app_with_an_unreadable_incident_is_not_touched_and_its_closed_services_sta
         app: app("ns-a"),
         notified_at: None,
         accused: [Key::new("ns-a", "web", "xmrig")].into(),
+        is_guess: false,
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };

@@ -3,7 +3,7 @@
 //! Every pass compares everything with what should be there, and nearly always all of it is: so a file is read only if its
 //! stamp says that somebody has changed it, and an object is made only if it is made from something else than before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::Metadata;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
@@ -120,6 +120,8 @@ pub(super) struct Memory {
     pub(super) notes: HashMap<Box<str>, u8>,
     /// The files from which no program can read objects, by name, each with the reason.
     pub(super) junk: BTreeMap<Box<str>, String>,
+    /// The files that are empty or cut short, by name.
+    pub(super) cut: BTreeSet<Box<str>>,
     /// Every file has been looked at once.
     pub(super) has_looked: bool,
     /// The number of the last pass.
@@ -154,6 +156,15 @@ impl Memory {
         match problem {
             Some(problem) => drop(self.junk.insert(name.into(), problem)),
             None => drop(self.junk.remove(name)),
+        }
+    }
+
+    /// Notes whether a file is empty or cut short.
+    pub(super) fn note_cut(&mut self, name: &str, is_cut: bool) {
+        if is_cut {
+            self.cut.insert(name.into());
+        } else {
+            self.cut.remove(name);
         }
     }
 

@@ -13,7 +13,7 @@ mod reading;
 mod temporary;
 mod writing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -177,6 +177,12 @@ impl Directory {
         Ok(ours)
     }
 
+    /// The names of the files that were cut short, of objects that block.
+    fn cut(&self, settings: &Settings) -> Result<BTreeSet<String>, DirectoryError> {
+        let files = self.blocking_files(settings)?.into_iter();
+        Ok(files.filter(|file| matches!(file.found, Found::Cut)).map(|file| file.name).collect())
+    }
+
     /// Whether there is a file of ours.
     pub(crate) fn has_objects(&self) -> Result<bool, DirectoryError> {
         self.ours().map(|ours| !ours.is_empty())
@@ -212,6 +218,7 @@ impl Directory {
             let Some(found) = self.find(name) else { continue };
             has_changed = true;
             memory.note_junk(name, found.problem(&entry.path()));
+            memory.note_cut(name, matches!(found, Found::Cut));
             let before = memory.files.get(name);
             let now = match (&found, stamp) {
                 (Found::Unreadable(_), _) | (_, None) => Known::unread(),
@@ -225,8 +232,9 @@ impl Directory {
         }
         let before = memory.files.len();
         memory.files.retain(|_, known| known.seen == look);
-        let Memory { files, junk, .. } = memory;
+        let Memory { files, junk, cut, .. } = memory;
         junk.retain(|name, _| files.contains_key(name));
+        cut.retain(|name| files.contains_key(name));
         has_changed |= memory.files.len() < before;
         memory.has_looked = true;
         Ok(has_changed)
@@ -305,6 +313,7 @@ impl Directory {
         settings: &Settings,
     ) -> Result<Vec<Difference>, DirectoryError> {
         let mut ours = self.ours()?;
+        let mut cut = self.cut(settings)?;
         let existing = self.existing(settings)?;
         let mut differences = Vec::new();
         for object in resources::render(plan, settings, existing) {
@@ -317,6 +326,7 @@ impl Directory {
             }
             let name = object.kind.file_name(namespace, name);
             let before = ours.remove(&name);
+            cut.remove(&name);
             let is = before.as_deref().and_then(|text| parse(text).ok());
             if is.as_ref().is_some_and(|is| has_same_words(&object, is)) {
                 continue;
@@ -328,8 +338,8 @@ impl Directory {
                 differences.push(Difference { action, object: name, lines });
             }
         }
-        let left =
-            ours.into_keys().map(|object| Difference { action: Action::Remove, object, lines: Vec::new() });
+        let left = ours.into_keys().chain(cut);
+        let left = left.map(|object| Difference { action: Action::Remove, object, lines: Vec::new() });
         differences.extend(left);
         Ok(differences)
     }

@@ -12,10 +12,10 @@ use crate::decided::PersistedBlocks;
 use crate::output::persisted_blocks::{ListedBlocks, lacks};
 
 /// A file of an object that blocks.
-struct BlockingFile {
-    name: String,
+pub(super) struct BlockingFile {
+    pub(super) name: String,
     kind: Kind,
-    found: Found,
+    pub(super) found: Found,
 }
 
 impl Directory {
@@ -113,7 +113,7 @@ impl Directory {
     }
 
     /// The files of our objects that block, ordered by name.
-    fn blocking_files(&self, settings: &Settings) -> Result<Vec<BlockingFile>, DirectoryError> {
+    pub(super) fn blocking_files(&self, settings: &Settings) -> Result<Vec<BlockingFile>, DirectoryError> {
         let mut names = self.names()?;
         names.sort();
         let blocking: Vec<Kind> =

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 
-use procscan_core::resources::{Draft, Object, Settings, WritePolicy};
+use procscan_core::resources::{Draft, Kind, Object, Settings, WritePolicy};
 
 use super::found::{Damage, Found, parse, parse_whole};
 use super::memory::{Known, Memory, Stamp};
@@ -31,7 +31,9 @@ impl Directory {
     /// until the next one.
     ///
     /// As soon as `go_on` returns false, it writes only what blocks, removes nothing, and leaves the rest to the next
-    /// pass. A file that can't be written stops no other. It fails only if nothing more can be done in the directory.
+    /// pass. A file that can't be written stops no other. While a file of a kind that blocks can't be written, no file of
+    /// that kind is removed, because the new file may close what the old one closes. It fails only if nothing more can be
+    /// done in the directory.
     pub(crate) fn apply_while<'a>(
         &self,
         drafts: impl IntoIterator<Item = Draft<'a>>,
@@ -45,6 +47,7 @@ impl Directory {
         let pass = memory.next_pass();
         let mut done = Written::default();
         let (mut failed, mut is_finished) = (Vec::new(), true);
+        let mut unwritten: Vec<Kind> = Vec::new();
         for draft in drafts.into_iter().filter(|draft| draft.write_policy != WritePolicy::MarkRead) {
             if draft.write_policy != WritePolicy::Reconcile && !go_on() {
                 is_finished = false;
@@ -56,41 +59,77 @@ impl Directory {
             }
             match self.put(&mut memory, &name, &draft) {
                 Ok(is_news) => done.written += usize::from(is_news),
-                Err(error) => failed.push((name, error)),
+                Err(error) => {
+                    unwritten.extend(draft.kind.blocking().map(|_| draft.kind));
+                    failed.push((name, error));
+                }
             }
         }
         // After a pass that was broken off it is not known which files are surplus.
-        let is_surplus = |known: &Known| is_finished && known.text.is_some() && known.wanted != pass;
-        let surplus: Vec<Box<str>> = memory
-            .files
-            .iter()
-            .filter(|(_, known)| is_surplus(known))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let is_surplus = |name: &str, known: &Known| {
+            let is_needed = || unwritten.iter().any(|kind| name.starts_with(&kind.file_prefix()));
+            is_finished && known.text.is_some() && known.wanted != pass && !is_needed()
+        };
+        let surplus = memory.files.iter().filter(|(name, known)| is_surplus(name, known));
+        let surplus: Vec<Box<str>> = surplus.map(|(name, _)| name.clone()).collect();
         for name in surplus {
-            let path = self.path.join(&*name);
-            // Another program may have put its own file in this place since the last look.
-            if Found::at(&path).is_some_and(|found| found.ours().is_none()) {
-                memory.files.remove(&*name);
-                memory.notes.remove(&*name);
-                continue;
-            }
-            self.held().keep(&self.path)?;
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    failed.push((name.into(), error(&path, "can't be removed", &e)));
-                }
-                _ => {
-                    memory.files.remove(&*name);
-                    memory.notes.remove(&*name);
-                    done.removed += 1;
-                }
+            match self.remove(&mut memory, &name, |found| matches!(found, Found::Ours(_))) {
+                Ok(removed) => done.removed += usize::from(removed),
+                Err(error) => failed.push((name.into(), error)),
             }
         }
         if done != Written::default() {
             self.flush()?;
         }
         Ok(Pass { written: done, failed, is_finished })
+    }
+
+    /// Removes files of objects that block, if they were cut short and the pass that is `done` did not want them.
+    pub fn remove_cut(&self, settings: &Settings, done: &mut Pass) -> Result<(), DirectoryError> {
+        let mut memory = self.memory();
+        let kinds: Vec<Kind> =
+            settings.kinds.iter().filter(|kind| kind.blocking().is_some()).copied().collect();
+        let is_unwritten =
+            |kind: &Kind| done.failed.iter().any(|(file, _)| file.starts_with(&kind.file_prefix()));
+        let is_surplus = |name: &str| {
+            let mut of_kind = kinds.iter().filter(|kind| kind.object_of(name, settings).is_some());
+            let is_wanted = memory.files.get(name).is_some_and(|known| known.wanted == memory.pass);
+            !is_wanted && of_kind.next().is_some_and(|kind| !is_unwritten(kind))
+        };
+        let surplus = memory.cut.iter().filter(|name| done.is_finished && is_surplus(name));
+        let surplus: Vec<Box<str>> = surplus.cloned().collect();
+        for name in &surplus {
+            match self.remove(&mut memory, name, |found| matches!(found, Found::Cut)) {
+                Ok(removed) => done.written.removed += usize::from(removed),
+                Err(error) => done.failed.push((name.to_string(), error)),
+            }
+        }
+        if surplus.is_empty() { Ok(()) } else { self.flush() }
+    }
+
+    /// Removes a file if `is_same` holds for what is there now: another program may have put its own file in this place since the
+    /// last look. Returns whether it was removed.
+    fn remove(
+        &self,
+        memory: &mut Memory,
+        name: &str,
+        is_same: impl Fn(&Found) -> bool,
+    ) -> Result<bool, DirectoryError> {
+        let path = self.path.join(name);
+        let is_another = Found::at(&path).is_some_and(|found| !is_same(&found));
+        if !is_another {
+            self.held().keep(&self.path)?;
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(error(&path, "can't be removed", &e));
+                }
+                _ => {}
+            }
+        }
+        memory.files.remove(name);
+        memory.notes.remove(name);
+        memory.cut.remove(name);
+        Ok(!is_another)
     }
 
     /// Removes every file of ours, those that were cut short and those that are kept beside them too. Returns how many. For a
@@ -157,6 +196,7 @@ impl Directory {
             memory.notes.insert(name.into(), blocking.note(Some(&object.spec)));
         }
         memory.files.insert(name.into(), written);
+        memory.cut.remove(name);
         Ok(true)
     }
 

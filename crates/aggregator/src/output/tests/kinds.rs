@@ -104,3 +104,56 @@ fn clearing_a_directory_removes_the_files_of_every_kind_and_no_others() {
         assert_eq!(listing(temp.path()), [LOCK, "configmap_mine.yaml", "mine.yaml"]);
     }
 }
+
+/// An object that could not be written may have to close what another file closes.
+#[test]
+fn while_a_file_of_a_kind_that_blocks_can_not_be_written_none_of_that_kind_is_removed() {
+    for (settings, file) in homes() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        pass(&directory, &plan(&["web", "blog"]), &settings);
+        let message = temp.path().join("notification_ns-a_procscan-x.yaml");
+        fs::copy(temp.path().join(PLUGIN), &message).unwrap();
+        fs::write(temp.path().join(file("shop")), "kind: Mine\n").unwrap();
+        let released = plan(&["web", "shop"]);
+        directory.refresh().unwrap();
+        let existing = directory.existing(&settings).unwrap();
+        directory.apply(resources::drafts(&released, &settings, existing)).unwrap_err();
+        assert!(temp.path().join(file("blog")).exists() && !message.exists());
+        fs::remove_file(temp.path().join(file("shop"))).unwrap();
+        assert_eq!(pass(&directory, &released, &settings), Written { written: 1, removed: 1 });
+        assert!(!temp.path().join(file("blog")).exists());
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_short_is_removed_when_its_app_is_released() {
+    for (settings, file) in homes() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temp.path()).unwrap();
+        let settings = Arc::new(settings);
+        let write = async |names: &[&str]| {
+            let decided = Arc::new(Decided { rounds: 1, ..Decided::nothing(plan(names)) });
+            let (_decide, decisions) = watch::channel(decided.clone());
+            let mut output = Output::Directory(directory.clone());
+            output.write(&decided, false, false, &settings, &WritePermit::always(), &decisions).await
+        };
+        assert_eq!(write(&["web", "blog"]).await.problems, Vec::<String>::new());
+        let whole = fs::read_to_string(temp.path().join(file("blog"))).unwrap();
+        for left in ["", &whole[..20]] {
+            write(&["web", "blog"]).await;
+            fs::write(temp.path().join(file("blog")), left).unwrap();
+            // Of another program.
+            fs::write(temp.path().join("configmap_mine.yaml"), left).unwrap();
+            let preview = directory.preview(&plan(&["web"]), &settings).unwrap();
+            let removed = preview.iter().filter(|it| it.action == Action::Remove);
+            assert_eq!(removed.map(|it| &it.object).collect::<Vec<_>>(), [&file("blog")]);
+            // While the plan has it, it is written anew.
+            assert_eq!(write(&["web", "blog"]).await.written, 1);
+            fs::write(temp.path().join(file("blog")), left).unwrap();
+            assert_eq!(write(&["web"]).await.removed, 1);
+            assert!(!temp.path().join(file("blog")).exists());
+            assert!(temp.path().join("configmap_mine.yaml").exists());
+        }
+    }
+}

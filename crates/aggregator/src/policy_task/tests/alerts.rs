@@ -72,6 +72,7 @@ async fn a_leader_that_enforces_raises_an_alert_when_it_finds_blocks_of_which_no
         app: App::new("ns-a", "app", "miner"),
         notified_at: None,
         accused: [Key::new("ns-a", "miner-0", "xmrig")].into(),
+        is_guess: false,
         services: vec!["miner.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };

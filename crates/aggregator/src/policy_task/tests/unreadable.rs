@@ -92,6 +92,7 @@ pub(super) fn found(app: &str) -> InheritedBlock {
         app: App::new("ns-a", "app", app),
         notified_at: None,
         accused: [Key::new("ns-a", format!("{app}-0"), "xmrig")].into(),
+        is_guess: false,
         services: vec![format!("{app}.ns-a.svc").into()],
         on_ingresses: OnIngresses::default(),
     }

@@ -29,6 +29,9 @@ pub struct InheritedBlock {
     pub notified_at: Option<Timestamp>,
     /// Its violations, as far as known.
     pub accused: BTreeSet<Key>,
+    /// The object may name the App by a Service that is closed for another App. If persisted incidents name all of the Services,
+    /// they count instead.
+    pub is_guess: bool,
     /// The Services that are closed, as `service.namespace.svc`. They stay closed until the App's Services are known.
     pub services: Vec<Text>,
     /// The Services that are closed on some Ingresses only.
@@ -129,7 +132,7 @@ impl Incidents {
                 is_released || !(has_unknown && has_ended || is_blocked_by_another(incident, policy, now))
             };
             let is_known = self.by_app.get(app).is_some_and(counts);
-            if is_known || (accused.is_empty() && is_explained) {
+            if is_known || (found.is_guess && is_explained) {
                 continue;
             }
             let notified_at = notified_at.unwrap_or(now.wall());

@@ -153,6 +153,7 @@ impl Found {
                 app,
                 notified_at: None,
                 accused: BTreeSet::new(),
+                is_guess: true,
                 services: vec![host],
                 on_ingresses,
             }
@@ -167,6 +168,8 @@ impl Found {
                 app: app.clone(),
                 notified_at: None,
                 accused: accused.clone(),
+                // The block of a guessed App is listed without a Pod.
+                is_guess: accused.is_empty(),
                 services,
                 on_ingresses,
             }

@@ -9,11 +9,11 @@ use procscan_core::policy::{AppFact, Incidents, InheritedBlock, PodFact, PodStat
 use procscan_core::state::incident::ClearedBy;
 
 fn inherited(accused: &[&str]) -> InheritedBlock {
-    let accused = accused.iter().map(|process| Key::new("ns-a", "web", *process)).collect();
     InheritedBlock {
         app: app("ns-a"),
         notified_at: None,
-        accused,
+        accused: accused.iter().map(|process| Key::new("ns-a", "web", *process)).collect(),
+        is_guess: accused.is_empty(),
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: procscan_core::policy::OnIngresses::default(),
     }

@@ -63,6 +63,7 @@ fn a_round_is_reason_to_decide_only_where_something_waits_for_answers() {
     let found = InheritedBlock {
         app: app("ns-a"),
         notified_at,
+        is_guess: false,
         accused,
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: procscan_core::policy::OnIngresses::default(),

@@ -12,6 +12,7 @@ fn found(app: App, accused: &[&str], services: &[&str]) -> InheritedBlock {
     let key = |process: &&str| Key::new(app.namespace.clone(), "web", *process);
     InheritedBlock {
         accused: accused.iter().map(key).collect(),
+        is_guess: accused.is_empty(),
         notified_at: None,
         on_ingresses: procscan_core::policy::OnIngresses::default(),
         services: services.iter().map(|service| (*service).into()).collect(),

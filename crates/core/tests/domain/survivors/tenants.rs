@@ -55,6 +55,7 @@ fn a_block_lists_its_violations_even_if_no_accusation_supports_it_any_more() {
         app: app("ns-a"),
         notified_at: None,
         accused: keys.iter().cloned().collect(),
+        is_guess: false,
         services: vec!["web.ns-a.svc".into()],
         on_ingresses: OnIngresses::default(),
     };

@@ -42,7 +42,7 @@ use published::Published;
 use troubles::{Change, Trouble, Troubles};
 
 /// How long running answers may take after cancellation.
-const SHUTDOWN: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a scan may take until the list of the last one is too old for an answer; at least [`LATE_INTERVALS`] intervals.
 const SLOWEST_SCAN: Duration = Duration::from_secs(30);
 const LATE_INTERVALS: u32 = 3;
@@ -215,7 +215,7 @@ pub async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToke
         .into_future();
     let overdue = async {
         cancel.cancelled().await;
-        sleep(SHUTDOWN).await;
+        sleep(SHUTDOWN_TIMEOUT).await;
     };
     tokio::select! {
         ended = ended => ended,

@@ -1,7 +1,7 @@
 //! The composition root: the only place that knows all modules. Owns start and shutdown.
 
+mod persistence;
 mod pipeline;
-mod place;
 mod stage;
 
 use std::net::SocketAddr;
@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::pipeline::{Footing, Pipeline};
-use self::place::Place;
-pub(crate) use self::place::{LEASE, cluster, objects, output};
+use self::persistence::Persistence;
+pub(crate) use self::persistence::{LEASE, cluster, objects, output};
+pub(crate) use self::pipeline::{Pipeline, PipelineInputs};
 use self::stage::{LEADER, Stage};
 use crate::api::{self, Authenticator, Operators};
 use crate::config::Config;
@@ -57,18 +57,23 @@ impl Service {
         let (take_over, take_overs) = mpsc::channel(MAX_QUEUED_TAKE_OVERS);
         let (written_tx, written) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
-        let place = Place::open(config, cluster.as_ref()).await?;
-        place::lock(&mut output, place.election.as_ref())?;
+        let persistence = Persistence::open(config, cluster.as_ref()).await?;
+        persistence::lock(&mut output, persistence.election.as_ref())?;
         let operators = Operators {
-            commands: place.operator_commands,
+            commands: persistence.operator_commands,
             auth: Authenticator::new(config, cluster.as_ref())?,
-            namespace: place.namespace,
+            namespace: persistence.namespace,
             brake: config.policy().brake,
         };
-        let footing =
-            Footing { store: place.store, kept: place.persisted, leadership, take_over, delivered: written };
+        let inputs = PipelineInputs {
+            store: persistence.store,
+            persisted: persistence.persisted,
+            leadership,
+            take_over,
+            written,
+        };
         let Pipeline { views, sources, output: status, state_error, lease_error, mut stages } =
-            Pipeline::start(config, cluster.as_ref(), footing)?;
+            Pipeline::start(config, cluster.as_ref(), inputs)?;
         if let Some(cluster) = cluster {
             stages.push(Stage::spawn("reach", cluster.check_while_idle(sources.clone())));
         }
@@ -81,12 +86,12 @@ impl Service {
         };
         stages.push(Stage::spawn("output", output::run(output, config.settings(), interval, channels)));
         // The stages that write end before these two, so that another replica can take the Lease at once.
-        if let Some((watching, show)) = place.watching {
+        if let Some((watching, show)) = persistence.watching {
             let cancel = CancellationToken::new();
             let task = watching.run(show, state_error, cancel.clone());
             stages.push(Stage::until(cancel, "state", task));
         }
-        match place.election {
+        match persistence.election {
             Some(election) => {
                 let cancel = CancellationToken::new();
                 let task = election.run(leadership_tx, lease_error, cancel.clone());

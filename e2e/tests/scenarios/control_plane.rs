@@ -28,7 +28,7 @@ async fn crds_that_come_later_are_picked_up() -> anyhow::Result<()> {
     world.aggregator.wait_for("the violation", LIMIT, "/api/violations", serves).await?;
     crds::install(&world.cluster.admin(), Crds::best()).await?;
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    world.until_told("ns-a", "there", |_| true).await?;
+    world.until_notified("ns-a", "there", |_| true).await?;
     Ok(())
 }
 
@@ -179,7 +179,7 @@ async fn every_verb_of_the_shipped_roles_is_needed_and_named_when_it_is_missing(
             // In the case before, no Notification could be created.
             world.cluster.apply(RBAC).await?;
             world.restart(&routes)?;
-            world.until_told("ns-a", "there", |_| true).await?;
+            world.until_notified("ns-a", "there", |_| true).await?;
             world.aggregator.kill()?;
         }
         forget_everything(&world, &without.verb).await?;

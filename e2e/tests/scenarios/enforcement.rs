@@ -34,7 +34,7 @@ async fn a_miner_is_blocked_and_nothing_more_is_written(crds: Crds) -> anyhow::R
         json!({"pod": pod, "namespace": "ns-a", "process": "xmrig", "type": "app", "name": "web"});
     ensure!(spec["defaultConfig"]["violations"] == json!([violation]), "{spec}");
 
-    let notification = world.until_told("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
+    let notification = world.until_notified("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
     let spec = &notification.data["spec"];
     ensure!(spec["title"] == "Application web has been blocked", "{spec}");
     ensure!(spec["timestamp"].as_i64().is_some_and(|seconds| seconds > 1_700_000_000), "{spec}");
@@ -79,20 +79,24 @@ async fn a_tenant_is_warned_first_and_blocked_after_the_grace() -> anyhow::Resul
     world.accuse(0, &[("ns-a", &a)]);
     world.accuse(1, &[("ns-b", &b)]);
     let title = |notice: &DynamicObject| notice.data["spec"]["title"].as_str().unwrap_or_default().to_owned();
-    let warning = world.until_told("ns-a", "the warning", |it| title(it).contains("will be")).await?;
+    let warning = world.until_notified("ns-a", "the warning", |it| title(it).contains("will be")).await?;
     ensure!(world.closed().await?.is_empty(), "blocked before the grace has ended: {warning:?}");
     world.until_closed(&["web-x7k2.ns-a"]).await?;
     let incident = world.incident("ns-a").await?;
     let log = incident.data["status"]["decisions"].as_array().into_iter().flatten();
     let kinds: Vec<_> = log.map(|decision| &decision["decision"]).collect();
     ensure!(kinds == ["warned", "blocked"], "{incident:?}");
-    world.until_told("ns-a", "the block", |it| title(it).contains("has been blocked")).await?;
+    world.until_notified("ns-a", "the block", |it| title(it).contains("has been blocked")).await?;
     world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
 
     delete(&world.stage.api::<ResourceQuota>("ns-b"), "full").await?;
-    world.until_told("ns-b", "the warning", |it| title(it).contains("will be")).await?;
+    world.until_notified("ns-b", "the warning", |it| title(it).contains("will be")).await?;
     let closed = world.closed().await?;
-    ensure!(closed.len() == 1, "blocked before the grace has ended: {closed:?}\n{}", world.last_words());
+    ensure!(
+        closed.len() == 1,
+        "blocked before the grace has ended: {closed:?}\n{}",
+        world.last_log_entries()
+    );
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await
 }
 
@@ -118,7 +122,7 @@ async fn a_block_outlasts_silence_and_a_restarted_agent_and_ends_with_the_last_p
     let plugins = world.plugins().await?;
     ensure!(plugins.len() == 1, "expected one WasmPlugin, with its sentinel only: {plugins:?}");
     ensure!(plugins[0].data["spec"]["defaultConfig"]["violations"] == json!([]));
-    world.until_told("ns-a", "read", |it| it.labels()["isRead"] == "true").await?;
+    world.until_notified("ns-a", "read", |it| it.labels()["isRead"] == "true").await?;
     world.until_logged(&["released", "no Pod of the App remains"]).await?;
     Ok(())
 }
@@ -241,7 +245,7 @@ async fn a_restart_releases_no_app_and_notifies_no_tenant_twice() -> anyhow::Res
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    let before = world.until_told("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
+    let before = world.until_notified("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
     for silent in [false, true] {
         if silent {
             world.accuse(0, &[]);
@@ -285,7 +289,7 @@ async fn commands_work_while_the_service_does_not_run() -> anyhow::Result<()> {
 
     world.restart(&json!({}))?;
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    world.until_told("ns-a", "there", |_| true).await?;
+    world.until_notified("ns-a", "there", |_| true).await?;
     let opened = run_command(&["unblock-all", "--config", &file], &by_admin).await?;
     ensure!(opened.code == Some(0) && opened.stdout.contains("suspended"), "{opened:?}");
     world.until_logged(&["suspended", "WasmPlugin higress-system/procscan-violations"]).await?;

@@ -60,7 +60,7 @@ impl Replicas {
         replicas.accuse(FIRST);
         replicas.until_closed(FIRST, LIMIT).await?;
         for n in 0..FIRST {
-            replicas.world.until_told(&replicas.pods[n].0, "there", |_| true).await?;
+            replicas.world.until_notified(&replicas.pods[n].0, "there", |_| true).await?;
         }
         Ok(replicas)
     }

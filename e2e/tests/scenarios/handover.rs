@@ -55,7 +55,7 @@ async fn until_named(world: &World, expected: &BTreeSet<String>) -> anyhow::Resu
         ensure!(named == *expected, "{:?}", named.symmetric_difference(expected));
         Ok(())
     });
-    named.await.with_context(|| world.last_words())
+    named.await.with_context(|| world.last_log_entries())
 }
 
 /// How many times the `spec` of each of our WasmPlugins has changed.

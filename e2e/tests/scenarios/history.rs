@@ -111,7 +111,7 @@ async fn with_many_incidents_a_new_leader_decides_within_seconds_and_writes_none
     world.accuse(1, &[("ns-b", &pods[1])]);
     world.aggregator = spawn(&world)?;
     let decided = first_decision(&world.aggregator, "ns-b").await;
-    let (read, decided) = decided.with_context(|| world.last_words())?;
+    let (read, decided) = decided.with_context(|| world.last_log_entries())?;
     println!(
         "{count} Incidents: a new replica has read them {read:?} after its term began, and blocks after {decided:?}"
     );

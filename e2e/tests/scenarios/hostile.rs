@@ -66,7 +66,7 @@ async fn hostile_names_are_data_or_are_refused_and_counted() -> anyhow::Result<(
     let listed: Vec<&str> =
         inert.as_array().into_iter().flatten().filter_map(|v| v["process"].as_str()).collect();
     ensure!(NAMES.iter().all(|name| listed.contains(name)), "{listed:?}");
-    let notification = world.until_told("ns-a", "there", |_| true).await?;
+    let notification = world.until_notified("ns-a", "there", |_| true).await?;
     let text = notification.data["spec"]["message"].as_str().unwrap_or_default();
     ensure!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
     ensure!(notification.data["spec"].as_object().is_some_and(|spec| spec.keys().all(|key| key != "kind")));
@@ -79,6 +79,6 @@ async fn hostile_names_are_data_or_are_refused_and_counted() -> anyhow::Result<(
         ensure!(["ns-a", "default", "higress-system", "kube-system"].contains(&place), "{event}");
     }
     // Every line of the log is one entry.
-    ensure!(world.aggregator.logs().iter().all(Value::is_object), "{}", world.last_words());
+    ensure!(world.aggregator.logs().iter().all(Value::is_object), "{}", world.last_log_entries());
     Ok(())
 }

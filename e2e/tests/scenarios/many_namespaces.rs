@@ -108,7 +108,7 @@ async fn until_all_are_judged(world: &World, size: &Size) -> anyhow::Result<Dura
         Ok(())
     })
     .await
-    .with_context(|| world.last_words())?;
+    .with_context(|| world.last_log_entries())?;
     Ok(begun.elapsed())
 }
 

@@ -154,14 +154,14 @@ async fn a_read_notification_stays_read_until_the_next_incident() -> anyhow::Res
         gone.await
     };
     offends().await?;
-    let first = world.until_told("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
+    let first = world.until_notified("ns-a", "unread", |it| it.labels()["isRead"] == "false").await?;
     let name = first.name_any();
     mark_as_read(&world, "ns-a", &name).await?;
     world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
     // The aggregator repairs the text, and the Notification stays read.
     world.merge(&world.notifications("ns-a"), &name, json!({"spec": {"title": "You have won"}})).await?;
     let repaired = world
-        .until_told("ns-a", "with its own title", |now| {
+        .until_notified("ns-a", "with its own title", |now| {
             now.data["spec"]["title"] == first.data["spec"]["title"]
         })
         .await?;
@@ -169,16 +169,17 @@ async fn a_read_notification_stays_read_until_the_next_incident() -> anyhow::Res
 
     recovers().await?;
     offends().await?;
-    let again = world.until_told("ns-a", "unread once more", |now| now.labels()["isRead"] == "false").await?;
+    let again =
+        world.until_notified("ns-a", "unread once more", |now| now.labels()["isRead"] == "false").await?;
     ensure!(again.name_any() == name, "the second incident has another object: {again:?}");
     ensure!(again.data["spec"]["timestamp"].as_i64() > first.data["spec"]["timestamp"].as_i64());
     recovers().await?;
     world
-        .until_told("ns-a", "marked as read by the recovery", |now| now.labels()["isRead"] == "true")
+        .until_notified("ns-a", "marked as read by the recovery", |now| now.labels()["isRead"] == "true")
         .await?;
 
     offends().await?;
-    world.until_told("ns-a", "unread", |now| now.labels()["isRead"] == "false").await?;
+    world.until_notified("ns-a", "unread", |now| now.labels()["isRead"] == "false").await?;
     delete(&world.notifications("ns-a"), &name).await?;
     throughout("a deleted Notification stays deleted", ROUNDS, async || {
         ensure!(world.notifications("ns-a").get_opt(&name).await?.is_none());
@@ -191,7 +192,9 @@ async fn a_read_notification_stays_read_until_the_next_incident() -> anyhow::Res
         "the recovery has created the Notification again"
     );
     offends().await?;
-    world.until_told("ns-a", "there with the next incident", |now| now.labels()["isRead"] == "false").await?;
+    world
+        .until_notified("ns-a", "there with the next incident", |now| now.labels()["isRead"] == "false")
+        .await?;
     Ok(())
 }
 
@@ -230,13 +233,13 @@ spec: {policyName: refuse, validationActions: [Deny]}
     world.accuse(0, &[("ns-a", &a)]);
     world.accuse(1, &[("ns-b", &b)]);
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
-    world.until_told("ns-b", "there", |_| true).await?;
+    world.until_notified("ns-b", "there", |_| true).await?;
     world.until_logged(&["messages can't be written", "ns-a", "not here"]).await?;
     // Every round repairs changed objects, also while a Notification is refused.
     world.merge(&world.wasm_plugins(), NAME, json!({"spec": {"matchRules": null}})).await?;
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
     let output = world.cluster.kubectl(&["delete", "validatingadmissionpolicybinding", "refuse"]).await?;
     ensure!(output.status.success(), "{output:?}");
-    world.until_told("ns-a", "there after the policy is deleted", |_| true).await?;
+    world.until_notified("ns-a", "there after the policy is deleted", |_| true).await?;
     Ok(())
 }

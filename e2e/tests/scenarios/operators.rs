@@ -42,7 +42,7 @@ async fn until_blocked_and_held(world: &World, blocked: usize, held: usize) -> a
         ensure!(closed.len() == blocked, "closed to {} hosts", closed.len());
         Ok(())
     });
-    all.await.with_context(|| world.last_words())
+    all.await.with_context(|| world.last_log_entries())
 }
 
 async fn patch(world: &World, kind: &str, name: &str, patch: &Value) -> anyhow::Result<()> {
@@ -120,7 +120,7 @@ async fn three_are_approved(world: &World, held: [&(String, String); 3]) -> anyh
             .await?;
         let decisions = decisions(&done);
         ensure!(decisions.contains(&("approved".to_owned(), actor.to_owned())), "{decisions:?}");
-        world.until_told(namespace, "there", |told| told.labels()["isRead"] == "false").await?;
+        world.until_notified(namespace, "there", |told| told.labels()["isRead"] == "false").await?;
     }
     Ok(closed)
 }
@@ -201,7 +201,7 @@ async fn an_exemption_releases_at_once_and_counts_as_long_as_it_is_there() -> an
         json!({"namespace": {"exact": "ns-a"}, "process": {"regex": "^xm"}, "reason": "a course on mining"});
     world.cluster.apply(&exemption("course", &spec)).await?;
     world.until_closed(&["web-x7k2.ns-b"]).await?;
-    world.until_told("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
+    world.until_notified("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
     println!("{}", world.kubectl(&["get", "exemptions", "-n", OWN]).await?);
     world.stays_closed(&["web-x7k2.ns-b"], ROUNDS).await?;
     let released = world.incident("ns-a").await?.data["status"]["decisions"][1].clone();

@@ -68,7 +68,7 @@ async fn until_so_many(world: &World, apps: usize) -> anyhow::Result<Vec<Dynamic
         ensure!(closed.len() == apps, "{}", closed.len());
         world.plugins().await
     });
-    plugins.await.with_context(|| world.last_words())
+    plugins.await.with_context(|| world.last_log_entries())
 }
 
 /// All Apps of the tenants, in a world without limits that hold them.

@@ -53,7 +53,7 @@ async fn with_one_block() -> anyhow::Result<(World, String)> {
     let b = world.tenant("ns-b", "web", "sim-0001").await?;
     world.accuse(0, &[("ns-a", "web-0")]);
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    world.until_told("ns-a", "there", |_| true).await?;
+    world.until_notified("ns-a", "there", |_| true).await?;
     // The Incident is written too, and nothing more has to be written.
     world.nothing_more_is_written(&["ns-a"], 1, ROUNDS).await?;
     Ok((world, b))
@@ -104,8 +104,8 @@ async fn both_take_effect(world: &World) -> anyhow::Result<()> {
     world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
     world.cluster.apply(RBAC).await?;
     world.until_closed(&["web-x7k2.ns-b"]).await?;
-    world.until_told("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
-    world.until_told("ns-b", "there", |_| true).await?;
+    world.until_notified("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
+    world.until_notified("ns-b", "there", |_| true).await?;
     world
         .aggregator
         .wait_for("all to be well", LIMIT, "/readyz", |ready| ready["state"]["ok"] == true)
@@ -210,7 +210,7 @@ async fn the_deletion_of_an_incident_releases_no_app() -> anyhow::Result<()> {
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
     world.until_closed(&["web-x7k2.ns-a"]).await?;
-    let notice = world.until_told("ns-a", "there", |_| true).await?;
+    let notice = world.until_notified("ns-a", "there", |_| true).await?;
     for is_restarted in [false, true] {
         for incident in world.incidents().list(&ListParams::default()).await? {
             delete(&world.incidents(), &incident.name_any()).await?;

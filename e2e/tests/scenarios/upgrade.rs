@@ -48,7 +48,7 @@ async fn a_block_without_an_incident_is_inherited_and_notifies_no_tenant_again()
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await?;
     let mut notifications = Vec::new();
     for namespace in ["ns-a", "ns-b"] {
-        notifications.push(world.until_told(namespace, "there", |_| true).await?);
+        notifications.push(world.until_notified(namespace, "there", |_| true).await?);
     }
     for is_accused in [true, false] {
         world.aggregator.kill()?;

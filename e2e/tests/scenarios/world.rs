@@ -156,7 +156,7 @@ impl World {
             ensure!(!self.plugins().await?.is_empty(), "none");
             Ok(())
         });
-        installed.await.with_context(|| self.last_words())
+        installed.await.with_context(|| self.last_log_entries())
     }
 
     pub async fn until_closed(&self, hosts: &[&str]) -> anyhow::Result<()> {
@@ -168,7 +168,7 @@ impl World {
             ensure!(closed == expected, "closed to {closed:?}");
             Ok(())
         });
-        closed.await.with_context(|| self.last_words())
+        closed.await.with_context(|| self.last_log_entries())
     }
 
     pub async fn stays_closed(&self, hosts: &[&str], period: Duration) -> anyhow::Result<()> {
@@ -225,7 +225,7 @@ impl World {
             ensure!(is_it(&incident.data), "{}", incident.data);
             Ok(incident)
         });
-        found.await.with_context(|| self.last_words())
+        found.await.with_context(|| self.last_log_entries())
     }
 
     /// Creates a quota named `full`, and waits until it refuses another object like `probe`.
@@ -279,7 +279,7 @@ impl World {
     }
 
     /// Waits until `is_it` accepts the one Notification of a tenant, and returns it.
-    pub async fn until_told(
+    pub async fn until_notified(
         &self,
         namespace: &str,
         what: &str,
@@ -293,7 +293,7 @@ impl World {
             ensure!(is_it(one), "{}", serde_json::to_string(one)?);
             Ok(one.clone())
         });
-        notified.await.with_context(|| self.last_words())
+        notified.await.with_context(|| self.last_log_entries())
     }
 
     /// The names and resourceVersions of the WasmPlugins and Notifications that the aggregator writes.
@@ -315,7 +315,7 @@ impl World {
             summary.name_any() == "procscan-notification"
                 && summary.data["spec"]["message"] == message.as_str()
         };
-        self.until_told("default", "the summary", is_it).await.map(drop)
+        self.until_notified("default", "the summary", is_it).await.map(drop)
     }
 
     /// Waits until the summary counts `apps`. From then on, the aggregator writes nothing for `period`.
@@ -351,7 +351,7 @@ impl World {
     }
 
     /// The last 15 entries of the aggregator's log.
-    pub fn last_words(&self) -> String {
+    pub fn last_log_entries(&self) -> String {
         let logs = self.aggregator.logs();
         let last: Vec<String> = logs.iter().rev().take(15).rev().map(ToString::to_string).collect();
         last.join("\n")

@@ -25,9 +25,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// The place of a mistake in the body as a whole.
 const WHOLE_BODY: &str = "body";
 /// The expected form of a request's body, for errors.
-const AN_OBJECT: &str = "an object with its members";
+const EXPECTED_BODY: &str = "an object with its members";
 /// The expected form of a part of an exemption, for errors.
-const A_PART: &str = r#"an object: {"exact": TEXT} or {"regex": REGEX}"#;
+const EXPECTED_PART: &str = r#"an object: {"exact": TEXT} or {"regex": REGEX}"#;
 
 /// A body of which nothing has been read yet.
 pub(super) struct Body(Request);
@@ -97,9 +97,9 @@ fn misplaced_list(body: &[u8]) -> Option<Problem> {
     let (place, list, expected) = match &tree {
         Value::Object(members) => {
             let (name, list) = members.iter().find(|(_, value)| value.is_array())?;
-            (name.as_str(), list, A_PART)
+            (name.as_str(), list, EXPECTED_PART)
         }
-        Value::Array(_) => (WHOLE_BODY, &tree, AN_OBJECT),
+        Value::Array(_) => (WHOLE_BODY, &tree, EXPECTED_BODY),
         _ => return None,
     };
     let detail = format!("{place}: invalid value {}: expected {expected}", values::shown(list));
@@ -142,8 +142,8 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
     }
     let expected = match expected {
         "string or map" => "a text",
-        "struct Part" => A_PART,
-        other if other.starts_with("struct ") => AN_OBJECT,
+        "struct Part" => EXPECTED_PART,
+        other if other.starts_with("struct ") => EXPECTED_BODY,
         other => values::in_words(other),
     };
     let shown = value.map_or("nothing".to_owned(), values::shown);

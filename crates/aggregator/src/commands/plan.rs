@@ -20,7 +20,7 @@ use crate::leader;
 use crate::ledger_task::ALL_REFUSE;
 use crate::output::difference::{Action, Difference};
 use crate::output::{Directory, Output};
-use crate::run::{self, Footing, Pipeline};
+use crate::run::{self, Pipeline, PipelineInputs};
 use crate::state::{PersistedState, Store};
 use crate::telemetry;
 use crate::views::Views;
@@ -51,8 +51,8 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
     // Before the first start nothing is persisted.
     let nothing = PersistedState { is_complete: true, ..PersistedState::default() };
     let persisted = state_copy::read(config, cluster.as_ref()).await?.unwrap_or(nothing);
-    let footing = footing(config, &output, persisted).await?;
-    let pipeline = Pipeline::start(config, cluster.as_ref(), footing)?;
+    let inputs = inputs(config, &output, persisted).await?;
+    let pipeline = Pipeline::start(config, cluster.as_ref(), inputs)?;
     let decided = one_round(config, &pipeline.views, cluster.is_some()).await?;
     let mut text = answered(&pipeline.views).await;
     pipeline.stop();
@@ -78,7 +78,11 @@ async fn decide(config: &Config) -> anyhow::Result<bool> {
 }
 
 /// A leader that knows the persisted state and what the objects block, and writes nothing.
-async fn footing(config: &Config, output: &Output, persisted: PersistedState) -> anyhow::Result<Footing> {
+async fn inputs(
+    config: &Config,
+    output: &Output,
+    persisted: PersistedState,
+) -> anyhow::Result<PipelineInputs> {
     let documents = persisted.documents().map_err(anyhow::Error::msg)?;
     let same_incident = config.policy().same_incident;
     let blocks = PersistedBlocks::of(&documents, same_incident, Timestamp::now())
@@ -90,12 +94,12 @@ async fn footing(config: &Config, output: &Output, persisted: PersistedState) ->
             let _ = request.blocked.send(blocked);
         }
     });
-    Ok(Footing {
+    Ok(PipelineInputs {
         store: Store::Copy(documents),
-        kept: watch::channel(Arc::new(persisted)).1,
+        persisted: watch::channel(Arc::new(persisted)).1,
         leadership: leader::alone(),
         take_over,
-        delivered: watch::channel(Arc::default()).1,
+        written: watch::channel(Arc::default()).1,
     })
 }
 

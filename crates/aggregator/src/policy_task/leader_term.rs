@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use self::evaluated_inputs::EvaluatedInputs;
 use self::persisting::AppliedCommands;
-use super::{PolicyTask, journal, rest};
+use super::{PolicyTask, journal, pause_end};
 use crate::decided::Decided;
 use crate::kubernetes::WritePermit;
 use crate::state::{Changed, PersistedState, StateDigest, Unreadable};
@@ -101,7 +101,7 @@ enum Wakeup {
 }
 
 /// The next step after a [`Wakeup`].
-enum Judgement {
+enum NextStep {
     /// There is nothing to decide.
     Wait,
     /// The inputs have to be evaluated.
@@ -229,9 +229,9 @@ impl<'a> LeaderTerm<'a> {
             let wakeup = self.wakeup(&open, rested).await;
             open.note(wakeup);
             match self.judge(wakeup).await? {
-                Judgement::Wait => continue,
-                Judgement::ReadAgain => return Ok(()),
-                Judgement::Evaluate => {}
+                NextStep::Wait => continue,
+                NextStep::ReadAgain => return Ok(()),
+                NextStep::Evaluate => {}
             }
             if !self.permit.holds() {
                 return Err(TermEnd::Lost);
@@ -241,7 +241,7 @@ impl<'a> LeaderTerm<'a> {
             }
             let started = std::time::Instant::now();
             let step = self.step().await;
-            rested = rest(started.elapsed());
+            rested = pause_end(started.elapsed());
             match step {
                 Step::Done => {}
                 Step::Lost => return Err(TermEnd::Lost),
@@ -272,24 +272,24 @@ impl<'a> LeaderTerm<'a> {
     }
 
     /// Whether the inputs have to be evaluated after `wakeup`.
-    async fn judge(&mut self, wakeup: Wakeup) -> Result<Judgement, TermEnd> {
+    async fn judge(&mut self, wakeup: Wakeup) -> Result<NextStep, TermEnd> {
         match wakeup {
             Wakeup::Snapshot(is_open) => Ok(self.judge_snapshot(is_open)),
             Wakeup::RoundDone => {
                 self.ask_for_snapshot_after_round();
-                Ok(Judgement::Wait)
+                Ok(NextStep::Wait)
             }
             Wakeup::PersistedState(_) => Ok(self.judge_persisted_state()),
             Wakeup::Written(_) => self.judge_written().await,
-            Wakeup::Facts(_) | Wakeup::Leadership | Wakeup::Due => Ok(Judgement::Evaluate),
+            Wakeup::Facts(_) | Wakeup::Leadership | Wakeup::Due => Ok(NextStep::Evaluate),
         }
     }
 
-    fn judge_snapshot(&mut self, is_open: bool) -> Judgement {
+    fn judge_snapshot(&mut self, is_open: bool) -> NextStep {
         let now = EvaluatedInputs::of_published(&self.task.channels.snapshots.borrow_and_update());
         let is_waiting = self.is_waiting();
         let is_evaluated = self.evaluated.is_some_and(|before| before.makes_needless(now, is_waiting));
-        if is_open && is_evaluated { Judgement::Wait } else { Judgement::Evaluate }
+        if is_open && is_evaluated { NextStep::Wait } else { NextStep::Evaluate }
     }
 
     /// Asks for a snapshot if the round that has ended has to be evaluated. Without a change the ledger publishes none.
@@ -303,7 +303,7 @@ impl<'a> LeaderTerm<'a> {
         }
     }
 
-    fn judge_persisted_state(&mut self) -> Judgement {
+    fn judge_persisted_state(&mut self) -> NextStep {
         let state = self.task.channels.persisted.borrow_and_update().clone();
         // The watch reports no error for an incident without a status. It looks like an incident of which nothing was
         // decided yet.
@@ -311,7 +311,7 @@ impl<'a> LeaderTerm<'a> {
         let is_unread = |name: &String| state.unread.incidents.contains_key(&**name) || has_no_status(name);
         if !self.unreadable.keys().all(is_unread) {
             // An operator has mended or deleted one of them.
-            return Judgement::ReadAgain;
+            return NextStep::ReadAgain;
         }
         let digest = state.digest();
         if !self.is_copy {
@@ -323,21 +323,21 @@ impl<'a> LeaderTerm<'a> {
         let requests_the_same = digest.requests_the_same(&self.digest);
         self.digest = digest;
         if requests_the_same && deleted.is_empty() && self.changed.is_empty() {
-            return Judgement::Wait;
+            return NextStep::Wait;
         }
         // Another program has deleted these objects. The incidents still exist, so they are written again.
         self.incidents.mark_deleted(|name| deleted.contains(name));
-        Judgement::Evaluate
+        NextStep::Evaluate
     }
 
-    async fn judge_written(&mut self) -> Result<Judgement, TermEnd> {
+    async fn judge_written(&mut self) -> Result<NextStep, TermEnd> {
         if self.evaluated.is_none() || self.note_written() {
-            return Ok(Judgement::Evaluate);
+            return Ok(NextStep::Evaluate);
         }
         match self.persist_written().await {
-            Step::Done => Ok(Judgement::Wait),
+            Step::Done => Ok(NextStep::Wait),
             Step::Lost => Err(TermEnd::Lost),
-            Step::Outdated => Ok(Judgement::ReadAgain),
+            Step::Outdated => Ok(NextStep::ReadAgain),
         }
     }
 

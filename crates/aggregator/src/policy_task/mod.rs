@@ -80,7 +80,7 @@ const REST_FACTOR: u32 = 4;
 const MAX_REST: Duration = Duration::from_millis(500);
 
 /// The end of the pause after an evaluation that took `took`. Until then a change is not evaluated.
-fn rest(took: Duration) -> Instant {
+fn pause_end(took: Duration) -> Instant {
     Instant::now() + took.saturating_mul(REST_FACTOR).min(MAX_REST)
 }
 
@@ -123,7 +123,7 @@ impl PolicyTask {
                 if !shown.as_ref().is_some_and(is_same) {
                     let started = std::time::Instant::now();
                     self.show(&state).await;
-                    rested = rest(started.elapsed());
+                    rested = pause_end(started.elapsed());
                     shown = Some((state, has_begun));
                 }
             }

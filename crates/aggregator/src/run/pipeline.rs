@@ -42,17 +42,17 @@ pub(crate) struct Pipeline {
 
 /// All that the pipeline decides with, apart from the agents' reports.
 #[derive(Debug)]
-pub(crate) struct Footing {
+pub(crate) struct PipelineInputs {
     /// Where incidents are persisted.
     pub(crate) store: Store,
     /// The persisted state, with the operator commands.
-    pub(crate) kept: watch::Receiver<Arc<PersistedState>>,
+    pub(crate) persisted: watch::Receiver<Arc<PersistedState>>,
     /// Whether this replica leads.
     pub(crate) leadership: watch::Receiver<Leadership>,
     /// Asks the output for the blocks in its objects, at the beginning of a term.
     pub(crate) take_over: mpsc::Sender<TakeOver>,
     /// The notices that the output has written.
-    pub(crate) delivered: watch::Receiver<Arc<WrittenNotifications>>,
+    pub(crate) written: watch::Receiver<Arc<WrittenNotifications>>,
 }
 
 impl Pipeline {
@@ -60,15 +60,15 @@ impl Pipeline {
     pub(crate) fn start(
         config: &Config,
         cluster: Option<&Cluster>,
-        footing: Footing,
+        inputs: PipelineInputs,
     ) -> anyhow::Result<Self> {
-        let Footing { store, kept: persisted, leadership, take_over, delivered: written } = footing;
+        let PipelineInputs { store, persisted, leadership, take_over, written } = inputs;
         let clock = Clock::start();
         let now = clock.now();
         let mut ledger = Ledger::new(config.detection(), now);
         let policy = policy(config, cluster);
-        let (channels, other_ends) = SourceChannels::new();
-        let OtherEnds { targets, observations, lookups, facts, gone, facts_status } = other_ends;
+        let (channels, source_ends) = SourceChannels::new();
+        let SourceEnds { targets, observations, lookups, facts, gone, facts_status } = source_ends;
         let (publisher, snapshots) = ledger_task::snapshots(ledger.snapshot(now), clock);
         let (reminders_tx, reminders) = mpsc::channel(1);
         let undecided = Decided::nothing(Plan::empty(policy.mode, now.wall()));
@@ -140,7 +140,7 @@ struct SourceChannels {
 }
 
 /// The ends of [`SourceChannels`] that the other parts of the service have.
-struct OtherEnds {
+struct SourceEnds {
     targets: watch::Receiver<Arc<TargetSet>>,
     observations: mpsc::Receiver<Observation>,
     lookups: watch::Sender<Arc<LookupRequests>>,
@@ -150,7 +150,7 @@ struct OtherEnds {
 }
 
 impl SourceChannels {
-    fn new() -> (Self, OtherEnds) {
+    fn new() -> (Self, SourceEnds) {
         let (targets_tx, targets) = watch::channel(Arc::new(TargetSet::default()));
         let (observations_tx, observations) = mpsc::channel(MAX_QUEUED_OBSERVATIONS);
         let (lookups, lookups_rx) = watch::channel(Arc::default());
@@ -165,7 +165,7 @@ impl SourceChannels {
             gone: gone_tx,
             facts_status: facts_status_tx,
         };
-        (channels, OtherEnds { targets, observations, lookups, facts, gone, facts_status })
+        (channels, SourceEnds { targets, observations, lookups, facts, gone, facts_status })
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Dates {
     /// The monotonic time since when the wall clock has been behind it without interruption.
     behind_since: Option<Duration>,
     /// The last evaluation has forgotten which date was over, so such dates lie ahead again.
-    pub(super) has_forgotten_over: bool,
+    pub(super) forgot_latest_over: bool,
     known: BTreeMap<Timestamp, Known>,
 }
 
@@ -119,7 +119,7 @@ impl Dates {
             believed,
             latest_over,
             behind_since: None,
-            has_forgotten_over: false,
+            forgot_latest_over: false,
             known: BTreeMap::new(),
         }
     }
@@ -161,7 +161,7 @@ impl Dates {
         let is_start = self.start.is_some();
         let (since, before) = self.start.take().unwrap_or((now, None));
         let is_forgotten = self.forget_latest_over(now);
-        self.has_forgotten_over = is_forgotten;
+        self.forgot_latest_over = is_forgotten;
         let believed = self.believed.get_or_insert_with(|| BelievedTime::new(since));
         believed.update(since);
         let mut latest: BTreeMap<Timestamp, Option<CompactTimestamp>> = BTreeMap::new();

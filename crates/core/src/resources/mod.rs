@@ -133,3 +133,29 @@ impl Metadata {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Maps have the name of a kind as their key, and files have it in lower case.
+    fn check_names(kinds: &[Kind]) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        match kinds.iter().find(|kind| !seen.insert(kind.file_prefix())) {
+            Some(kind) => Err(format!(
+                "two resource kinds have the name {kind}: expected a name for each that differs in more than upper and lower case"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    #[test]
+    fn each_kind_has_a_name_of_its_own() {
+        assert_eq!(check_names(KINDS), Ok(()));
+        let twice = [wasm_plugin::KIND, notification::KIND, wasm_plugin::KIND];
+        let error = check_names(&twice).unwrap_err();
+        assert!(error.contains("two resource kinds have the name WasmPlugin"), "{error}");
+    }
+}

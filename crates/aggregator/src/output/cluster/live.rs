@@ -53,7 +53,7 @@ pub(super) fn is_suspended(live: &Live) -> bool {
     live.annotations().get(SUSPEND).is_some_and(|value| value == "true")
 }
 
-pub(super) fn has_same_words(message: &dyn MessageKind, object: &Object, live: &Live) -> bool {
+pub(super) fn has_same_text(message: &dyn MessageKind, object: &Object, live: &Live) -> bool {
     object.kind.content(&live.data).is_some_and(|content| message.has_same_text(content, &object.spec))
 }
 
@@ -85,7 +85,7 @@ pub(super) fn difference(object: &Object, live: Option<&Live>) -> Option<Differe
         (WritePolicy::MarkRead, Some(_), Some(message)) => {
             (Action::Retire, vec![format!("+ metadata.labels.{}: true", message.read_label())])
         }
-        (WritePolicy::UpdateText, Some(live), Some(message)) if has_same_words(message, object, live) => {
+        (WritePolicy::UpdateText, Some(live), Some(message)) if has_same_text(message, object, live) => {
             return None;
         }
         (_, None, _) => (Action::Create, lines(field, None, Some(&object.spec))),

@@ -10,7 +10,7 @@ use procscan_core::resources::{Kind, MessageKind, Object, Settings, WritePolicy}
 use serde_json::{Value, json};
 
 use super::deferred::{self, Unanswered};
-use super::live::{Key, Live, has_same_words, hash, hash_of, is_read, key, with_labels_of};
+use super::live::{Key, Live, has_same_text, hash, hash_of, is_read, key, with_labels_of};
 use super::{ClusterOutput, FIELD_MANAGER};
 use crate::kubernetes::{Refusal, RefusalKind};
 use crate::output::Outcome;
@@ -151,12 +151,12 @@ impl ClusterOutput {
             (WritePolicy::MarkRead, None) => (Ok(false), false),
             // It stays, so its text has to say that nothing is blocked any more.
             (WritePolicy::MarkRead, Some(live))
-                if message.stays(&object.metadata.name) && !has_same_words(message, object, &live) =>
+                if message.stays(&object.metadata.name) && !has_same_text(message, object, &live) =>
             {
                 (self.apply(object, live.metadata.resource_version).await.map(|_| true), false)
             }
             (WritePolicy::MarkRead, Some(live)) => (self.mark_read(message, object, &live).await, false),
-            (WritePolicy::UpdateText, Some(live)) if has_same_words(message, object, &live) => {
+            (WritePolicy::UpdateText, Some(live)) if has_same_text(message, object, &live) => {
                 (Ok(false), false)
             }
             // Told before the start, or by another replica: what it says may have other words now, but it is no news.

@@ -243,8 +243,8 @@ impl ClusterOutput {
         }
         for listed in &listed {
             let wanted = Wanted::of(objects.iter().filter(|object| object.kind == listed.kind));
-            differences.extend(surplus_objects(listed, &wanted).into_iter().map(|(live, why_not)| {
-                Difference::removal(format!("{} {}", listed.kind, found(live)), why_not)
+            differences.extend(surplus_objects(listed, &wanted).into_iter().map(|(live, reason_to_stay)| {
+                Difference::removal(format!("{} {}", listed.kind, found(live)), reason_to_stay)
             }));
         }
         Ok(differences)

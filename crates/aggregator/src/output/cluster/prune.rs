@@ -55,7 +55,7 @@ impl TakenOver {
         self.unexplained.retain(|(of, namespace, name)| *of != kind || !wanted.has(namespace, name));
     }
 
-    fn why_not(&self, listed: &Listed, live: &Live) -> Option<String> {
+    fn reason_to_stay(&self, listed: &Listed, live: &Live) -> Option<String> {
         let (namespace, name) = place(live);
         self.unexplained.contains(&(listed.kind.name(), namespace, name)).then(|| {
             "is not in the plan, and was not listed when this leader took over, so the Apps that it blocks are not known; \
@@ -76,7 +76,7 @@ pub(super) fn surplus_objects<'a>(
         let (namespace, name) = place(live);
         !wanted.has(&namespace, &name) && as_found(live).has_our_label() && !is_suspended(live)
     };
-    let why_not = |live: &Live| {
+    let reason_to_stay = |live: &Live| {
         let content = listed.kind.content(&live.data);
         // Another program has edited it, so it may block an App that no incident explains.
         (!content.is_some_and(|content| listed.blocking.is_whole(content))).then(|| {
@@ -85,7 +85,7 @@ pub(super) fn surplus_objects<'a>(
         })
     };
     let all = if listed.blocking.is_permanent() { &[] } else { listed.all() };
-    all.iter().filter(is_surplus).map(|live| (live, why_not(live))).collect()
+    all.iter().filter(is_surplus).map(|live| (live, reason_to_stay(live))).collect()
 }
 
 impl ClusterOutput {
@@ -98,9 +98,11 @@ impl ClusterOutput {
         unclosed: &BTreeSet<String>,
         outcome: &mut Outcome,
     ) {
-        for (live, why_not) in surplus_objects(listed, wanted) {
-            if let Some(why_not) = why_not.or_else(|| self.taken_over.as_ref()?.why_not(listed, live)) {
-                outcome.problems.push(format!("{} {} {why_not}", listed.kind, found(live)));
+        for (live, reason_to_stay) in surplus_objects(listed, wanted) {
+            if let Some(reason_to_stay) =
+                reason_to_stay.or_else(|| self.taken_over.as_ref()?.reason_to_stay(listed, live))
+            {
+                outcome.problems.push(format!("{} {} {reason_to_stay}", listed.kind, found(live)));
                 continue;
             }
             let content = listed.kind.content(&live.data);

@@ -328,7 +328,7 @@ impl Directory {
             let before = ours.remove(&name);
             cut.remove(&name);
             let is = before.as_deref().and_then(|text| parse(text).ok());
-            if is.as_ref().is_some_and(|is| has_same_words(&object, is)) {
+            if is.as_ref().is_some_and(|is| has_same_text(&object, is)) {
                 continue;
             }
             let should = serde_json::to_value(&object).unwrap_or_default();
@@ -355,7 +355,7 @@ fn first_of(all: impl ExactSizeIterator<Item = String>) -> Option<String> {
     (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
 }
 
-fn has_same_words(object: &Object, is: &Value) -> bool {
+fn has_same_text(object: &Object, is: &Value) -> bool {
     let message = object.kind.message().filter(|_| object.write_policy == WritePolicy::UpdateText);
     let content = object.kind.content(is);
     message.zip(content).is_some_and(|(message, is)| message.has_same_text(is, &object.spec))

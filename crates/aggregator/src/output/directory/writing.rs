@@ -8,7 +8,7 @@ use procscan_core::resources::{Draft, Kind, Object, Settings, WritePolicy};
 use super::found::{Damage, Found, parse, parse_whole};
 use super::memory::{Known, Memory, Stamp};
 use super::{
-    Directory, DirectoryError, HEADER, Pass, Written, error, has_kubernetes_names, has_same_words,
+    Directory, DirectoryError, HEADER, Pass, Written, error, has_kubernetes_names, has_same_text,
     is_like_ours, temporary,
 };
 
@@ -85,7 +85,7 @@ impl Directory {
     }
 
     /// Removes files of objects that block, if they were cut short and the pass that is `done` did not want them.
-    pub fn remove_cut(&self, settings: &Settings, done: &mut Pass) -> Result<(), DirectoryError> {
+    pub(crate) fn remove_cut(&self, settings: &Settings, done: &mut Pass) -> Result<(), DirectoryError> {
         let mut memory = self.memory();
         let kinds: Vec<Kind> =
             settings.kinds.iter().filter(|kind| kind.blocking().is_some()).copied().collect();
@@ -204,10 +204,7 @@ impl Directory {
     fn is_as_good(&self, object: &Object, name: &str) -> bool {
         // Only such a message is worth reading for it.
         object.write_policy == WritePolicy::UpdateText
-            && self
-                .read(name)
-                .and_then(|text| parse(&text).ok())
-                .is_some_and(|is| has_same_words(object, &is))
+            && self.read(name).and_then(|text| parse(&text).ok()).is_some_and(|is| has_same_text(object, &is))
     }
 
     /// Writes a file of ours. If there is a damaged one, it is kept beside it.

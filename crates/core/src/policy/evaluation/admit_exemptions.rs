@@ -27,7 +27,7 @@ impl Incidents {
     /// another replica leads.
     pub(in crate::policy) fn admit(&mut self, context: &mut EvaluationContext<'_>) {
         let mut before = std::mem::take(&mut self.admissions.known);
-        if context.dates.has_forgotten_over {
+        if context.dates.forgot_latest_over {
             // An exemption that was over counts as new, so that it is judged before it opens any block.
             before.retain(|_, withheld| withheld.is_some());
         }

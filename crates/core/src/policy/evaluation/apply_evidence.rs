@@ -73,7 +73,7 @@ struct Judgement<'e> {
     evidence: &'e EvidenceView,
     fresh_at: Moment,
     /// Whether it was accepted before.
-    already: bool,
+    was_accepted: bool,
     /// Whether it counts against the App that it counted against before.
     stays: bool,
 }
@@ -107,17 +107,18 @@ impl Incidents {
                     continue;
                 }
                 let judgement = self.judge_evidence(&id, (evidence, fresh_at), before, &earlier, context);
-                let Judgement { verdict, evidence: judged, fresh_at: judged_at, already, stays } = judgement;
+                let Judgement { verdict, evidence: judged, fresh_at: judged_at, was_accepted, stays } =
+                    judgement;
                 // The node has reported the violation, so the clearing clock starts anew, even if the evidence is not
                 // accepted.
                 let start = ClearingStart { mark: evidence.mark, counted_from: fresh_at };
                 match verdict {
                     Verdict::Accepted(pod) => {
                         let app = before.filter(|_| stays).unwrap_or(&pod.app).clone();
-                        self.accept(&app, id, (judged, judged_at, pod), already, start, context);
+                        self.accept(&app, id, (judged, judged_at, pod), was_accepted, start, context);
                     }
                     // Evidence that was accepted while it was fresh is not disputed because its Pod has gone since.
-                    Verdict::Disputed(_) | Verdict::Unverified(_) if already => {}
+                    Verdict::Disputed(_) | Verdict::Unverified(_) if was_accepted => {}
                     Verdict::Disputed(why) => {
                         findings.disputed.count(&evidence.node, &evidence.record, || why.clone().into());
                         findings.disputes.insert(id, why);
@@ -171,12 +172,12 @@ impl Incidents {
             let known = accepted.filter(|accepted| accepted.knows(evidence, fresh_at));
             let pod = before.zip(known.map(|known| known.pod_uid.as_ref()));
             let verdict = context.facts.judge(evidence, fresh_at, pod, context.policy.verify_pods);
-            let already = known.is_some();
+            let was_accepted = known.is_some();
             // Evidence that was accepted against one App stays against it, and so does later evidence of the same Pod.
             // That holds even if the Pod's labels or other rules name another App now.
-            let stays = already
+            let stays = was_accepted
                 || matches!(&verdict, Verdict::Accepted(pod) if accepted.is_some_and(|it| it.is_of(pod)));
-            Judgement { verdict, evidence, fresh_at, already, stays }
+            Judgement { verdict, evidence, fresh_at, was_accepted, stays }
         };
         let judgement = judge(evidence, fresh_at);
         if !matches!(judgement.verdict, Verdict::Unverified(_)) || evidence.presence != Presence::Active {
@@ -194,13 +195,13 @@ impl Incidents {
         judgement
     }
 
-    /// Adds accepted evidence to the incident of `app`. Unless `already`, the evidence was not accepted before.
+    /// Adds accepted evidence to the incident of `app`. Unless `was_accepted`, the evidence was not accepted before.
     fn accept(
         &mut self,
         app: &App,
         id: EvidenceId,
         (evidence, fresh_at, pod): (&EvidenceView, Moment, AcceptedPod),
-        already: bool,
+        was_accepted: bool,
         start: ClearingStart,
         context: &EvaluationContext<'_>,
     ) {
@@ -213,7 +214,7 @@ impl Incidents {
         }
         let incident = self.by_app.get(app);
         if !incident.is_some_and(|incident| incident.has_tombstone(&id, evidence, fresh_at)) {
-            self.restart_clock(app, &id, (fresh_at, already), start);
+            self.restart_clock(app, &id, (fresh_at, was_accepted), start);
             self.add_inactive(app, id, (evidence, fresh_at, pod), start);
         }
     }
@@ -269,17 +270,17 @@ impl Incidents {
     }
 
     /// Restarts the clearing clock of accepted evidence that was renewed since the last evaluation and is old by now.
-    /// Evidence that was not known `already` was found anew.
+    /// Unless it `was_accepted`, it was found anew.
     fn restart_clock(
         &mut self,
         app: &App,
         id: &EvidenceId,
-        (fresh_at, already): (Moment, bool),
+        (fresh_at, was_accepted): (Moment, bool),
         start: ClearingStart,
     ) {
         let accepted = self.by_app.get_mut(app).and_then(|incident| incident.accepted.get_mut(id));
         match accepted {
-            Some(accepted) if !already => accepted.restart_clock_anew(start),
+            Some(accepted) if !was_accepted => accepted.restart_clock_anew(start),
             Some(accepted) if accepted.fresh_at < fresh_at => accepted.restart_clock(start),
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{INCIDENT, IS_READ, SUMMARY_NAME, draft, draft_summary, has_same_words, name};
+use super::{CHANGE_ANNOTATION, IS_READ, SUMMARY_NAME, draft, draft_summary, has_same_words, name};
 use crate::names::App;
 use crate::plan::Plan;
 use crate::resources::{
@@ -41,7 +41,7 @@ impl ResourceKind for Notification {
 
     /// The desktop replaces all labels, so they do not last.
     fn is_ours(&self, object: &FoundObject<'_>) -> bool {
-        object.annotations.contains_key(INCIDENT)
+        object.annotations.contains_key(CHANGE_ANNOTATION)
     }
 
     fn drafts<'a>(&'static self, plan: &'a Plan, settings: &'a Settings, _: &[ExistingObject]) -> Drafts<'a> {
@@ -72,7 +72,7 @@ impl MessageKind for Notification {
     }
 
     fn change_annotation(&self) -> &'static str {
-        INCIDENT
+        CHANGE_ANNOTATION
     }
 
     fn read_label(&self) -> &'static str {

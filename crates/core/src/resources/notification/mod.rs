@@ -26,7 +26,7 @@ const FROM: &str = "ProcScan";
 pub const SUMMARY_NAME: &str = "procscan-notification";
 
 /// The annotation with the time of the change that the message reports, in RFC 3339.
-pub const INCIDENT: &str = "procscan-aggregator/incident";
+pub const CHANGE_ANNOTATION: &str = "procscan-aggregator/incident";
 
 /// The annotation that says which App it is about.
 pub const APP: &str = "procscan-aggregator/app";
@@ -115,7 +115,7 @@ fn object(notice: &Notice, texts: &Texts, upkeep: WritePolicy) -> Object {
     let mut metadata = Metadata::new(name(&notice.app), &*notice.app.namespace);
     metadata.labels.insert(IS_READ.to_owned(), (notice.phase == NoticePhase::Recovered).to_string().into());
     metadata.annotations.insert(APP.to_owned(), format!("{kind}/{app}").into());
-    metadata.annotations.insert(INCIDENT.to_owned(), notice.sent_at.to_string().into());
+    metadata.annotations.insert(CHANGE_ANNOTATION.to_owned(), notice.sent_at.to_string().into());
     Object {
         kind: KIND,
         metadata,
@@ -194,7 +194,7 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
     let en = format!("{n} non-compliant {apps} detected: {}", parts.join(", "));
     let mut metadata = Metadata::new(SUMMARY_NAME, namespace);
     metadata.labels.insert(IS_READ.to_owned(), (n == 0).to_string().into());
-    metadata.annotations.insert(INCIDENT.to_owned(), summary.changed.to_string().into());
+    metadata.annotations.insert(CHANGE_ANNOTATION.to_owned(), summary.changed.to_string().into());
     Object {
         kind: KIND,
         metadata,

@@ -124,9 +124,14 @@ async fn uninstalling_removes_all_our_objects_and_no_others_and_messages_first()
         let mut world = server.world();
         // More than a page.
         for n in 0..501 {
-            world.put(MESSAGES, &format!("ns-{n:03}"), "procscan-abc", message(notification::INCIDENT));
+            world.put(
+                MESSAGES,
+                &format!("ns-{n:03}"),
+                "procscan-abc",
+                message(notification::CHANGE_ANNOTATION),
+            );
         }
-        world.put(MESSAGES, "ns-000", "debt", message(notification::INCIDENT));
+        world.put(MESSAGES, "ns-000", "debt", message(notification::CHANGE_ANNOTATION));
         world.put(MESSAGES, "ns-000", "procscan-fan-club", message("another"));
         world.put(PLUGINS, GATEWAY, "procscan-violations-1", foreign("oci://another"));
         world.put(PLUGINS, GATEWAY, "waf", foreign("oci://waf"));
@@ -151,7 +156,7 @@ async fn uninstalling_goes_on_where_something_is_gone_already_and_ends_where_it_
         let server = ApiServer::default();
         write(&server, 1).await;
         server.world().objects.retain(|(plural, ..), _| plural == PLUGINS);
-        server.world().put(MESSAGES, "ns-a", "procscan-abc", message(notification::INCIDENT));
+        server.world().put(MESSAGES, "ns-a", "procscan-abc", message(notification::CHANGE_ANNOTATION));
         server
     };
     let both = ["Notification ns-a/procscan-abc", "WasmPlugin higress-system/procscan-violations"];

@@ -301,7 +301,7 @@ async fn what_the_program_before_has_left_behind_is_named_and_ours_is_not() {
     ];
     assert_eq!(named(&settings).await, both);
     // The summary has the same name, and the gateway's namespace may be this one.
-    put(path, message(json!({notification::INCIDENT: "x"})));
+    put(path, message(json!({notification::CHANGE_ANNOTATION: "x"})));
     assert_eq!(named(&settings).await, both[..1]);
     let mut there = settings.clone();
     there.gateway.namespace = "default".into();

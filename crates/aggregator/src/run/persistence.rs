@@ -33,7 +33,7 @@ pub(crate) async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> 
 }
 
 /// Where decisions are persisted, and the election of the replica that may write.
-pub(super) struct Place {
+pub(super) struct Persistence {
     pub(super) store: Store,
     pub(super) operator_commands: OperatorCommands,
     pub(super) namespace: Option<String>,
@@ -42,7 +42,7 @@ pub(super) struct Place {
     pub(super) election: Option<Election>,
 }
 
-impl Place {
+impl Persistence {
     /// Opens the place that the configuration names.
     pub(super) async fn open(config: &Config, cluster: Option<&Cluster>) -> anyhow::Result<Self> {
         match (config.state_mode(), cluster) {

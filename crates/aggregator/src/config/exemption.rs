@@ -45,7 +45,14 @@ pub(crate) struct Exemption {
 )]
 enum Match {
     Exact(String),
-    Regex { regex: Pattern },
+    Regex(Regex),
+}
+
+/// `{regex: …}`. Another key in it is refused, because the exemption would match more than its operator meant.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Regex {
+    regex: Pattern,
 }
 
 /// Reads a part whose key is present. A key without a value is refused, because the exemption would match more than its
@@ -71,7 +78,7 @@ impl Match {
     fn text(&self) -> &str {
         match self {
             Self::Exact(text) => text,
-            Self::Regex { regex } => regex.0.as_str(),
+            Self::Regex(Regex { regex }) => regex.0.as_str(),
         }
     }
 
@@ -84,7 +91,7 @@ impl Match {
         if text.chars().count() > reason::MAX_REASON_CHARS {
             return Some("a text of up to 1024 characters");
         }
-        let is_name = part != "namespace" || matches!(self, Self::Regex { .. }) || is_dns_label(text);
+        let is_name = part != "namespace" || matches!(self, Self::Regex(_)) || is_dns_label(text);
         (!is_name)
             .then_some("the name of a namespace; is it a regular expression? It is written as `{regex: …}`")
     }
@@ -92,7 +99,7 @@ impl Match {
     fn pattern(&self) -> exemption::Pattern {
         match self {
             Self::Exact(text) => exemption::Pattern::Exact(text.clone()),
-            Self::Regex { regex } => exemption::Pattern::Regex(regex.0.clone()),
+            Self::Regex(Regex { regex }) => exemption::Pattern::Regex(regex.0.clone()),
         }
     }
 }

@@ -162,7 +162,7 @@ fn an_exemption_has_a_reason_and_at_least_one_part() {
     refused("enforcement: {exemptions: [{app: x}]}\n", "enforcement.exemptions[0]", "reason");
     // A part without a value would make the exemption cover more than its operator sees.
     for part in ["namespace", "app", "process", "rule"] {
-        for given in ["", " null", " {regex: }"] {
+        for given in ["", " null", " {regex: }", " {regex: x, exact: y}"] {
             let other = if part == "app" { "rule" } else { "app" };
             refused(
                 &format!("enforcement:\n  exemptions:\n  - {other}: x\n    {part}:{given}\n    reason: y\n"),

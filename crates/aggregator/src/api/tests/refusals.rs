@@ -102,6 +102,8 @@ const BAD_BODIES: &[(&str, &str, &str, &str)] = &[
     (RELEASE, r#"{"until": "9999-01-01T00:00:00Z"}"#, "until", "ten years"),
     (RELEASE, r#"{"until": "2027-01-01T00:00:00Z", "until": null}"#, "until", "once"),
     ("/api/v1/incidents/web/approve", r#"{"until": null}"#, "until", "reason"),
+    (EXEMPT, r#"{"reason": "x", "namespace": {"exact": "a"}, "app": null}"#, "app", r#"{"exact": "#),
+    (EXEMPT, r#"{"reason": "x", "app": {"exact": "a", "regex": null}}"#, "app.regex", "a text"),
     (EXEMPT, "{}", "reason", "a value"),
     (EXEMPT, r#"{"reason": "x"}"#, "body", "namespace, app, process"),
     (EXEMPT, r#"{"reason": " ", "app": {"exact": "a"}}"#, "reason", "not blank"),

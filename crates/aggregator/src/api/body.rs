@@ -26,6 +26,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const WHOLE_BODY: &str = "body";
 /// The expected form of a request's body, for errors.
 const EXPECTED_BODY: &str = "an object with its members";
+/// The members that are parts of an exemption.
+const PARTS: [&str; 4] = ["namespace", "app", "process", "rule"];
 /// The expected form of a part of an exemption, for errors.
 const EXPECTED_PART: &str = r#"an object: {"exact": TEXT} or {"regex": REGEX}"#;
 
@@ -50,6 +52,9 @@ impl Body {
             return Err(refusal.with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
         let bytes = self.bytes().await?;
+        if let Some(refusal) = misplaced_list(&bytes) {
+            return Err(refusal);
+        }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let read = serde_path_to_error::deserialize(&mut json);
         let read = read.map_err(|error| {
@@ -57,10 +62,7 @@ impl Body {
             mistake(if path == "." { "" } else { &path }, &error.into_inner(), &bytes)
         })?;
         json.end().map_err(|error| mistake("", &error, &bytes))?;
-        match misplaced_list(&bytes) {
-            Some(refusal) => Err(refusal),
-            None => Ok(read),
-        }
+        Ok(read)
     }
 
     async fn bytes(self) -> Result<Bytes, Problem> {
@@ -90,14 +92,15 @@ fn is_json(kind: &str) -> bool {
     kind.is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
 }
 
-/// The error for a list in the place of an object, because serde would read its items as the values of the members. No
-/// member of a request is a list.
+/// The error for a list in the place of an object, because serde would read its items as the values of the members. Besides
+/// a body as a whole, the parts of an exemption are objects.
 fn misplaced_list(body: &[u8]) -> Option<Problem> {
     let tree: Value = serde_json::from_slice(body).ok()?;
     let (place, list, expected) = match &tree {
         Value::Object(members) => {
-            let (name, list) = members.iter().find(|(_, value)| value.is_array())?;
-            (name.as_str(), list, EXPECTED_PART)
+            let mut parts = PARTS.iter().filter_map(|name| Some((*name, members.get(*name)?)));
+            let (name, list) = parts.find(|(_, value)| value.is_array())?;
+            (name, list, EXPECTED_PART)
         }
         Value::Array(_) => (WHOLE_BODY, &tree, EXPECTED_BODY),
         _ => return None,

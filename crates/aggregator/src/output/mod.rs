@@ -42,7 +42,7 @@ const MAX_BACKOFF: Duration = Duration::from_mins(1);
 const MIN_WRITE_PAUSE: Duration = Duration::from_millis(500);
 /// How long messages may still be written as files at the end. What is not written is written after the next start.
 const FINAL_WRITE_TIME: Duration = Duration::from_millis(150);
-/// How many problems are told in one line.
+/// How many problems one line of the log names.
 const MAX_PROBLEMS_SHOWN: usize = 3;
 
 /// Where the objects go.
@@ -63,7 +63,7 @@ pub struct Outcome {
     pub removed: usize,
     /// What could not be done, and why.
     pub problems: Vec<String>,
-    /// The objects that an operator keeps us from writing.
+    /// The objects that an operator has suspended.
     pub(crate) suspended: Vec<String>,
     /// The messages that could not be written; they are tried again while everything else goes on.
     pub(crate) deferred: DeferredSummary,
@@ -212,7 +212,7 @@ pub(crate) struct Channels {
     pub(crate) take_over: mpsc::Receiver<TakeOver>,
     /// What should be true.
     pub(crate) decided: watch::Receiver<Arc<Decided>>,
-    /// The news that have been written.
+    /// The notices that have been written.
     pub(crate) delivered: watch::Sender<Arc<WrittenNotifications>>,
     /// How it goes.
     pub(crate) status: watch::Sender<OutputStatus>,
@@ -289,7 +289,7 @@ pub(crate) async fn run(mut output: Output, settings: Settings, repair: Duration
     }
 }
 
-/// Says which news have been written.
+/// Publishes which notices have been written.
 fn announce(
     output: &Output,
     decided: &Decided,

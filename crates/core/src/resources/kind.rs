@@ -69,7 +69,7 @@ pub trait ResourceKind: fmt::Debug + Sync {
 /// What the objects of a kind are for.
 #[derive(Clone, Copy, Debug)]
 pub enum Role<'a> {
-    /// They block Apps, so they are kept exactly as they should be.
+    /// They block Apps, so the output reconciles them exactly.
     Blocks(&'a dyn BlockingKind),
     /// They notify tenants of blocks. Each is sent once, and its reader may mark or delete it.
     Notifies(&'a dyn MessageKind),

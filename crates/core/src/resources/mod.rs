@@ -94,14 +94,14 @@ impl Serialize for Object {
 pub enum WritePolicy {
     /// Always exactly like this.
     Reconcile,
-    /// A message: written when it is news. From then on its reader may mark or delete it.
+    /// A message: written when it reports a change. From then on its reader may mark or delete it.
     SendOnce {
         /// It says that something is blocked, so it has to be.
         of_block: bool,
     },
-    /// A message that was written before the start: no news.
+    /// A message that was written before the start: it reports no change.
     AlreadySent,
-    /// A message that is news only if its words differ from those that are there.
+    /// A message that is written only if its text differs from the one that is there.
     UpdateText,
     /// A message whose cause is over: if it is still there, it is marked as read.
     MarkRead,

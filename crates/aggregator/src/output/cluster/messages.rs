@@ -1,4 +1,4 @@
-//! Tenants' messages: written when they are news, and compared again in turn.
+//! Messages to tenants. The output writes each when it reports a change, and compares it again in turn.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ const COMPARED_AGAIN: usize = 20;
 pub(super) struct SentMessage {
     /// Of the object as it was wanted.
     hash: u64,
-    /// Of the time at which it was news.
+    /// Of the time of the change that it reports.
     news: u64,
     /// It is there as we wrote it, so drift is put right.
     is_ours: bool,
@@ -68,8 +68,7 @@ impl ClusterOutput {
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
 
-    /// Sends the messages that are not written yet, as far as `closed` allows them. Returns whether it has tried all of
-    /// them.
+    /// Sends the messages that report a change and that `closed` allows. Returns whether it has tried all of them.
     pub(super) async fn send_all(
         &mut self,
         messages: &[&Object],
@@ -129,7 +128,7 @@ impl ClusterOutput {
         true
     }
 
-    /// Writes a message if it is news. Whether something was written.
+    /// Writes a message if it reports a change. Returns whether it was written.
     async fn send(&mut self, object: &Object) -> Result<bool, Refusal> {
         let Some(message) = object.kind.message() else { return Ok(false) };
         let told = SentMessage::of(object);
@@ -159,7 +158,7 @@ impl ClusterOutput {
             (WritePolicy::UpdateText, Some(live)) if has_same_text(message, object, &live) => {
                 (Ok(false), false)
             }
-            // Told before the start, or by another replica: what it says may have other words now, but it is no news.
+            // Sent before the start, or by another replica. Its text may have changed since, but it reports the same change.
             (WritePolicy::SendOnce { .. }, Some(live)) if is_news && is_sent(object, &live) => {
                 let is_same = object.kind.content(&live.data) == Some(&object.spec);
                 let same = with_labels_of(&live, object);
@@ -262,7 +261,7 @@ impl ClusterOutput {
     }
 }
 
-/// Whether what is there has told the same news.
+/// Whether the message that is there reports the same change.
 fn is_sent(object: &Object, live: &Live) -> bool {
     let annotation = object.kind.message().map(MessageKind::change_annotation);
     let told = annotation.and_then(|annotation| live.annotations().get(annotation));
@@ -270,7 +269,7 @@ fn is_sent(object: &Object, live: &Live) -> bool {
     news.is_some() && told.map(String::as_str) == news
 }
 
-/// When the news of a message happened.
+/// The time of the change that a message reports.
 fn news(object: &Object) -> Option<&str> {
     let annotation = object.kind.message()?.change_annotation();
     object.metadata.annotations.get(annotation).and_then(Value::as_str)

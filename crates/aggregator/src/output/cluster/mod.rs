@@ -37,9 +37,9 @@ use super::{MAX_PROBLEMS_SHOWN, Outcome};
 use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
-/// Who we are to the API server.
+/// The field manager of all our writes.
 pub(crate) const FIELD_MANAGER: &str = "procscan-aggregator";
-/// The annotation by which an operator keeps us from writing an object.
+/// The annotation by which an operator suspends an object: the output does not write it.
 pub const SUSPEND: &str = "procscan-aggregator/suspend";
 /// The annotation that says which leader's the object is.
 pub const WRITER: &str = "procscan-aggregator/writer";
@@ -50,7 +50,7 @@ const TRIES: usize = 5;
 #[derive(Debug)]
 pub struct ClusterOutput {
     cluster: Cluster,
-    /// The write permit of the term in which the output filled the fields below.
+    /// The right to write, of the term in which `sent` and the other fields were filled.
     permit: WritePermit,
     /// The term of the last take-over. The output deletes objects only in this term.
     taken_over: Option<TakenOver>,

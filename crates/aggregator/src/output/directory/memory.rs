@@ -1,7 +1,7 @@
 //! What is known of the files without reading them again.
 //!
 //! Every pass compares everything with what should be there, and nearly always all of it is: so a file is read only if its
-//! stamp says that somebody has changed it, and an object is made only if it is made from something else than before.
+//! stamp says that a program has changed it, and an object is made only if it is made from something else than before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::Metadata;
@@ -46,7 +46,7 @@ impl Stamp {
     }
 }
 
-/// What is known of a file. There is one for each tenant that is told something, so it is kept small.
+/// What is known of a file. There is one for each notified tenant, so it is small.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     /// Nothing while it could still be that of another content.
@@ -139,7 +139,7 @@ pub(super) struct Memory {
 const GLANCES: u32 = 4;
 
 impl Memory {
-    /// Whether nobody has changed anything, by the directory's own stamp.
+    /// Whether no file has changed, by the directory's own stamp.
     pub(super) fn is_enough(&mut self, place: Stamp) -> bool {
         let is_enough = self.place == Some(place) && self.glances < GLANCES;
         self.glances = if is_enough { self.glances + 1 } else { 0 };
@@ -182,7 +182,7 @@ impl Memory {
         nonzero(self.hashing.hash_one(text))
     }
 
-    /// What tells the inputs of a draft from others.
+    /// The fingerprint of the inputs of a draft.
     pub(super) fn fingerprint(&self, draft: &Draft<'_>) -> Hash {
         nonzero(draft.fingerprint(&self.hashing))
     }

@@ -26,7 +26,7 @@ impl Directory {
     /// is older than the files, and may also lack Apps that can't be read any more. Where nothing can be read, the
     /// Incidents count as well, because each block is persisted before it is written.
     ///
-    /// When their tenants were told is in the messages.
+    /// The times at which the tenants were notified are in the messages.
     pub(crate) fn blocked(
         &self,
         settings: &Settings,
@@ -92,7 +92,7 @@ impl Directory {
         }
     }
 
-    /// When the tenant of an App was told last, by the files of its messages.
+    /// The time of the last notification of the tenant of an App, by the files of its messages.
     fn told(&self, app: &App, settings: &Settings) -> Option<Timestamp> {
         let told = messages_of(app, settings).filter_map(|(kind, message, name)| {
             // The file may have been edited, so the namespace may be no Kubernetes name.

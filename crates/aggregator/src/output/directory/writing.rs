@@ -200,7 +200,7 @@ impl Directory {
         Ok(true)
     }
 
-    /// A message that says the same at another time is no news.
+    /// Whether a message that is there has the same text: another time alone is no change.
     fn is_as_good(&self, object: &Object, name: &str) -> bool {
         // Only such a message is worth reading for it.
         object.write_policy == WritePolicy::UpdateText

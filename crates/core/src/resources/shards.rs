@@ -5,8 +5,8 @@ use crate::hash::shard_of;
 /// The least number of shards, from `existing` up to `max`, of which none has more than `room` bytes; `needs` are the hashes of what
 /// goes into them, and their bytes.
 ///
-/// No more than twice as many as the bytes ask for, and a few: whoever names Apps can have them meet in one shard whatever the
-/// number is, and each shard is a burden for the gateway. Then some have more than `room`.
+/// At most twice as many as the bytes need, and a few more, because each shard costs the gateway memory. A tenant that chooses
+/// the names of its Apps can put them all into one shard, whatever the number is. Then some shards have more than `room`.
 pub(super) fn count(needs: &[(u64, usize)], room: usize, existing: usize, max: usize) -> usize {
     let fits = |count: usize| {
         let mut load = vec![0_usize; count];

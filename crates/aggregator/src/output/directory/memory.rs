@@ -1,7 +1,7 @@
 //! What is known of the files without reading them again.
 //!
-//! Every pass compares everything with what should be there, and nearly always all of it is: so a file is read only if its
-//! stamp says that a program has changed it, and an object is made only if it is made from something else than before.
+//! Every pass compares all files with the plan, and nearly always all of them are as planned. So a file is read only if its
+//! stamp has changed, and an object is rendered only if its inputs have changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::Metadata;
@@ -23,7 +23,7 @@ fn nonzero(hash: u64) -> Hash {
     Hash::new(hash).unwrap_or(Hash::MIN)
 }
 
-/// What changes with each change of a file. The time of the last change can't be set by anybody.
+/// What changes with each change of a file. No program can set the time of the last change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     inode: u64,
@@ -130,19 +130,19 @@ pub(super) struct Memory {
     /// The directory's own stamp when all files were last looked at; nothing while it could still be that of other files.
     place: Option<Stamp>,
     /// How often only the directory has been looked at since.
-    glances: u32,
+    directory_checks: u32,
     hashing: RandomState,
 }
 
-/// How often it is enough that the directory is as it was. Whoever makes, removes, renames or replaces a file changes it; a file
-/// that is written over in place is found by looking at the file.
-const GLANCES: u32 = 4;
+/// In how many passes in a row it is enough that the directory's stamp is as before. A file that is made, removed, renamed or
+/// replaced changes that stamp. A file that is written in place changes its own stamp only.
+const MAX_DIRECTORY_CHECKS: u32 = 4;
 
 impl Memory {
     /// Whether no file has changed, by the directory's own stamp.
     pub(super) fn is_enough(&mut self, place: Stamp) -> bool {
-        let is_enough = self.place == Some(place) && self.glances < GLANCES;
-        self.glances = if is_enough { self.glances + 1 } else { 0 };
+        let is_enough = self.place == Some(place) && self.directory_checks < MAX_DIRECTORY_CHECKS;
+        self.directory_checks = if is_enough { self.directory_checks + 1 } else { 0 };
         is_enough
     }
 

@@ -80,7 +80,7 @@ async fn an_object_of_each_app_is_created_repaired_and_deleted_when_the_app_is_r
             None
         });
         assert_eq!(stage.write(&plan(1)).await.problems, Vec::<String>::new());
-        assert_eq!(*seen.lock().unwrap(), [json!({"state": "open"})], "created so that it blocks nobody");
+        assert_eq!(*seen.lock().unwrap(), [json!({"state": "open"})], "created so that it blocks no App");
         stage.server.well();
         assert_eq!(stage.writes(), stage.of(&["POST", "PATCH"], 0));
         let whole = stage.policy(0).unwrap()["data"].clone();
@@ -91,7 +91,7 @@ async fn an_object_of_each_app_is_created_repaired_and_deleted_when_the_app_is_r
         stage.edit(0, |policy| policy["data"] = json!({"state": "open", "more": "x"}));
         stage.write(&plan(1)).await;
         assert_eq!(stage.policy(0).unwrap()["data"], whole);
-        // A label that somebody has removed.
+        // A program has removed the label.
         stage.edit(0, |policy| policy["metadata"]["labels"] = json!({}));
         stage.write(&plan(1)).await;
         assert_eq!(stage.policy(0).unwrap()["metadata"]["labels"][MANAGED_BY.0], MANAGED_BY.1);

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::Checks;
 use super::values::DurationText;
 
-/// How much may happen at once. What exceeds a brake is held until an operator approves it; with 0 everything is held.
+/// How much may happen at once. What exceeds a brake is held until an operator approves it; a brake of 0
+/// holds everything that it counts.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Brake {
@@ -30,7 +31,7 @@ pub(crate) struct Brake {
     /// not count.
     pub(crate) max_releases: usize,
     /// The most tenants that are released within the window because the cluster shows that their Apps or namespaces are
-    /// gone. More at once may be an API server that has lost its objects.
+    /// gone. More at once may mean that the API server has lost its objects.
     pub(crate) max_gone_tenants: usize,
 }
 

@@ -86,7 +86,8 @@ pub struct Config {
     pub(crate) detection: Detection,
     /// Which Apps may be blocked.
     pub(crate) enforcement: Enforcement,
-    /// How much may happen at once. What exceeds a brake is held until an operator approves it; with 0 everything is held.
+    /// How much may happen at once. What exceeds a brake is held until an operator approves it; a brake of 0
+    /// holds everything that it counts.
     pub(crate) brake: Brake,
     /// What the WasmPlugin looks like, apart from the Apps that it blocks.
     pub(crate) gateway: Gateway,

@@ -26,16 +26,18 @@ use crate::{
 pub(crate) use self::cgroup::Home;
 use self::files::{number, read_bounded};
 use self::listing::Listing;
-pub use self::listing::{LeftOut, MOST_OF_POD, MOST_RECORDS, Omitted};
+pub(crate) use self::listing::{LeftOut, MOST_RECORDS, Omitted};
 use self::names::{Names, Owner};
 use self::pod::{PodScan, Turn};
+#[cfg(test)]
+pub(crate) use self::sight::Partial;
+pub(crate) use self::sight::ScanError;
 use self::sight::Unseen;
-pub use self::sight::{Partial, ScanError};
-pub use self::turns::Limits;
+pub(crate) use self::turns::Limits;
 use self::turns::Tenants;
 
 /// Only namespaces of tenants are reported; this system does not judge the platform's own.
-pub const TENANT_PREFIX: &str = "ns-";
+pub(crate) const TENANT_PREFIX: &str = "ns-";
 
 /// Far above the longest real list of control groups (one line per v1 hierarchy).
 const CGROUP_LIMIT: u64 = 16 * 1024;
@@ -51,23 +53,23 @@ pub struct HostIdentity {
 
 /// A running process that broke a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// Namespace of its pod.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Name of its pod.
-    pub pod: String,
+    pub(crate) pod: String,
     /// The name that broke the rule; for a keyword, the name of its program as its command line has it. Cut to
     /// [`MOST_PROCESS`](crate::record::MOST_PROCESS).
-    pub process: String,
+    pub(crate) process: String,
     /// Its command line, shortened to [`MOST_CMDLINE`](crate::record::MOST_CMDLINE): its beginning and the match. Bytes that are
     /// not UTF-8 became U+FFFD.
-    pub cmdline: String,
+    pub(crate) cmdline: String,
     /// The process pattern that matched, cut to [`MOST_REGEX`](crate::record::MOST_REGEX); empty for a keyword.
-    pub regex: String,
+    pub(crate) regex: String,
     /// The process ID of the oldest process with the same namespace, pod and process name.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// When that process started, in ticks of the kernel's clock.
-    pub started: u64,
+    pub(crate) started: u64,
 }
 
 impl Finding {
@@ -77,7 +79,7 @@ impl Finding {
     }
 
     /// The wire record of this finding, seen at `at`.
-    pub fn into_record(self, at: &Zoned) -> Record {
+    pub(crate) fn into_record(self, at: &Zoned) -> Record {
         Record {
             name: self.pod.clone(),
             pod: self.pod,
@@ -94,39 +96,39 @@ impl Finding {
 
 /// The result of one scan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Scan {
+pub(crate) struct Scan {
     /// The offending processes: one finding per namespace, pod and process name, in that order.
-    pub findings: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
     /// The offending processes that are not in `findings`, and the processes that were not read.
-    pub left_out: LeftOut,
+    pub(crate) left_out: LeftOut,
     /// Offending processes that were skipped because the kubelet's directories do not know their pod.
-    pub unknown_pods: usize,
+    pub(crate) unknown_pods: usize,
     /// Processes of containers that are skipped: the kubelet's links, which name the pods of containers, can't be read.
-    pub doubtful_containers: usize,
+    pub(crate) doubtful_containers: usize,
     /// Processes that are skipped because their owners are not known: the paths of their control groups are longer than the
     /// 4,096 bytes that the kernel shows.
-    pub deep_groups: usize,
+    pub(crate) deep_groups: usize,
     /// Processes whose program file could not be seen. They are judged only by the names that a process can choose.
-    pub hidden_programs: usize,
+    pub(crate) hidden_programs: usize,
 }
 
 /// Scans all processes below `proc_root`.
 #[derive(Clone, Debug)]
-pub struct Scanner {
+pub(crate) struct Scanner {
     /// Where the node's processes are mounted, normally `/proc`.
-    pub proc_root: PathBuf,
+    pub(crate) proc_root: PathBuf,
     /// The kubelet's log directories `<namespace>_<pod>_<uid>`, normally `/var/log/pods`; may be missing where there are no pods.
-    pub pods_root: PathBuf,
+    pub(crate) pods_root: PathBuf,
     /// The kubelet's links `<pod>_<namespace>_<container>-<id>.log`, normally `/var/log/containers`; needed only where
     /// control groups do not name pods.
-    pub containers_root: PathBuf,
+    pub(crate) containers_root: PathBuf,
     /// The rules by which processes are judged.
-    pub rules: Rules,
+    pub(crate) rules: Rules,
     /// The name under which processes outside of pods are reported. `None` ignores them, and requires that the scanner sees the
     /// whole node. With a name, it is enough that the scanner sees the processes of the agent's user.
-    pub host: Option<HostIdentity>,
+    pub(crate) host: Option<HostIdentity>,
     /// The most that a scan reads.
-    pub limits: Limits,
+    pub(crate) limits: Limits,
     /// For each Pod that has more than its share, where the last scan stopped.
     turns: HashMap<Owner, Turn>,
 }
@@ -141,7 +143,12 @@ struct Seen {
 
 impl Scanner {
     /// A scanner before its first scan.
-    pub fn new(proc_root: PathBuf, pods_root: PathBuf, rules: Rules, host: Option<HostIdentity>) -> Self {
+    pub(crate) fn new(
+        proc_root: PathBuf,
+        pods_root: PathBuf,
+        rules: Rules,
+        host: Option<HostIdentity>,
+    ) -> Self {
         Self {
             proc_root,
             pods_root,
@@ -158,7 +165,7 @@ impl Scanner {
     /// # Errors
     /// Fails if processes can't be listed, or if a node's agent does not see its whole node. A process that ends
     /// during the scan is no error.
-    pub fn scan(&mut self) -> Result<Scan, ScanError> {
+    pub(crate) fn scan(&mut self) -> Result<Scan, ScanError> {
         let is_of_node = self.host.is_none();
         if is_of_node {
             fs::read_dir(&self.proc_root)?;

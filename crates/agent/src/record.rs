@@ -34,7 +34,7 @@ pub struct Record {
 }
 
 /// Encodes `records` as the body of `/api/violations`: a JSON array and a newline, escaped as Go's encoder does.
-pub fn encode(records: &[Record]) -> Vec<u8> {
+pub(crate) fn encode(records: &[Record]) -> Vec<u8> {
     let mut body = Vec::with_capacity(records.len() * 384 + 3);
     let written = records.serialize(&mut serde_json::Serializer::with_formatter(&mut body, GoEscapes));
     debug_assert!(written.is_ok(), "strings are always written into memory");
@@ -43,23 +43,23 @@ pub fn encode(records: &[Record]) -> Vec<u8> {
 }
 
 /// Writes a point in time as records carry it. Milliseconds, so that two scans within a second still differ.
-pub fn stamp(at: &Zoned) -> String {
+pub(crate) fn stamp(at: &Zoned) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
 }
 
 /// The most bytes of a process name in a body. Aggregators refuse a longer one by default.
-pub const MOST_PROCESS: usize = 256;
+pub(crate) const MOST_PROCESS: usize = 256;
 /// The most bytes of a command line in a body; an aggregator stores as many by default.
-pub const MOST_CMDLINE: usize = 4096;
+pub(crate) const MOST_CMDLINE: usize = 4096;
 /// The most bytes of a pattern in a body.
-pub const MOST_REGEX: usize = 512;
+pub(crate) const MOST_REGEX: usize = 512;
 /// Replaces the part that is cut out of a command line.
 const GAP: &str = " \u{2026} ";
 /// How many bytes before a match a shortened command line contains.
 const BEFORE_MATCH: usize = 64;
 
 /// The beginning of `text` that takes up to `most` bytes in a body.
-pub fn cut(text: &str, most: usize) -> &str {
+pub(crate) fn cut(text: &str, most: usize) -> &str {
     let mut rest = most;
     let end = text.char_indices().find_map(|(at, sign)| match rest.checked_sub(width(sign)) {
         None => Some(at),
@@ -73,7 +73,7 @@ pub fn cut(text: &str, most: usize) -> &str {
 
 /// `text` shortened to at most `most` bytes in a body: its beginning, and if that does not reach byte `at`, the text around
 /// `at`.
-pub fn excerpt(text: &str, at: usize, most: usize) -> String {
+pub(crate) fn excerpt(text: &str, at: usize, most: usize) -> String {
     let beginning = cut(text, most);
     if beginning.len() == text.len() || at + BEFORE_MATCH < beginning.len() {
         return beginning.to_owned();

@@ -9,7 +9,7 @@ mod pattern;
 
 use file::Detection;
 
-pub use self::pattern::{Pattern, PatternError};
+pub(crate) use self::pattern::{Pattern, PatternError};
 
 /// Why a rules file was refused.
 #[derive(Debug, thiserror::Error)]
@@ -61,14 +61,14 @@ impl RulesError {
 #[error("{place}: {problem}")]
 pub struct Refused {
     /// The path of the entry, or of the list, within the file.
-    pub place: String,
+    pub(crate) place: String,
     /// What is wrong with it.
-    pub problem: Problem,
+    pub(crate) problem: Problem,
 }
 
 /// Why a rule is not in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub(crate) enum Problem {
     /// It is not a regular expression of Go.
     #[error("`{pattern}` is not a regular expression that this agent understands: {source}")]
     Pattern {
@@ -87,13 +87,13 @@ pub enum Problem {
 
 /// The rule that a process broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hit {
+pub(crate) struct Hit {
     /// The index of the name that matched; `None` for a keyword.
-    pub name: Option<usize>,
+    pub(crate) name: Option<usize>,
     /// Text of the process pattern; empty when a keyword of the command line matched.
-    pub regex: String,
+    pub(crate) regex: String,
     /// The byte of the command line where the keyword's match begins; 0 for a name.
-    pub at: usize,
+    pub(crate) at: usize,
 }
 
 /// The patterns that accuse processes, and those that exempt them. All are regular expressions of Go, without implied anchors.
@@ -162,7 +162,7 @@ impl Rules {
     /// Judges a process by its names and its whole command line. Names come before keywords.
     ///
     /// A process can choose some of its names, so a name exempts no other name. It does exempt a keyword.
-    pub fn judge(&self, names: &[String], cmdline: &str) -> Option<Hit> {
+    pub(crate) fn judge(&self, names: &[String], cmdline: &str) -> Option<Hit> {
         let by_name = names.iter().enumerate().find_map(|(index, name)| {
             let pattern = self.processes.iter().find(|pattern| pattern.is_match(name))?;
             let regex = pattern.as_str().to_owned();
@@ -178,12 +178,12 @@ impl Rules {
     }
 
     /// Whether a part of a command line can exempt its process.
-    pub fn exempts_commands(&self) -> bool {
+    pub(crate) fn exempts_commands(&self) -> bool {
         !self.exempt_commands.is_empty()
     }
 
     /// Whether all processes of this pod are exempt, by its namespace or its name.
-    pub fn exempts_pod(&self, namespace: &str, pod: &str) -> bool {
+    pub(crate) fn exempts_pod(&self, namespace: &str, pod: &str) -> bool {
         any(&self.exempt_namespaces, namespace) || any(&self.exempt_pods, pod)
     }
 }

@@ -112,7 +112,7 @@ pub enum AgentError {
 
 /// The list of an agent's answers. Cheap to clone: the scans that publish and the server that reads share it.
 #[derive(Clone, Debug, Default)]
-pub struct Agent {
+pub(crate) struct Agent {
     current: Arc<Mutex<Current>>,
 }
 
@@ -133,22 +133,17 @@ impl Default for Current {
 
 impl Agent {
     /// An agent with an empty list.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
-    /// Replaces the list with a complete one.
-    pub fn publish(&self, records: &[Record]) {
-        self.publish_part(records, &LeftOut::default());
-    }
-
     /// Replaces the list. `left_out` counts the processes that are not in it.
-    pub fn publish_part(&self, records: &[Record], left_out: &LeftOut) {
+    pub(crate) fn publish_part(&self, records: &[Record], left_out: &LeftOut) {
         self.set(Current::List(Arc::new(Published::new(records, left_out))));
     }
 
     /// Answers 503 until a list is published, because the offending processes are not known.
-    pub fn publish_nothing(&self, why: &str) {
+    pub(crate) fn publish_nothing(&self, why: &str) {
         self.set(Current::Nothing(why.into()));
     }
 
@@ -159,12 +154,6 @@ impl Agent {
     fn current(&self) -> Current {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-}
-
-/// Runs an agent until `cancel`.
-pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), AgentError> {
-    let (_, task) = start(options, cancel).await?;
-    task.await.map_err(|error| AgentError::Stopped(error.into()))?
 }
 
 /// Starts an agent: it has scanned once and is listening when this returns its address. The task ends on `cancel`.
@@ -205,7 +194,7 @@ pub async fn start(
 /// Answers for `agent` on `listener` until `cancel`, then finishes the running answers.
 ///
 /// Connections are bounded in number, and dropped 10 s after the last answer.
-pub async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToken) -> io::Result<()> {
+pub(crate) async fn serve(listener: TcpListener, agent: Agent, cancel: CancellationToken) -> io::Result<()> {
     let routes = Router::new()
         .route("/api/violations", get(violations).fallback(only_get))
         .route("/health", get(health).fallback(only_get))

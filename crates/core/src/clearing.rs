@@ -59,19 +59,19 @@ pub(crate) const SCANS_WITHOUT_EVIDENCE: u32 = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// The node's odometer (see [`NodeClock`]).
-    pub answered: CompactDuration,
+    pub(crate) answered: CompactDuration,
     /// How much of the answered time was inconclusive about this violation.
     pub inconclusive: CompactDuration,
     /// In the reading that starts a clearing clock: how long the node had answered without fresh evidence of this
     /// violation before this clock started. Earlier leaders received those answers, or this process before its
     /// restart. Known only if some of those answers were inconclusive about the violation. Counts only towards
     /// `unreachable_limit`.
-    pub before: CompactDuration,
+    pub(crate) before: CompactDuration,
 }
 
 impl Reading {
     /// The reading at the node's first answer.
-    pub const ZERO: Self = Self {
+    pub(crate) const ZERO: Self = Self {
         answered: CompactDuration::ZERO,
         inconclusive: CompactDuration::ZERO,
         before: CompactDuration::ZERO,
@@ -86,16 +86,16 @@ pub struct NodeClock {
     /// How much of the answered time was inconclusive about some violation: the upper bound for all of them.
     pub inconclusive: CompactDuration,
     /// The least answered time without fresh evidence that proves absence on this node.
-    pub required: CompactDuration,
+    pub(crate) required: CompactDuration,
     /// Whether the node's agent has had time for a scan since its last possible restart. Until then its answers prove
     /// no absence.
-    pub has_scanned: bool,
+    pub(crate) has_scanned: bool,
     /// When the node was first asked.
-    pub since: Moment,
+    pub(crate) since: Moment,
     /// When the last sign of an answer came, usable or not; or when the node was first asked.
-    pub last_sign: Moment,
+    pub(crate) last_sign: Moment,
     /// How long to wait for a node that never returns, and for one whose answers are inconclusive about a violation.
-    pub unreachable_limit: CompactDuration,
+    pub(crate) unreachable_limit: CompactDuration,
 }
 
 impl NodeClock {
@@ -103,7 +103,7 @@ impl NodeClock {
     /// `mark`. `inconclusive` returns how much of the answered time has been inconclusive about it by now. It is
     /// called only if that matters. `away` is the longest time for which it was unseen and came back (see
     /// [`crate::snapshot::EvidenceDetails::away`]).
-    pub fn cleared(
+    pub(crate) fn cleared(
         &self,
         mark: Reading,
         away: CompactDuration,

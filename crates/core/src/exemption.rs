@@ -46,7 +46,7 @@ impl Exemption {
     }
 
     /// Whether no part is given, so that the exemption covers nothing.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.parts().iter().all(Option::is_none)
     }
 

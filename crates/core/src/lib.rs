@@ -34,7 +34,7 @@ pub mod plan;
 pub mod policy;
 pub mod report;
 pub mod resources;
-pub mod shares;
+mod shares;
 pub mod size;
 pub mod snapshot;
 mod sorted_vec;

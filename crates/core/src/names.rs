@@ -62,7 +62,7 @@ impl Key {
     }
 
     /// The same as a view.
-    pub fn view(&self) -> KeyRef<'_> {
+    pub(crate) fn view(&self) -> KeyRef<'_> {
         KeyRef { namespace: &self.namespace, pod: &self.pod, process: &self.process }
     }
 

@@ -126,7 +126,7 @@ pub struct SharedService {
 
 impl OtherApps {
     /// How many Apps are named at most.
-    pub const MAX_NAMED: usize = 20;
+    pub(crate) const MAX_NAMED: usize = 20;
 
     /// From a set of Apps.
     pub fn of(apps: BTreeSet<&App>) -> Self {

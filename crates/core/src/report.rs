@@ -21,7 +21,8 @@ use serde::{Serialize, Serializer};
 
 pub use self::decode::decode;
 pub use self::gathering::Limits;
-pub use self::record::{Claim, DATE_TOLERANCE, Record, RecordRef, Records, age_by_own_clock};
+pub(crate) use self::record::age_by_own_clock;
+pub use self::record::{Claim, Record, RecordRef, Records};
 pub use self::stream::{DecodeError, Decoder};
 pub(crate) use self::wire_record::clip;
 
@@ -151,7 +152,7 @@ impl FailureReason {
 
     /// Whether no byte of an answer came. After any other failure the node is known to run, but its answer was not
     /// whole or can't be used.
-    pub fn is_silence(self) -> bool {
+    pub(crate) fn is_silence(self) -> bool {
         match self {
             Self::Resolve
             | Self::Refused
@@ -210,7 +211,7 @@ impl LeftOut {
     }
 
     /// The namespaces that are remembered one by one, in order.
-    pub fn namespaces(&self) -> impl Iterator<Item = &Text> {
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Text> {
         self.namespaces.iter()
     }
 
@@ -268,7 +269,7 @@ impl Rejections {
     }
 
     /// Adds the counts of `other`.
-    pub fn add(&mut self, other: &Rejections) {
+    pub(crate) fn add(&mut self, other: &Rejections) {
         for (reason, n) in other.0.iter().flat_map(|counts| counts.iter()) {
             *self.counts().entry(*reason).or_default() += n;
         }

@@ -5,7 +5,7 @@
 /// Returns the most that each gets (`usize::MAX` if everything fits), and the remainder that can't be divided
 /// further. If wants are cut, the remainder is less than their number. Sorts `wants`.
 #[must_use]
-pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
+pub(crate) fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
     wants.sort_unstable();
     let mut left = total;
     for (place, want) in wants.iter().enumerate() {
@@ -22,7 +22,7 @@ pub fn fair_share(wants: &mut [usize], total: usize) -> (usize, usize) {
 /// How much of `total` each of `wants` gets by [`fair_share`], in their order. The remainder goes to the first of
 /// those that want more than their share.
 #[must_use]
-pub fn fair_shares(wants: &[usize], total: usize) -> Vec<usize> {
+pub(crate) fn fair_shares(wants: &[usize], total: usize) -> Vec<usize> {
     let (share, mut left) = fair_share(&mut wants.to_vec(), total);
     let get = |want: &usize| {
         let is_one_more = *want > share && left > 0;

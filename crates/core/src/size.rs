@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 /// The expected form of a size, for error messages.
-pub const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
+pub(crate) const A_SIZE: &str = "a size in bytes with its unit, such as 512KiB or 4MiB";
 
 /// The size in bytes that `text` stands for; `None` if it is no size. A number without a unit is no size.
 pub fn parse(text: &str) -> Option<usize> {
@@ -66,17 +66,17 @@ impl JsonSchema for SizeText {
 
 /// [`SizeText`] where there may be no size.
 #[derive(Debug)]
-pub struct OptionalSizeText;
+pub(crate) struct OptionalSizeText;
 
 impl OptionalSizeText {
     /// Writes `bytes` as [`text`] does, or nothing.
     #[allow(clippy::ref_option, reason = "serde passes a reference")]
-    pub fn serialize<S: Serializer>(bytes: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
         bytes.map(text).serialize(serializer)
     }
 
     /// Reads what [`parse`] reads.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
         SizeText::deserialize(deserializer).map(Some)
     }
 }

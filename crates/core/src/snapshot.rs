@@ -21,7 +21,7 @@ pub struct Snapshot {
     /// When it was taken.
     pub at: Moment,
     /// When the ledger began to receive reports.
-    pub since: Moment,
+    pub(crate) since: Moment,
     /// The ledger's revision; equal revisions and times mean equal snapshots.
     pub revision: u64,
     /// Counts the changes that may change a decision (see [`crate::ledger::Ledger::changes`]).
@@ -49,7 +49,7 @@ impl Snapshot {
     /// Whether every expected node has answered for so long that a violation which it has not listed is absent. A
     /// node without an address has been waited for long enough after `limit` since the start. Answers that may have
     /// hidden a violation do not count. Without any target nothing is settled.
-    pub fn is_settled(&self, limit: Duration) -> bool {
+    pub(crate) fn is_settled(&self, limit: Duration) -> bool {
         let is_whole = self.coverage.expected() == self.targets.len();
         (is_whole || self.at.since(self.since) >= limit)
             && !self.targets.is_empty()
@@ -111,7 +111,7 @@ pub struct Violation {
 
 impl Violation {
     /// The violation with all of this evidence; `None` without any.
-    pub fn new(key: Key, evidence: impl IntoIterator<Item = EvidenceView>) -> Option<Self> {
+    pub(crate) fn new(key: Key, evidence: impl IntoIterator<Item = EvidenceView>) -> Option<Self> {
         let mut evidence = evidence.into_iter();
         let (mut leading, mut others) = (evidence.next()?, Vec::new());
         for mut other in evidence {
@@ -168,12 +168,12 @@ pub struct EvidenceView {
     /// By which rule it cleared, if it has.
     pub cleared: Option<Cleared>,
     /// How much of its node's answered time was inconclusive about this violation, in sum.
-    pub inconclusive: CompactDuration,
+    pub(crate) inconclusive: CompactDuration,
     /// The violation whose record hides it at present, because the agent lists one of several and listed that one
     /// last.
     pub hidden_by: Option<Arc<Key>>,
     /// The evidence itself, shared with the ledger and with other snapshots for as long as it stays the same.
-    pub details: Arc<EvidenceDetails>,
+    pub(crate) details: Arc<EvidenceDetails>,
 }
 
 impl EvidenceView {
@@ -195,7 +195,7 @@ impl Deref for EvidenceView {
 #[derive(Clone, Debug)]
 pub struct EvidenceDetails {
     /// The record as this node's agent last gave it.
-    pub record: Arc<Record>,
+    pub(crate) record: Arc<Record>,
     /// When evidence was last fresh; `None` if it never was. Then it is never a reason for a decision.
     pub fresh_at: Option<Moment>,
     /// How old the record was at most when evidence was last fresh, by the agent's own clock. If the agent does not
@@ -214,7 +214,7 @@ pub struct EvidenceDetails {
     /// The agent's own timestamp of the last fresh evidence.
     pub evidence_time: CompactTimestamp,
     /// How many different timestamps this node gave.
-    pub observations: u64,
+    pub(crate) observations: u64,
 }
 
 /// All nodes of a snapshot.
@@ -261,8 +261,6 @@ pub struct NodeView {
     pub lists_several: bool,
     /// Records known of it that have not cleared, believed or not.
     pub records: usize,
-    /// Its last whole answer.
-    pub last_answer: Option<CompactTimestamp>,
     /// Records of it that were refused since the start.
     pub rejected: Rejections,
 }
@@ -297,7 +295,7 @@ pub struct TargetView {
     /// Failures since the last whole answer.
     pub consecutive_failures: u32,
     /// It refused the connection when it was last asked, so nothing listens at its address.
-    pub refuses: bool,
+    pub(crate) refuses: bool,
     /// Since when it has given only answers that can't be used.
     pub unusable_since: Option<CompactTimestamp>,
 }

@@ -45,7 +45,7 @@ impl Moment {
     /// The moment at which the wall clock reads `wall`, calculated from this one. It gives a persisted time a reading
     /// of the monotonic clock, which is only as right as the wall clock.
     #[must_use]
-    pub fn at_wall(self, wall: Timestamp) -> Moment {
+    pub(crate) fn at_wall(self, wall: Timestamp) -> Moment {
         let away = wall.duration_since(self.wall());
         let distance = away.unsigned_abs();
         let uptime = if away.is_negative() {
@@ -73,7 +73,7 @@ pub struct CompactDuration(
 
 impl CompactDuration {
     /// No time.
-    pub const ZERO: Self = Self(NonZeroU64::MIN);
+    pub(crate) const ZERO: Self = Self(NonZeroU64::MIN);
 
     /// As a duration.
     pub fn get(self) -> Duration {
@@ -81,7 +81,7 @@ impl CompactDuration {
     }
 
     /// By how much this is longer than `other`; zero if it is not.
-    pub fn saturating_sub(self, other: CompactDuration) -> Duration {
+    pub(crate) fn saturating_sub(self, other: CompactDuration) -> Duration {
         Duration::from_nanos(self.0.get().saturating_sub(other.0.get()))
     }
 }

@@ -9,21 +9,21 @@ use std::{collections::BTreeMap, fmt};
 use super::{Finding, names::Owner};
 
 /// The most records of one node. With the limits of a record, all of them are smaller than what an aggregator reads by default.
-pub const MOST_RECORDS: usize = 500;
+pub(crate) const MOST_RECORDS: usize = 500;
 /// The most records of one Pod, even if the list has fewer than [`MOST_RECORDS`].
-pub const MOST_OF_POD: usize = 32;
+pub(crate) const MOST_OF_POD: usize = 32;
 /// Namespaces that are named in the header of an answer.
 pub(super) const MOST_NAMED: usize = 64;
 
 /// How much of one namespace a scan or its list leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Omitted {
+pub(crate) struct Omitted {
     /// Offending processes without a record.
-    pub offenders: usize,
+    pub(crate) offenders: usize,
     /// Processes that this scan did not read; the next scans do.
-    pub processes: usize,
+    pub(crate) processes: usize,
     /// Command lines that were not read to their end.
-    pub command_lines: usize,
+    pub(crate) command_lines: usize,
 }
 
 impl fmt::Display for Omitted {
@@ -35,16 +35,16 @@ impl fmt::Display for Omitted {
 
 /// How much a scan or its list leaves out, by namespace. Namespaces without omitted processes are not in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LeftOut(pub BTreeMap<String, Omitted>);
+pub(crate) struct LeftOut(pub(crate) BTreeMap<String, Omitted>);
 
 impl LeftOut {
     /// Whether the list is complete.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The namespaces, as a list for a header: `*` if they are more than 64.
-    pub fn namespaces(&self) -> String {
+    pub(crate) fn namespaces(&self) -> String {
         if self.0.len() > MOST_NAMED {
             return "*".to_owned();
         }
@@ -53,7 +53,7 @@ impl LeftOut {
     }
 
     /// The sum over all namespaces.
-    pub fn total(&self) -> Omitted {
+    pub(crate) fn total(&self) -> Omitted {
         self.0.values().fold(Omitted::default(), |sum, of| Omitted {
             offenders: sum.offenders + of.offenders,
             processes: sum.processes + of.processes,

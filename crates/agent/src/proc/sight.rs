@@ -16,7 +16,7 @@ const COMMAND_LIMIT: u64 = 64 * 1024;
 
 /// Why a scan does not show all processes of the node.
 #[derive(Debug, thiserror::Error)]
-pub enum ScanError {
+pub(crate) enum ScanError {
     /// The processes can't be listed at all.
     #[error(transparent)]
     Processes(#[from] io::Error),
@@ -27,7 +27,7 @@ pub enum ScanError {
 
 /// Why an agent does not see all processes of its node, and how to change that.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Partial {
+pub(crate) enum Partial {
     /// It has a PID namespace of its own.
     #[error(
         "only processes of the agent's own Pod are seen in {}: give its Pod `hostPID: true`, or mount the node's /proc \

@@ -11,14 +11,14 @@ use super::names::Owner;
 
 /// The most that a scan reads.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Bytes of command lines in a scan.
-    pub scan: u64,
+    pub(crate) scan: u64,
     /// Bytes of one command line. The kernel starts no program with more than 6 MiB of arguments.
-    pub cmdline: u64,
+    pub(crate) cmdline: u64,
     /// Bytes of each command line that are read before any is read further. Each process counts as at least that many, because
     /// other files of it are read too.
-    pub head: u64,
+    pub(crate) head: u64,
 }
 
 impl Default for Limits {

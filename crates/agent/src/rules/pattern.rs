@@ -22,7 +22,7 @@ pub(super) const NO_FORM: &str = "Go takes it, but the `regex` crate has no form
 
 /// Why a pattern is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PatternError {
+pub(crate) enum PatternError {
     /// Go refuses it too, or this agent does not support it.
     #[error("{problem}: `{part}`")]
     Syntax {
@@ -41,14 +41,14 @@ pub enum PatternError {
 
 /// A pattern of a rule: its text as the operator wrote it, and its compiled form.
 #[derive(Clone, Debug)]
-pub struct Pattern {
+pub(crate) struct Pattern {
     text: String,
     regex: Regex,
 }
 
 impl Pattern {
     /// Reads a pattern as Go does.
-    pub fn new(text: &str) -> Result<Self, PatternError> {
+    pub(crate) fn new(text: &str) -> Result<Self, PatternError> {
         let regex =
             RegexBuilder::new(&translate(text)?).nest_limit(MAX_WRITTEN_DEPTH).build().map_err(|error| {
                 match error {
@@ -60,17 +60,17 @@ impl Pattern {
     }
 
     /// The pattern as it was written.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
     /// Whether it matches anywhere in `text`.
-    pub fn is_match(&self, text: &str) -> bool {
+    pub(crate) fn is_match(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }
 
     /// The byte where its first match in `text` begins.
-    pub fn find(&self, text: &str) -> Option<usize> {
+    pub(crate) fn find(&self, text: &str) -> Option<usize> {
         self.regex.find(text).map(|found| found.start())
     }
 }

@@ -4,6 +4,13 @@ use super::*;
 use crate::proc::{Omitted, Partial};
 use crate::testing::{ask, open, seconds_until_closed, violations};
 
+impl Agent {
+    /// Replaces the list with a complete one.
+    fn publish(&self, records: &[Record]) {
+        self.publish_part(records, &LeftOut::default());
+    }
+}
+
 fn record(pod: &str) -> Record {
     Record { pod: pod.into(), namespace: "ns-a".into(), cmdline: "a > b".into(), ..Record::default() }
 }
@@ -193,7 +200,7 @@ async fn an_agent_scans_before_its_first_answer_and_in_each_interval() {
 #[tokio::test]
 async fn a_failed_start_names_the_reason() {
     let root = tempfile::tempdir().unwrap();
-    let error = async |options| run(options, CancellationToken::new()).await.unwrap_err().to_string();
+    let error = async |options| start(options, CancellationToken::new()).await.unwrap_err().to_string();
     let missing = error(local(std::path::Path::new("/nonexistent/proc"))).await;
     assert!(missing.starts_with("cannot scan the processes in /nonexistent/proc: "), "{missing}");
     let foreign = error(Options { bind: "192.0.2.1:1".parse().unwrap(), ..local(root.path()) }).await;

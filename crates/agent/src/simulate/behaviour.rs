@@ -253,7 +253,7 @@ impl FromStr for Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// How these nodes behave.
-    pub behaviour: Behaviour,
+    pub(crate) behaviour: Behaviour,
     /// How many nodes.
     pub count: usize,
 }
@@ -284,9 +284,9 @@ impl FromStr for Fault {
 #[error("the faults need {wanted} nodes, the fleet has {nodes}")]
 pub struct TooManyFaults {
     /// Sum of the counts.
-    pub wanted: usize,
+    pub(crate) wanted: usize,
     /// Size of the fleet.
-    pub nodes: usize,
+    pub(crate) nodes: usize,
 }
 
 /// Gives the faults to the last of `nodes` nodes, in order: of ten nodes, `hang` and `reset:2` make node 7 hang, and

@@ -30,7 +30,7 @@ use crate::record::Record;
 use node::{Node, offender};
 
 pub use behaviour::{Behaviour, BehaviourError, Fault, Mode, TooManyFaults, spread_faults};
-pub use script::{Action, Script, ScriptError, Selection, Step};
+pub use script::{Script, ScriptError};
 
 const MOST_CONNECTIONS: usize = 16 * 1024;
 /// A whole fleet may be asked at once; the kernel caps this at its own limit.
@@ -152,7 +152,7 @@ impl Fleet {
     }
 
     /// Changes how a node's scans fill its list, from the next scan on.
-    pub fn set_mode(&self, node: usize, mode: Mode) {
+    pub(crate) fn set_mode(&self, node: usize, mode: Mode) {
         self.with(node, |node| node.mode = mode);
     }
 

@@ -29,7 +29,7 @@ pub enum ScriptError {
 
 /// The action of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// The nodes answer differently from now on.
     Behave(Behaviour),
     /// The nodes scan differently from now on.
@@ -42,7 +42,7 @@ pub enum Action {
 
 /// The nodes of a step: `all`, or numbers and ranges such as `0-3,7`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Selection {
+pub(crate) enum Selection {
     /// Every node.
     All,
     /// The nodes in these ranges.
@@ -51,7 +51,7 @@ pub enum Selection {
 
 impl Selection {
     /// The selected ones of `nodes` nodes, in the order written.
-    pub fn within(&self, nodes: usize) -> Vec<usize> {
+    pub(crate) fn within(&self, nodes: usize) -> Vec<usize> {
         match self {
             Self::All => (0..nodes).collect(),
             Self::Ranges(ranges) => {
@@ -90,13 +90,13 @@ impl FromStr for Selection {
 
 /// One step of a scenario.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
+pub(crate) struct Step {
     /// The time since the start of the script.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// The nodes that it changes.
-    pub nodes: Selection,
+    pub(crate) nodes: Selection,
     /// The change.
-    pub action: Action,
+    pub(crate) action: Action,
     /// Its place in the file, counted from 1.
     number: usize,
 }
@@ -126,11 +126,6 @@ impl Script {
         let mut steps = steps.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
         steps.sort_by_key(|step| step.at);
         Ok(Self { steps })
-    }
-
-    /// The steps in the order of their times.
-    pub fn steps(&self) -> &[Step] {
-        &self.steps
     }
 
     /// Refuses a script that names nodes a fleet of this size does not have.
@@ -243,7 +238,7 @@ steps:
     fn steps_are_put_in_order() {
         let script = Script::from_yaml(SCRIPT).unwrap();
         let told: Vec<_> = script
-            .steps()
+            .steps
             .iter()
             .map(|step| (step.at.as_secs(), step.nodes.within(5), step.action.to_string()))
             .collect();

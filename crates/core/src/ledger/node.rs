@@ -399,7 +399,6 @@ impl Node {
             interval: self.steps.usual().map(CompactDuration::from),
             lists_several: self.lists_several,
             records: self.evidence.values().filter(|evidence| !evidence.is_cleared()).count(),
-            last_answer: self.last_answer.map(|at| at.wall().into()),
             rejected: self.rejected.clone(),
         }
     }

@@ -92,7 +92,7 @@ pub struct AppFact {
 
 /// Whether an accusation may count.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It may count, against this Pod and its App.
     Accepted(AcceptedPod),
     /// It may not count: the accused Pod does not run on the accusing node, or is younger than the record.
@@ -103,15 +103,15 @@ pub enum Verdict {
 
 /// The Pod that an accusation is accepted against.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AcceptedPod {
+pub(crate) struct AcceptedPod {
     /// The App that it belongs to.
-    pub app: App,
+    pub(crate) app: App,
     /// Its UID; `None` without a cluster.
-    pub uid: Option<Text>,
+    pub(crate) uid: Option<Text>,
     /// When it was created; `None` if that is not known.
-    pub created: Option<Moment>,
+    pub(crate) created: Option<Moment>,
     /// What links it with earlier names of its App.
-    pub lineage: Lineage,
+    pub(crate) lineage: Lineage,
 }
 
 impl PodState {

@@ -33,9 +33,7 @@ use regex::Regex;
 
 pub use self::alert::Alert;
 pub use self::brake::{Brake, BrakeRules};
-pub use self::cluster_facts::{
-    AGE_TOLERANCE, AcceptedPod, AppFact, ClusterFacts, Lineage, PodFact, PodState, Verdict,
-};
+pub use self::cluster_facts::{AGE_TOLERANCE, AppFact, ClusterFacts, Lineage, PodFact, PodState};
 pub use self::evaluation::{Decided, Evaluation};
 pub use self::incident::{Incident, Phase};
 pub use self::incidents::Incidents;

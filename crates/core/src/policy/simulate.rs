@@ -365,12 +365,5 @@ fn node_without_clearing(now: Moment) -> NodeView {
         last_sign: now,
         unreachable_limit: Duration::MAX.into(),
     };
-    NodeView {
-        clock,
-        interval: None,
-        lists_several: true,
-        records: 0,
-        last_answer: None,
-        rejected: Rejections::default(),
-    }
+    NodeView { clock, interval: None, lists_several: true, records: 0, rejected: Rejections::default() }
 }

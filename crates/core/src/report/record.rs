@@ -212,7 +212,7 @@ impl Records {
     }
 
     /// Appends a record.
-    pub fn push(&mut self, record: RecordRef<'_>) {
+    pub(crate) fn push(&mut self, record: RecordRef<'_>) {
         let RecordRef { key, cmdline, regex, status, kind, name, timestamp, detected_at } = record;
         let KeyRef { namespace, pod, process } = key;
         let texts: [&str; TEXTS] = [namespace, pod, process, cmdline, regex, status, kind, name, timestamp];
@@ -270,7 +270,7 @@ impl Serialize for Records {
 ///
 /// A `Date` has whole seconds and a server may cache it, so a record up to [`DATE_TOLERANCE`] ahead of it counts as
 /// new. If the record is further ahead, its age is not known, and the result is `None`.
-pub fn age_by_own_clock(detected_at: Timestamp, date: Option<Timestamp>) -> Option<Duration> {
+pub(crate) fn age_by_own_clock(detected_at: Timestamp, date: Option<Timestamp>) -> Option<Duration> {
     let age = date?.duration_since(detected_at);
     if age.is_negative() {
         (age.unsigned_abs() <= DATE_TOLERANCE).then_some(Duration::ZERO)
@@ -280,7 +280,7 @@ pub fn age_by_own_clock(detected_at: Timestamp, date: Option<Timestamp>) -> Opti
 }
 
 /// How far a record may lie ahead of the `Date` of the answer that holds it.
-pub const DATE_TOLERANCE: Duration = Duration::from_secs(5);
+const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

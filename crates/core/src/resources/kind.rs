@@ -149,9 +149,9 @@ pub trait MessageKind: ResourceKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExistingObject {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// What its kind notes of its content: see [`BlockingKind::note`].
-    pub note: u8,
+    pub(crate) note: u8,
 }
 
 /// Where the objects of a kind are.
@@ -249,7 +249,7 @@ impl Kind {
     }
 
     /// Drafts all objects of this kind.
-    pub fn drafts<'a>(
+    pub(crate) fn drafts<'a>(
         self,
         plan: &'a Plan,
         settings: &'a Settings,

@@ -66,7 +66,7 @@ impl Template {
     }
 
     /// Fills in the placeholders. What is filled in is taken as it is: a `{` in it means nothing.
-    pub fn fill<'a>(&self, value: impl Fn(&str) -> &'a str) -> String {
+    pub(crate) fn fill<'a>(&self, value: impl Fn(&str) -> &'a str) -> String {
         self.parts
             .iter()
             .map(|part| match part {

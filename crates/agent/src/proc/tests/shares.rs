@@ -1,6 +1,7 @@
 //! A tenant with many or large processes takes no records and no bytes of a scan from other tenants.
 
 use super::*;
+use crate::proc::listing::MOST_OF_POD;
 use crate::proc::turns::Round;
 use crate::record::encode;
 

@@ -29,10 +29,10 @@ pub const SUMMARY_NAME: &str = "procscan-notification";
 pub const CHANGE_ANNOTATION: &str = "procscan-aggregator/incident";
 
 /// The annotation that says which App it is about.
-pub const APP: &str = "procscan-aggregator/app";
+pub(crate) const APP: &str = "procscan-aggregator/app";
 
 /// The label by which the desktop knows what has been read.
-pub const IS_READ: &str = "isRead";
+pub(crate) const IS_READ: &str = "isRead";
 
 /// The placeholders of texts to tenants.
 ///
@@ -216,7 +216,7 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
 }
 
 /// Whether two Notifications' `spec`s say the same, whenever they said it.
-pub fn has_same_words(a: &Value, b: &Value) -> bool {
+pub(crate) fn has_same_words(a: &Value, b: &Value) -> bool {
     ["title", "message", "i18ns"].iter().all(|field| a.get(field) == b.get(field))
 }
 

@@ -20,7 +20,7 @@ const LARGE_PARTS: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surplus<'a> {
     /// The App that they expose.
-    pub app: &'a App,
+    pub(crate) app: &'a App,
     /// The Services, as `service.namespace.svc`: closed only on the Ingresses that lead to them.
     pub services: Vec<&'a Text>,
 }

@@ -50,7 +50,7 @@ pub fn has_long_list(spec: &Value) -> bool {
 }
 
 /// Whether a `WasmPlugin`'s `spec` has what each of ours has. A file that was cut off lacks the part that is written last.
-pub fn is_whole(spec: &Value) -> bool {
+pub(crate) fn is_whole(spec: &Value) -> bool {
     let has_rules = spec.get("matchRules").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
     has_rules && spec.get("url").is_some()
 }
@@ -71,7 +71,7 @@ pub fn blocked<'a>(objects: impl IntoIterator<Item = &'a Value>, gateway: &Gatew
 
 /// The namespaces of the Apps that a `WasmPlugin`'s `spec` blocks. It reads them from the list for people and from the
 /// rules, because that list may have been left out.
-pub fn namespaces(spec: &Value, gateway: &Gateway) -> BTreeSet<Text> {
+pub(crate) fn namespaces(spec: &Value, gateway: &Gateway) -> BTreeSet<Text> {
     let suffix = format!(".svc.{}", gateway.cluster_domain);
     let apps =
         list(spec, "/defaultConfig/violations").filter_map(|violation| violation.get("namespace")?.as_str());

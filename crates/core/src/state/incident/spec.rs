@@ -35,7 +35,7 @@ pub struct AppRef {
     pub namespace: Text,
     /// `app` or `devbox`.
     #[serde(rename = "type")]
-    pub kind: Text,
+    pub(crate) kind: Text,
     /// Its name.
     pub name: Text,
 }

@@ -45,7 +45,7 @@ const CGROUP_LIMIT: u64 = 16 * 1024;
 /// The namespace and Pod under which processes outside of any Pod are reported, for machines without Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostIdentity {
-    /// Must start with [`TENANT_PREFIX`], because other namespaces are not reported.
+    /// Must start with `TENANT_PREFIX`, because other namespaces are not reported.
     pub namespace: String,
     /// Any name, such as that of the machine.
     pub pod: String,

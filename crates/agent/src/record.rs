@@ -29,7 +29,7 @@ pub struct Record {
     pub kind: String,
     /// The application's name; in practice always the pod's.
     pub name: String,
-    /// When the process was last seen: RFC 3339 in the node's own zone, see [`stamp`].
+    /// When the process was last seen: RFC 3339 in the node's own zone, see `stamp`.
     pub timestamp: String,
 }
 

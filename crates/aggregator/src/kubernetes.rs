@@ -1,6 +1,6 @@
 //! The connection to the cluster.
 //!
-//! Every request has a timeout, and an [`Ask`] that describes it. So a refusal names what is missing: the verb, the
+//! Every request has a timeout, and an `Ask` that describes it. So a refusal names what is missing: the verb, the
 //! resource and the namespace of an RBAC rule, or the CRD.
 
 mod ask;

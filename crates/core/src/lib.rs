@@ -13,7 +13,7 @@
 //! * [`policy`]: decides which Apps are blocked and which tenants are notified, with a reason for each decision.
 //! * [`plan`]: the desired blocks and notifications.
 //! * [`resources`]: the plan as Kubernetes objects.
-//! * [`shares`]: how a limited amount is shared among many.
+//! * `shares`: how a limited amount is shared among many.
 //! * [`size`]: sizes in bytes as operators write them.
 //! * [`state`]: the persisted form of incidents, exemptions and the mode, so that a restart forgets nothing.
 //!

@@ -102,7 +102,7 @@ pub enum SharedServices {
 /// Some Apps of one namespace. Bounded, because a tenant can make any number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
 pub struct OtherApps {
-    /// The first [`OtherApps::MAX_NAMED`] by name, ordered.
+    /// The first `OtherApps::MAX_NAMED` by name, ordered.
     #[serde(rename = "also_closes", skip_serializing_if = "Vec::is_empty")]
     pub named: Vec<App>,
     /// How many more there are at least.

@@ -86,7 +86,7 @@ impl WritePermit {
         &self.term.identity
     }
 
-    /// The mark that this leader writes into objects; see [`WritePermit::is_later`].
+    /// The mark that this leader writes into objects; see `WritePermit::is_later`.
     pub fn mark(&self) -> String {
         format!("{}{IN_TERM}{}", self.identity(), self.term.rank.load(Ordering::Acquire))
     }

@@ -1,6 +1,6 @@
 //! The persisted state: incidents, exemptions, the mode and the operator commands. It outlasts restarts.
 //!
-//! In a cluster it consists of objects ([`cluster`]), elsewhere of a file. Only the leader writes incidents, and
+//! In a cluster it consists of objects (`cluster`), elsewhere of a file. Only the leader writes incidents, and
 //! nothing follows from a decision before it is persisted.
 //!
 //! The replica that receives an operator command persists it ([`OperatorCommands`]) before it answers. The leader

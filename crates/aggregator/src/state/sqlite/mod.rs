@@ -1,7 +1,7 @@
 //! Persists the state in a file, for a service without Kubernetes.
 //!
 //! `SQLite` writes the file, because its promises are tested more than a format of our own would be. A batch is there
-//! whole or not at all, also after a `kill -9` or a power failure. It is durable once [`Sqlite::commit`] has
+//! whole or not at all, also after a `kill -9` or a power failure. It is durable once `Sqlite::commit` has
 //! returned.
 //!
 //! Three rules are ours:
@@ -11,7 +11,7 @@
 //!   with an error in the log, and a new file begins (`schema`, `store`).
 //! - A file that is deleted while it is in use is noticed before the next decision relies on it (`open`).
 //!
-//! After an error the file stays closed until [`Sqlite::recover`] has read its content. Only a damaged file is set
+//! After an error the file stays closed until `Sqlite::recover` has read its content. Only a damaged file is set
 //! aside. A full disk, a read-only disk, a lock or a newer version is reported to the caller, and the file stays.
 
 mod error;
@@ -59,7 +59,7 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens the state in `directory`, and makes both if they do not exist. A damaged file is set aside.
     ///
-    /// The second value has the warnings for operators, as [`Sqlite::warnings`] has them.
+    /// The second value has the warnings for operators, as `Sqlite::warnings` has them.
     pub async fn open(directory: &Path) -> Result<(Self, Vec<SetAside>), StateError> {
         let (directory, set_aside) = (Arc::<Path>::from(directory), SetAsideFiles::default());
         let (place, files) = (directory.clone(), set_aside.clone());

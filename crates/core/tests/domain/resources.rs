@@ -453,3 +453,32 @@ fn blocks_are_read_back_from_a_long_list_as_they_are_closed() {
     let inherited = wasm_plugin::blocked(&values, &settings().gateway);
     assert!(inherited.iter().all(|found| found.on_ingresses == OnIngresses::default()));
 }
+
+#[test]
+fn the_namespaces_of_an_object_are_those_of_its_apps_whether_they_are_listed_or_not() {
+    let kind = wasm_plugin::KIND.blocking().unwrap();
+    let mut plan = routed(300);
+    // Nothing of the first App is closed.
+    Arc::make_mut(&mut plan.blocks[0]).exposure = Arc::default();
+    for max_bytes in [512 * 1024, 30_000] {
+        let mut settings = settings();
+        settings.max_bytes = max_bytes;
+        let objects = render(&plan, &settings, Existing::default());
+        let plugins: Vec<&Object> = objects.iter().filter(|object| object.kind == "WasmPlugin").collect();
+        assert_eq!(plugins.len() > 1, max_bytes == 30_000);
+        for plugin in plugins {
+            let found = kind.namespaces(&plugin.spec, &settings);
+            let blocked = wasm_plugin::blocked([&json!({"spec": plugin.spec})], &settings.gateway);
+            let expected: BTreeSet<_> =
+                blocked.into_iter().map(|found| found.app.namespace.clone()).collect();
+            assert!(found == expected, "{max_bytes}: {}", plugin.metadata.name);
+        }
+    }
+    let of = |spec: Value| kind.namespaces(&spec, &settings());
+    assert_eq!(of(json!({"defaultConfig": {"violations": [{"namespace": "ns-a"}]}})), ["ns-a".into()].into());
+    assert_eq!(
+        of(json!({"matchRules": [{"service": ["web.ns-b.svc.cluster.local"]}]})),
+        ["ns-b".into()].into()
+    );
+    assert_eq!(of(json!({"matchRules": [{"ingress": ["ns-c/in"]}]})), ["ns-c".into()].into());
+}

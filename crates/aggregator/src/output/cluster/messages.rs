@@ -23,7 +23,7 @@ pub(super) struct SentMessage {
     /// Of the object as it was wanted.
     hash: u64,
     /// Of the time of the change that it reports.
-    news: u64,
+    change: u64,
     /// It is there as we wrote it, so drift is put right.
     is_ours: bool,
 }
@@ -31,7 +31,7 @@ pub(super) struct SentMessage {
 impl SentMessage {
     /// As we are about to write it.
     fn of(object: &Object) -> Self {
-        Self { hash: hash(object), news: hash_of(news(object).unwrap_or_default()), is_ours: true }
+        Self { hash: hash(object), change: hash_of(change_time(object).unwrap_or_default()), is_ours: true }
     }
 }
 
@@ -63,7 +63,7 @@ impl ClusterOutput {
     pub(crate) fn has_sent(&self, notice: &Notice, settings: &Settings) -> bool {
         let is_sent = |(kind, message): (Kind, &dyn MessageKind)| {
             let key = (kind.name(), notice.app.namespace.to_string(), message.message_name(&notice.app));
-            self.sent.get(&key).is_some_and(|told| told.news == hash_of(&notice.sent_at.to_string()))
+            self.sent.get(&key).is_some_and(|sent| sent.change == hash_of(&notice.sent_at.to_string()))
         };
         settings.kinds.iter().filter_map(|kind| Some((*kind, kind.message()?))).any(is_sent)
     }
@@ -86,7 +86,7 @@ impl ClusterOutput {
             if !closed.allows(object) || unserved.contains(key.0) {
                 continue;
             }
-            if self.sent.get(&key).is_some_and(|told| told.hash == hash(object))
+            if self.sent.get(&key).is_some_and(|sent| sent.hash == hash(object))
                 || self.deferred.waits(&key)
                 || unanswered.has(&key.1)
             {
@@ -131,17 +131,17 @@ impl ClusterOutput {
     /// Writes a message if it reports a change. Returns whether it was written.
     async fn send(&mut self, object: &Object) -> Result<bool, Refusal> {
         let Some(message) = object.kind.message() else { return Ok(false) };
-        let told = SentMessage::of(object);
-        let is_news = self.sent.get(&key(object)).is_none_or(|before| before.news != told.news);
+        let sent = SentMessage::of(object);
+        let is_change = self.sent.get(&key(object)).is_none_or(|before| before.change != sent.change);
         if object.write_policy == WritePolicy::AlreadySent {
             // Its reader may have deleted it since, and then it stays deleted.
-            self.sent.insert(key(object), SentMessage { is_ours: false, ..told });
+            self.sent.insert(key(object), SentMessage { is_ours: false, ..sent });
             return Ok(false);
         }
         let live = match self.read(object).await {
             // A namespace that is being deleted takes no message, and its tenant reads none.
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
-                self.sent.insert(key(object), SentMessage { is_ours: false, ..told });
+                self.sent.insert(key(object), SentMessage { is_ours: false, ..sent });
                 return Ok(false);
             }
             live => live?,
@@ -159,15 +159,15 @@ impl ClusterOutput {
                 (Ok(false), false)
             }
             // Sent before the start, or by another replica. Its text may have changed since, but it reports the same change.
-            (WritePolicy::SendOnce { .. }, Some(live)) if is_news && is_sent(object, &live) => {
+            (WritePolicy::SendOnce { .. }, Some(live)) if is_change && is_sent(object, &live) => {
                 let is_same = object.kind.content(&live.data) == Some(&object.spec);
                 let same = with_labels_of(&live, object);
                 let version = live.metadata.resource_version;
                 (if is_same { Ok(false) } else { self.apply(&same, version).await.map(|_| true) }, true)
             }
             // Its reader has deleted it, and nothing new has happened.
-            (_, None) if !is_news => (Ok(false), false),
-            (_, Some(live)) if !is_news => (
+            (_, None) if !is_change => (Ok(false), false),
+            (_, Some(live)) if !is_change => (
                 self.apply(&with_labels_of(&live, object), live.metadata.resource_version)
                     .await
                     .map(|_| true),
@@ -178,11 +178,11 @@ impl ClusterOutput {
         };
         match written {
             Ok(written) => {
-                self.sent.insert(key(object), SentMessage { is_ours, ..told });
+                self.sent.insert(key(object), SentMessage { is_ours, ..sent });
                 Ok(written)
             }
             Err(refusal) if refusal.kind == RefusalKind::NoNamespace => {
-                self.sent.insert(key(object), SentMessage { is_ours: false, ..told });
+                self.sent.insert(key(object), SentMessage { is_ours: false, ..sent });
                 Ok(false)
             }
             Err(refusal) => Err(refusal),
@@ -213,10 +213,10 @@ impl ClusterOutput {
     /// Compares a few of the messages that were written before, in turn, and puts their texts right.
     pub(super) async fn compare_again(&mut self, messages: &[&Object], outcome: &mut Outcome) {
         // A message whose content has changed since it was sent is not compared, because it still waits to be sent.
-        let is_as_sent = |told: &SentMessage, object: &Object| told.is_ours && told.hash == hash(object);
+        let is_as_sent = |sent: &SentMessage, object: &Object| sent.is_ours && sent.hash == hash(object);
         let mut ours: Vec<&&Object> = messages
             .iter()
-            .filter(|object| self.sent.get(&key(object)).is_some_and(|told| is_as_sent(told, object)))
+            .filter(|object| self.sent.get(&key(object)).is_some_and(|sent| is_as_sent(sent, object)))
             .collect();
         ours.sort_by_key(|object| key(object));
         let start =
@@ -264,13 +264,13 @@ impl ClusterOutput {
 /// Whether the message that is there reports the same change.
 fn is_sent(object: &Object, live: &Live) -> bool {
     let annotation = object.kind.message().map(MessageKind::change_annotation);
-    let told = annotation.and_then(|annotation| live.annotations().get(annotation));
-    let news = news(object);
-    news.is_some() && told.map(String::as_str) == news
+    let sent = annotation.and_then(|annotation| live.annotations().get(annotation));
+    let change = change_time(object);
+    change.is_some() && sent.map(String::as_str) == change
 }
 
 /// The time of the change that a message reports.
-fn news(object: &Object) -> Option<&str> {
+fn change_time(object: &Object) -> Option<&str> {
     let annotation = object.kind.message()?.change_annotation();
     object.metadata.annotations.get(annotation).and_then(Value::as_str)
 }

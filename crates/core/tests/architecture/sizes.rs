@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proc_macro2::{Delimiter, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
@@ -31,6 +32,29 @@ impl<'ast> Visit<'ast> for Functions {
     fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
         self.note(&function.sig, &function.block);
         visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_trait_item_fn(&mut self, function: &'ast syn::TraitItemFn) {
+        if let Some(body) = &function.default {
+            self.note(&function.sig, body);
+        }
+        visit::visit_trait_item_fn(self, function);
+    }
+
+    /// Finds the functions in a call of a macro, as `proptest!` has them: their parameters are no Rust.
+    fn visit_macro(&mut self, call: &'ast syn::Macro) {
+        let mut tokens = call.tokens.clone().into_iter();
+        while let Some(token) = tokens.next() {
+            if !matches!(&token, TokenTree::Ident(word) if word == "fn") {
+                continue;
+            }
+            let Some(TokenTree::Ident(name)) = tokens.next() else { continue };
+            let is_body = |token: &TokenTree| matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace);
+            if let Some(body) = tokens.by_ref().find(is_body) {
+                let lines = body.span().end().line + 1 - token.span().start().line;
+                self.0.push((name.to_string(), lines));
+            }
+        }
     }
 }
 

@@ -70,7 +70,7 @@ fn storm_record(tenant: usize, app: usize, rule: usize, now: i64) -> Record {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(crate::common::cases(400))]
 
     /// Within any window no more Apps are blocked than the brakes allow, approvals excepted. That holds in any order,
     /// whichever nodes accuse, whatever operators release and whatever can't be persisted. It also holds if another

@@ -37,8 +37,8 @@ pub fn always() -> Moment {
 /// The configuration of a property test: `usual` cases, unless `PROPTEST_CASES` sets their number.
 pub fn cases(usual: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
-    let is_told = std::env::var_os("PROPTEST_CASES").is_some();
-    if is_told { config } else { ProptestConfig { cases: usual, ..config } }
+    let is_set = std::env::var_os("PROPTEST_CASES").is_some();
+    if is_set { config } else { ProptestConfig { cases: usual, ..config } }
 }
 
 pub struct World {

@@ -23,7 +23,6 @@
 
 pub mod clearing;
 pub mod decision;
-mod dense;
 pub mod exemption;
 mod hash;
 pub mod identity;

@@ -37,7 +37,6 @@ use self::texts::Texts;
 use self::totals::Totals;
 use crate::Moment;
 use crate::clearing::Cleared;
-use crate::dense::Dense;
 use crate::names::{Key, NodeName, PodRef, Text};
 use crate::report::{Record, Rejections, Target};
 use crate::sorted_vec::SortedVecSet;
@@ -52,8 +51,6 @@ pub struct Ledger {
     nodes: BTreeMap<NodeName, Box<Node>>,
     /// Which nodes have evidence of a violation, and since when its Pod is known to be gone.
     violations: BTreeMap<Key, ViolationEntry>,
-    /// For `violations`.
-    dense: Dense,
     targets: BTreeMap<Text, TargetEntry>,
     /// Texts that records have in common are in memory once.
     texts: Texts,
@@ -90,7 +87,6 @@ impl Ledger {
             rules,
             nodes: BTreeMap::new(),
             violations: BTreeMap::new(),
-            dense: Dense::default(),
             targets: BTreeMap::new(),
             texts: Texts::default(),
             totals: Totals::default(),
@@ -144,7 +140,6 @@ impl Ledger {
 
     /// Notes that a round over all targets is done. Rounds are counted for readiness and for limits per round.
     pub fn round_done(&mut self) {
-        self.dense.fill(&mut self.violations);
         self.totals.count_cmdlines(&mut self.nodes);
         self.rounds += 1;
         self.revision += 1;

@@ -77,10 +77,6 @@ pub(in crate::policy) fn closed_too(incident: &Incident, phase: NoticePhase) -> 
 impl Incidents {
     /// The plan that follows from the incidents as they are.
     pub fn plan(&mut self, policy: &Policy, facts: &ClusterFacts, now: Moment) -> Plan {
-        // All decisions have been persisted by now, so both trees stay as they are for a while.
-        let [incidents, committed] = &mut self.dense;
-        incidents.fill(&mut self.by_app);
-        committed.fill(&mut self.committed);
         let mode = policy.mode;
         let last = std::mem::take(&mut self.last_plan);
         let mut blocks = Vec::with_capacity(last.blocks.len());

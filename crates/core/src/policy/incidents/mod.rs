@@ -16,7 +16,6 @@ use jiff::Timestamp;
 
 use super::{Brake, Policy};
 use crate::Moment;
-use crate::dense::Dense;
 use crate::names::{App, Key, NodeName, Text};
 use crate::ordered_lookups::OrderedLookups;
 use crate::plan::{Block, HeldApp, Notice};
@@ -60,8 +59,6 @@ pub struct Incidents {
     /// New notices in the current round: the round's number and how many.
     pub(in crate::policy) notices: (u64, usize),
     pub(in crate::policy) last_plan: LastPlan,
-    /// Of `by_app`, and of `committed`.
-    pub(in crate::policy) dense: [Dense; 2],
 }
 
 /// The last plan. Parts that stay the same are shared with the next one.

@@ -5,7 +5,6 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +18,8 @@ use tokio::net::TcpStream;
 
 use super::body::{self, Body, Deadline, Reader};
 use super::budget::{Budget, Share};
+use super::connection;
 use super::http::{self, HttpError};
-use super::sockets::Sockets;
 use super::unpack::Encoding;
 
 /// The limits of requests and answers.
@@ -56,7 +55,6 @@ pub(crate) struct Client {
     options: Arc<ClientOptions>,
     budget: Budget,
     reader: Reader,
-    sockets: Arc<Sockets>,
 }
 
 /// The head of an answer, as far as it matters.
@@ -90,7 +88,7 @@ impl Client {
     pub(crate) fn new(options: ClientOptions) -> Self {
         let budget = Budget::new(options.byte_budget);
         let reader = Reader::new(options.limits, options.small, options.max_read, options.timeout);
-        Self { options: Arc::new(options), budget, reader, sockets: Arc::default() }
+        Self { options: Arc::new(options), budget, reader }
     }
 
     /// Begins a round. For the address of a target, `asked` returns `None` if the round does not ask it, and otherwise whether it is on
@@ -130,11 +128,9 @@ impl Client {
         etag: Option<&str>,
         has_begun: &AtomicBool,
     ) -> Result<Exchange, Failure> {
-        let (mut stream, peer) = self.connect(context.address).await?;
+        let stream = self.connect(context.address).await?;
         let request = self.request(context.address, etag)?;
-        let exchange = self.exchange(&mut stream, request, etag, context, has_begun).await?;
-        self.sockets.part(stream, peer);
-        Ok(exchange)
+        self.exchange(stream, request, etag, context, has_begun).await
     }
 
     /// One exchange over a connection. Notes when an answer has begun.
@@ -183,7 +179,7 @@ impl Client {
         Ok(request.into_bytes())
     }
 
-    async fn connect(&self, address: &str) -> Result<(TcpStream, SocketAddr), Failure> {
+    async fn connect(&self, address: &str) -> Result<TcpStream, Failure> {
         let limit = self.options.connect_timeout;
         let connect = async {
             let resolve = |e: io::Error| Failure {
@@ -192,8 +188,8 @@ impl Client {
             };
             let mut last = None;
             for resolved in tokio::net::lookup_host(address).await.map_err(resolve)? {
-                match self.sockets.connect(resolved).await {
-                    Ok(stream) => return Ok((stream, resolved)),
+                match connection::connect(resolved).await {
+                    Ok(stream) => return Ok(stream),
                     Err(e) => last = Some(e),
                 }
             }

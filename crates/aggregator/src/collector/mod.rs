@@ -9,6 +9,7 @@
 mod body;
 mod budget;
 mod client;
+mod connection;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod health;
@@ -16,7 +17,6 @@ mod http;
 mod lane;
 mod reading;
 mod round;
-mod sockets;
 mod unpack;
 
 use procscan_core::report::Report;

@@ -46,7 +46,7 @@ impl WritePermit {
 
     /// A permit that has ended.
     pub(crate) fn none() -> Self {
-        Self::of(0, "nobody", Instant::now(), DEADLINE_PASSED)
+        Self::of(0, "none", Instant::now(), DEADLINE_PASSED)
     }
 
     /// The permit of a term that lasts for `lasts` from the moment before it was requested.
@@ -107,7 +107,8 @@ impl WritePermit {
         }
     }
 
-    /// Ends the term, because a later leader's mark was found.
+    /// Ends the term, because this leader lacks what it needs to write: a later leader's mark was found, or objects that this
+    /// leader has not inherited.
     pub(crate) fn give_up(&self) {
         self.end();
     }

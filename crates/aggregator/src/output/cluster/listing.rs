@@ -61,8 +61,8 @@ impl Listed {
     }
 }
 
-/// The kinds that are served. A kind that is not served has no objects, so nothing is blocked by it. Any other refusal is an
-/// error, because it is not known what is blocked.
+/// The kinds that are served. Nothing is blocked by a kind that is not served. If it is served again in this term, see
+/// [`TakenOver::lacks`](super::prune::TakenOver::lacks). Any other refusal is an error, because it is not known what is blocked.
 pub(super) fn served(all: Vec<Result<Listed, Refusal>>) -> Result<Vec<Listed>, Refusal> {
     let is_served = |listed: &Result<Listed, Refusal>| !matches!(listed, Err(refusal) if refusal.kind == RefusalKind::NotServed);
     all.into_iter().filter(is_served).collect()

@@ -182,9 +182,20 @@ impl ClusterOutput {
             permit.give_up();
             return outcome;
         }
+        let term = self.taken_over.as_mut().filter(|term| term.mark == permit.mark());
+        let is_taken_over = term.is_some();
+        if let Some(listed) = term.and_then(|term| listed.iter().find(|listed| term.lacks(listed))) {
+            let kind = listed.kind.name();
+            tracing::error!(
+                kind,
+                "the API server serves this kind again, and did not when this leader took over; this replica stops leading, \
+                 so that the next leader inherits what the objects block"
+            );
+            permit.give_up();
+            return outcome;
+        }
         // If a kind can't be read, a later leader may have written its objects.
         let is_known = refused.iter().all(|refusal| refusal.kind == RefusalKind::NotServed);
-        let is_taken_over = self.taken_over.as_ref().is_some_and(|term| term.mark == permit.mark());
         let existing = existing(&listed);
         outcome.left_open = refused.is_empty().then(|| resources::left_open(plan, settings, &existing));
         let objects = resources::render(plan, settings, existing);
@@ -199,9 +210,6 @@ impl ClusterOutput {
             let objects: Vec<&Object> = objects.iter().filter(|object| object.kind == listed.kind).collect();
             let unwritten = self.reconcile_all(listed, &objects, settings, &mut outcome).await;
             let wanted = Wanted::of(&objects);
-            if let Some(term) = &mut self.taken_over {
-                term.note(listed, &wanted);
-            }
             if is_known && is_taken_over {
                 self.prune(listed, &wanted, &unwritten.services, &mut outcome).await;
             }

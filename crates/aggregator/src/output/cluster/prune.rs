@@ -9,7 +9,7 @@ use procscan_core::resources::Object;
 
 use super::ClusterOutput;
 use super::listing::Listed;
-use super::live::{Key, Live, as_found, found, is_suspended, place, resource};
+use super::live::{Live, as_found, found, is_suspended, place, resource};
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 use crate::output::Outcome;
 
@@ -34,34 +34,21 @@ pub(super) struct TakenOver {
     pub(super) mark: String,
     /// The names of the kinds that the output has listed in this term.
     kinds: BTreeSet<&'static str>,
-    /// Objects of kinds that were not listed at the take-over. They have not been in the plan since, so no incident explains
-    /// what they block.
-    unexplained: BTreeSet<Key>,
 }
 
 impl TakenOver {
     pub(super) fn new(mark: String, listed: &[Listed]) -> Self {
-        let kinds = listed.iter().map(|listed| listed.kind.name()).collect();
-        Self { mark, kinds, unexplained: BTreeSet::new() }
+        Self { mark, kinds: listed.iter().map(|listed| listed.kind.name()).collect() }
     }
 
-    /// Notes the objects of a kind that is listed for the first time, and drops those that are in the plan.
-    pub(super) fn note(&mut self, listed: &Listed, wanted: &Wanted<'_>) {
+    /// Whether our objects of this kind exist, although the API server did not serve the kind at the take-over. So this leader
+    /// has not inherited what they block. A kind without such objects counts as listed from now on.
+    pub(super) fn lacks(&mut self, listed: &Listed) -> bool {
         let kind = listed.kind.name();
-        if self.kinds.insert(kind) {
-            self.unexplained
-                .extend(listed.ours().map(place).map(|(namespace, name)| (kind, namespace, name)));
+        if listed.ours().next().is_none() {
+            self.kinds.insert(kind);
         }
-        self.unexplained.retain(|(of, namespace, name)| *of != kind || !wanted.has(namespace, name));
-    }
-
-    fn reason_to_stay(&self, listed: &Listed, live: &Live) -> Option<String> {
-        let (namespace, name) = place(live);
-        self.unexplained.contains(&(listed.kind.name(), namespace, name)).then(|| {
-            "is not in the plan, and was not listed when this leader took over, so the Apps that it blocks are not known; \
-             delete it if they may be opened"
-                .to_owned()
-        })
+        !self.kinds.contains(kind)
     }
 }
 
@@ -99,9 +86,7 @@ impl ClusterOutput {
         outcome: &mut Outcome,
     ) {
         for (live, reason_to_stay) in surplus_objects(listed, wanted) {
-            if let Some(reason_to_stay) =
-                reason_to_stay.or_else(|| self.taken_over.as_ref()?.reason_to_stay(listed, live))
-            {
+            if let Some(reason_to_stay) = reason_to_stay {
                 outcome.problems.push(format!("{} {} {reason_to_stay}", listed.kind, found(live)));
                 continue;
             }

@@ -113,7 +113,7 @@ async fn a_new_leader_goes_on_where_there_is_nothing_to_mark_and_waits_where_it_
 
 /// A right that is lost while the objects are read is another replica's: its new leader answers.
 #[tokio::test]
-async fn a_leader_that_loses_the_lead_meanwhile_gives_no_answer() {
+async fn a_leader_whose_term_ends_meanwhile_gets_no_answer() {
     let (server, settings) = closed(1).await;
     let permit = WritePermit::of_term(2, "b");
     let lost = permit.clone();
@@ -130,4 +130,29 @@ async fn a_leader_that_loses_the_lead_meanwhile_gives_no_answer() {
     let answer = output.take_over(&settings, &WritePermit::of_term(2, "b"), true, None).await;
     assert!(matches!(answer, Err(crate::output::TakeOverError::Unknown(_))));
     assert_ne!(writer(&server), "b in term 2");
+}
+
+/// The gateway's CRD was away at the take-over, so the plan lacks what the gateway's object blocks.
+#[tokio::test]
+async fn a_leader_does_not_overwrite_the_blocks_of_a_kind_that_was_not_served_at_its_take_over() {
+    let (server, settings) = closed(2).await;
+    let before = server.get(PLUGINS, GATEWAY, PLUGIN);
+    let leader = async |term, is_served: bool| {
+        let permit = WritePermit::of_term(term, "b");
+        let mut output = server.output_of(&permit);
+        server.world().unserved.extend((!is_served).then(|| PLUGINS.to_owned()));
+        let inherited = output.take_over(&settings, &permit, true).await.unwrap().len();
+        output.write(&plan(0), &settings, &permit, || true).await;
+        server.world().unserved.clear();
+        output.write(&plan(0), &settings, &permit, || true).await;
+        (inherited, permit.holds())
+    };
+    assert_eq!(leader(2, false).await, (0, false));
+    assert_eq!(server.get(PLUGINS, GATEWAY, PLUGIN), before);
+    assert_eq!(leader(3, true).await, (2, true));
+    assert_ne!(server.get(PLUGINS, GATEWAY, PLUGIN), before);
+    // Where the kind has no objects of ours, nothing was missed.
+    server.world().remove(PLUGINS, GATEWAY, PLUGIN);
+    assert_eq!(leader(4, false).await, (0, true));
+    assert!(server.get(PLUGINS, GATEWAY, PLUGIN).is_some());
 }

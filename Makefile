@@ -63,7 +63,7 @@ fmt: ## Format the code
 lint: ## Check format, lints, documentation and dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy -p procscan-e2e --test scenarios --locked -- -D warnings
+	cargo clippy --workspace --test scenarios --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	cargo deny --locked check bans licenses sources
 

@@ -41,9 +41,9 @@ impl Course {
 
         let mut other = World { follower: world.follower.take(), ..world_of(world) };
         if fails_over {
-            other.fail_over()
+            other.fail_over();
         } else {
-            other.restart()
+            other.restart();
         }
         let after = other.evaluate();
         let comparable = self.comparable(&persisted, &mut other);

@@ -49,7 +49,8 @@ Then, in another terminal:
     CheckConfig(ConfigFile),
     /// Ask every agent once, and print what would change and why.
     ///
-    /// The exit code is 0 if nothing would change, and 3 otherwise.
+    /// The exit code is 0 if nothing would change, and 3 if something would. It is 1 if the command could not find out, and 2 for a
+    /// mistake in usage or configuration.
     #[command(after_help = "Example:
   procscan-aggregator plan --config config.yaml
 
@@ -57,7 +58,8 @@ Nothing is written. Only one round counts, so no App would be released.")]
     Plan(ConfigFile),
     /// Replay the persisted incidents under a configuration, and print which blocks would differ and why.
     ///
-    /// The exit code is 0 if no block would differ, and 3 otherwise.
+    /// The exit code is 0 if no block would differ, and 3 if one would. It is 1 if the command could not find out, and 2 for a
+    /// mistake in usage or configuration.
     #[command(after_help = "Example:
   procscan-aggregator simulate --config new.yaml --since 24h
 
@@ -74,7 +76,7 @@ writes nothing, and it does not disturb a running service.")]
   procscan-aggregator unblock-all --config config.yaml
 
 The service leaves a suspended WasmPlugin alone. To let it block again:
-  kubectl annotate wasmplugins -n higress-system procscan-violations procscan-aggregator/suspend-"
+  kubectl annotate wasmplugins -n higress-system -l app.kubernetes.io/managed-by=procscan-aggregator procscan-aggregator/suspend-"
     )]
     UnblockAll(ConfigFile),
     /// Remove the objects of the service from the cluster.
@@ -148,7 +150,7 @@ pub(crate) struct Demo {
     /// all faults.
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Vec<String>,
-    /// The rules of the agent on this machine, in the upstream format.
+    /// The rules of the agent on this machine: a configuration file of the real agent, or the manifest that holds it.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
 }
@@ -162,7 +164,7 @@ pub(crate) struct Agent {
     /// The time between two scans of the processes, or of the simulated processes.
     #[arg(long, value_name = "DURATION", default_value = "100s", value_parser = duration)]
     pub(crate) scan_interval: Duration,
-    /// The rules: a configuration file of the agents in the field, or the manifest that holds it.
+    /// The rules: a configuration file of the real agent, or the manifest that holds it.
     #[arg(long, value_name = "FILE")]
     pub(crate) rules: Option<PathBuf>,
     /// Report processes outside of containers too, as if they ran in this namespace in a Pod of the host's name. This is for

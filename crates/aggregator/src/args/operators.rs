@@ -189,7 +189,7 @@ pub(crate) struct Exempt {
     /// The name of the process.
     #[arg(long, value_name = "X")]
     pub(crate) process: Option<String>,
-    /// The regular expression of the rule. An accusation by a keyword has none, so only `--process` covers it.
+    /// The regular expression of the rule. An accusation by a keyword has none, so an exemption with `--rule` does not cover it.
     #[arg(long, value_name = "X")]
     pub(crate) rule: Option<String>,
     /// How long the exemption counts: a duration (30d), or a time. The default is for ever.

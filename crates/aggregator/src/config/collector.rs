@@ -28,8 +28,9 @@ const BYTE_BUDGET: RangeInclusive<usize> = 8 * MIB..=16 * GIB;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Collector {
-    /// The most agents that the collector asks at the same time. An agent that has not answered after a second makes
-    /// room for another one.
+    /// The most agents that the collector asks at the same time; slow requests do not count. A request that is not answered after a
+    /// second becomes slow: it makes room for another one, and goes on until `collector.timeout`. There are at most as many slow
+    /// requests.
     pub(crate) concurrency: usize,
     /// The longest time to connect to an agent.
     #[serde(with = "DurationText")]
@@ -58,7 +59,7 @@ pub(crate) struct Collector {
     /// sixteenth of them, and 32KiB in any case. A command line that does not fit is cut to 256 bytes.
     #[serde(with = "SizeText")]
     pub(crate) cmdline_budget: usize,
-    /// The most violations of one node, those that have cleared lately included. Each rule in each Pod has one first, and
+    /// The most violations of one node, those that have cleared lately included. First each rule in each Pod gets one, and
     /// namespaces share the rest fairly.
     pub(crate) max_violations_per_node: usize,
     /// The most violations of all nodes together, those that have cleared lately included. Beyond it each node may still

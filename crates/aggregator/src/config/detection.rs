@@ -13,8 +13,9 @@ use super::{Aggregator, Checks, Collector};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Detection {
-    /// Evidence is fresh up to this age, by its agent's own clock, and at least for three scans of its node. Only evidence up to this age leads
-    /// to a new block.
+    /// A record that is seen for the first time is fresh evidence up to this age, by its agent's own clock. Fresh evidence stays
+    /// fresh for this time. If three scan intervals of the node are longer, they count instead. Only evidence up to this age leads to
+    /// a new block.
     #[serde(with = "DurationText")]
     pub(crate) max_age: Duration,
     /// A violation clears after its node has answered for this time, and at least for six of its scans, without fresh
@@ -29,7 +30,7 @@ pub(crate) struct Detection {
     /// the time counts in which the node answers. It is at least `clear_after`.
     #[serde(with = "DurationText")]
     pub(crate) unreachable_limit: Duration,
-    /// A tenant that offends again within this time continues the same incident.
+    /// An App that offends again within this time after its incident has ended continues that incident.
     #[serde(with = "DurationText")]
     pub(crate) same_incident: Duration,
 }

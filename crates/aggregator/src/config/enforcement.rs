@@ -87,7 +87,7 @@ impl Enforcement {
     fn check_protected(&self, checks: &mut Checks) {
         const PATH: &str = "enforcement.protected_namespaces";
         checks.takes(PATH, "a list of names; a `*` may end a name");
-        // An entry that can't be the name of a namespace would protect none, without a word.
+        // An entry that can't be the name of a namespace would protect none, without an error.
         for name in self.protected_namespaces.iter().filter(|name| !may_be_namespace(name)) {
             let expected = "the name of a namespace (lower-case letters, digits and -), or the beginning of one with a * at \
                             its end; no regular expression";

@@ -114,7 +114,7 @@ fn the_environment_overrides_the_file() {
             ("PROCSCAN_NOTIFICATION__CONTACT", "ticket #5: ask"),
             ("PROCSCAN_NOTIFICATION__APPEAL", "'4711'"),
             ("PROCSCAN_GATEWAY__SHA256", &"0".repeat(64)),
-            // Without any limit, as the file can say it.
+            // Without any limit, as the file can set it.
             ("PROCSCAN_BRAKE__MAX_RELEASES", &usize::MAX.to_string()),
             // What Kubernetes sets for a Service called `procscan` is not ours.
             ("PROCSCAN_PORT", "tcp://10.0.0.1:9090"),
@@ -169,22 +169,22 @@ fn whatever_writes_to_the_cluster_needs_the_lease() {
 }
 
 #[test]
-fn so_many_tenants_are_told_per_round_as_half_of_its_requests_allow_unless_it_is_said() {
-    let told = |text: &str| parse(text).unwrap().policy().max_notices_per_round;
-    assert_eq!(told(""), 600, "20 a second for a minute, halved: 2,000 tenants are told in 4 rounds");
-    assert_eq!(told("kubernetes: {requests_per_second: 5}\naggregator: {scan_interval: 10s}\n"), 25);
-    assert_eq!(told("kubernetes: {requests_per_second: 1}\naggregator: {scan_interval: 10s}\n"), 5);
-    assert_eq!(told("notification: {max_per_round: 7}\n"), 7);
+fn half_of_the_requests_limit_the_notices_per_round_unless_configured() {
+    let limit = |text: &str| parse(text).unwrap().policy().max_notices_per_round;
+    assert_eq!(limit(""), 600, "20 a second for a minute, halved: 2,000 tenants are notified in 4 rounds");
+    assert_eq!(limit("kubernetes: {requests_per_second: 5}\naggregator: {scan_interval: 10s}\n"), 25);
+    assert_eq!(limit("kubernetes: {requests_per_second: 1}\naggregator: {scan_interval: 10s}\n"), 5);
+    assert_eq!(limit("notification: {max_per_round: 7}\n"), 7);
     refused("notification: {max_per_round: 0}\n", "notification.max_per_round", "1 or more");
 }
 
 #[test]
-fn exemptions_say_how_many_tenants_they_may_open() {
+fn exemptions_confirm_how_many_tenants_they_may_open() {
     let text =
         "enforcement: {exemptions: [{app: x, reason: y}, {namespace: {regex: a}, reason: z, confirm: 30}]}\n";
     let exemptions = parse(text).unwrap().policy().exemptions;
-    let said: Vec<_> = exemptions.iter().map(|it| (it.place.as_str(), it.confirm)).collect();
-    assert_eq!(said, [("enforcement.exemptions[0]", None), ("enforcement.exemptions[1]", Some(30))]);
+    let confirmed: Vec<_> = exemptions.iter().map(|it| (it.place.as_str(), it.confirm)).collect();
+    assert_eq!(confirmed, [("enforcement.exemptions[0]", None), ("enforcement.exemptions[1]", Some(30))]);
     refused(
         "enforcement: {exemptions: [{app: x, reason: y, confirm: all}]}\n",
         "enforcement.exemptions[0].confirm: invalid value \"all\"",

@@ -143,7 +143,7 @@ mod tests {
         );
         let expected = [("alice", A), ("系统:bob@example.com", B), ("alice", "cccccccccccccccc")];
         assert_eq!(read_people(&text), expected.map(|(name, token)| (name.to_owned(), token.to_owned())));
-        assert_eq!(read_people("# nobody\n"), []);
+        assert_eq!(read_people("# no person\n"), []);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Keys that have no effect because of what other keys say.
+//! Keys that have no effect because of the values of other keys.
 
 use procscan_core::report::Target;
 use procscan_core::size;

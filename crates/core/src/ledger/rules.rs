@@ -25,7 +25,7 @@ pub struct Detection {
     /// How recent a target's last whole answer must be for its coverage to count as fresh.
     pub fresh_within: Duration,
     /// Violations, tombstones included, that one node may have here. A flood on one node takes no room of another
-    /// node until `max_keys` is reached. Each rule in each Pod has one first, and namespaces share the rest fairly.
+    /// node until `max_keys` is reached. First each rule in each Pod gets one, and namespaces share the rest fairly.
     pub max_keys_per_node: usize,
     /// Violations, tombstones included, that all nodes together may have. Beyond it each node may still have 256, if
     /// `max_keys_per_node` is not smaller. A violation that several nodes list counts once for each of them.

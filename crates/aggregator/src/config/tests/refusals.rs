@@ -69,9 +69,9 @@ fn keys_of_brakes_that_counted_something_else_are_refused_with_their_new_names()
         let error = with_env("", &[(&variable, "20")]).expect_err(old).to_string();
         assert!(error.starts_with(&variable) && error.contains(new), "{error}");
     }
-    let kept =
+    let config =
         parse("brake: {max_apps_per_node: 7, max_tenants_per_node: 3, max_apps_per_tenant: 9}\n").unwrap();
-    let rules = kept.policy().brake;
+    let rules = config.policy().brake;
     assert_eq!((rules.max_apps_per_node, rules.max_tenants_per_node, rules.max_apps_per_tenant), (7, 3, 9));
     assert_eq!((rules.max_new_tenants, rules.max_tenants_per_rule, rules.max_releases), (20, 10, 20));
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds etcd, kube-apiserver, kube-controller-manager and kubectl from their Go modules and prints the folder that
-# holds them. They are kept outside the checkout, one folder per pinned set of versions: the second call takes no time.
+# holds them. It is outside the checkout, one folder per pinned set of versions: the second call takes no time.
 #
 # KUBEBUILDER_ASSETS names a folder that already holds them; then nothing is built.
 set -euo pipefail

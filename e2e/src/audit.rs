@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_leads_before_the_first_and_after_a_lease_was_given_back() {
+    fn no_replica_leads_before_the_first_lease_and_after_a_lease_was_given_back() {
         let before = event(1, "a", "things", None);
         let events = [
             before,

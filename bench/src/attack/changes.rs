@@ -76,7 +76,7 @@ pub(super) fn run(
             waiting.insert(begun, Change { begins: true, answered: None });
             begun += 1;
         }
-        let mut is_news = output.refresh()?;
+        let mut has_changed = output.refresh()?;
         for line in fleet.answers.try_iter() {
             let fields: Vec<&str> = line.split(' ').collect();
             let ["answered", node, pod, at] = fields.as_slice() else {
@@ -84,10 +84,10 @@ pub(super) fn run(
             };
             if let Entry::Occupied(mut change) = waiting.entry(node.parse()?) {
                 change.get_mut().answered = Some(((*pod).to_owned(), at.parse()?));
-                is_news = true;
+                has_changed = true;
             }
         }
-        if is_news {
+        if has_changed {
             for node in seen(&mut waiting, &output, &mut waits) {
                 if started.elapsed() + to_clear < time {
                     fleet.command(&format!("calm {node} {ROUNDS_TO_CLEAR}"))?;

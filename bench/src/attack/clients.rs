@@ -317,10 +317,10 @@ impl Clients {
         let mut process = Running::start(&mut command)?;
         let input = process.child().stdin.take().context("a pipe")?;
         let output = process.child().stdout.take().context("a pipe")?;
-        let (tell, lines) = channel();
+        let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }

@@ -156,8 +156,8 @@ fn without_its_state_nothing_new_is_blocked_or_released_and_everything_else_goes
     let state = temp.path().join("state");
     std::fs::remove_dir_all(&state).unwrap();
     std::fs::write(&state, "in the way").unwrap();
-    outage.offends();
-    outage.lasts("it is not a directory; move it away");
+    outage.replace_offender();
+    outage.check_error("it is not a directory; move it away");
     std::fs::remove_file(&state).unwrap();
-    outage.is_over();
+    outage.check_recovery();
 }

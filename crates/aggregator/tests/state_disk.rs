@@ -60,10 +60,10 @@ fn part_with_a_full_disk() {
     let mut file = File::create(&ballast).unwrap();
     while file.write_all(&[0; 4096]).is_ok() {}
     drop(file);
-    outage.offends();
-    outage.lasts("state.db can't be written: no space left on the device; make room");
+    outage.replace_offender();
+    outage.check_error("state.db can't be written: no space left on the device; make room");
     fs::remove_file(&ballast).unwrap();
-    outage.is_over();
+    outage.check_recovery();
 }
 
 /// Needs no mount: a write beyond the limit fails with `EFBIG`, as a write to a full disk fails with `ENOSPC`.
@@ -79,10 +79,10 @@ fn the_service_recovers_from_a_limit_on_the_size_of_files() {
         |limit: &str| run("prlimit", &[&format!("--fsize={limit}:"), "--pid", &outage.pid().to_string()]);
     // Smaller than the state file, and larger than any object of this test.
     limit("8192");
-    outage.offends();
-    outage.lasts("state.db can't be written: the disk takes no more of it");
+    outage.replace_offender();
+    outage.check_error("state.db can't be written: the disk takes no more of it");
     limit("unlimited");
-    outage.is_over();
+    outage.check_recovery();
 }
 
 #[test]
@@ -108,14 +108,14 @@ fn part_with_a_read_only_disk() {
     run("cp", &["-a", at, from]);
     run("mount", &["--bind", from, at]);
     run("mount", &["-o", "remount,bind,ro", at]);
-    outage.offends();
+    outage.replace_offender();
     let expected = "state.lock can't be locked: the file system is read-only; make it writable";
-    outage.lasts(expected);
+    outage.check_error(expected);
     outage.kill();
     outage.start(&[]);
-    outage.lasts(expected);
+    outage.check_error(expected);
     run("mount", &["-o", "remount,bind,rw", at]);
-    outage.is_over();
+    outage.check_recovery();
 }
 
 #[test]
@@ -148,10 +148,10 @@ fn the_service_recovers_from_missing_permissions_on_the_state() {
     };
     set_modes(0o555, 0o444);
     outage.start(way);
-    outage.offends();
-    outage.lasts("state.lock can't be locked: permission denied; make it writable");
+    outage.replace_offender();
+    outage.check_error("state.lock can't be locked: permission denied; make it writable");
     set_modes(0o755, 0o644);
-    outage.is_over();
+    outage.check_recovery();
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ async fn three_are_approved(world: &World, held: [&(String, String); 3]) -> anyh
             .await?;
         let decisions = decisions(&done);
         ensure!(decisions.contains(&("approved".to_owned(), actor.to_owned())), "{decisions:?}");
-        world.until_notified(namespace, "there", |told| told.labels()["isRead"] == "false").await?;
+        world.until_notified(namespace, "there", |message| message.labels()["isRead"] == "false").await?;
     }
     Ok(closed)
 }
@@ -130,12 +130,12 @@ async fn events_say_what_was_decided(world: &World, approved: &str) -> anyhow::R
     let described = world.kubectl(&["describe", "incident", approved, "-n", OWN]).await?;
     let events = described.rsplit("Events:").next().context("no Events")?;
     println!("Events:{events}");
-    for words in ["Warning  Held", "Normal   Approved", "alice: ", "a miner indeed"] {
-        ensure!(events.contains(words), "{words}: {events}");
+    for text in ["Warning  Held", "Normal   Approved", "alice: ", "a miner indeed"] {
+        ensure!(events.contains(text), "{text}: {events}");
     }
     let events = world.stage.api::<Event>(OWN).list(&ListParams::default()).await?.items;
     let held = events.iter().filter(|event| event.reason.as_deref() == Some("Held")).count();
-    ensure!(held == NODES - BRAKE, "{held} Events tell of what is held");
+    ensure!(held == NODES - BRAKE, "{held} Events are about what is held");
     Ok(())
 }
 
@@ -201,7 +201,7 @@ async fn an_exemption_releases_at_once_and_counts_as_long_as_it_is_there() -> an
         json!({"namespace": {"exact": "ns-a"}, "process": {"regex": "^xm"}, "reason": "a course on mining"});
     world.cluster.apply(&exemption("course", &spec)).await?;
     world.until_closed(&["web-x7k2.ns-b"]).await?;
-    world.until_notified("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
+    world.until_notified("ns-a", "read", |message| message.labels()["isRead"] == "true").await?;
     println!("{}", world.kubectl(&["get", "exemptions", "-n", OWN]).await?);
     world.stays_closed(&["web-x7k2.ns-b"], ROUNDS).await?;
     let released = world.incident("ns-a").await?.data["status"]["decisions"][1].clone();
@@ -244,7 +244,7 @@ async fn an_exemption_that_makes_no_sense_is_refused_or_named_and_covers_nothing
         });
         world.cluster.apply(&exemption.to_string()).await.map_err(|error| error.to_string())
     };
-    for (spec, words) in [
+    for (spec, text) in [
         (json!({"reason": "everybody"}), "at least one of namespace, app, process and rule"),
         (json!({"namespace": {"exact": "ns-a"}}), "spec.reason"),
         (json!({"namespace": {"exact": "ns-a"}, "reason": ""}), "spec.reason"),
@@ -257,7 +257,7 @@ async fn an_exemption_that_makes_no_sense_is_refused_or_named_and_covers_nothing
     ] {
         let refused = apply("wrong", spec.clone()).await;
         let refused = refused.err().with_context(|| format!("{spec} was accepted"))?;
-        ensure!(refused.contains(words), "{spec}: {refused}");
+        ensure!(refused.contains(text), "{spec}: {refused}");
     }
     let bad = json!({"namespace": {"regex": "ns-(a"}, "reason": "a bracket is missing"});
     apply("bracket", bad).await.map_err(anyhow::Error::msg)?;

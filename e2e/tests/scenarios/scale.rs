@@ -106,7 +106,7 @@ fn offenders(tenant: usize, apps: usize) -> Vec<Record> {
     (0..apps).map(|number| offender(&namespace(tenant), &app(tenant, number))).collect()
 }
 
-fn each_is_within_its_limit(plugins: &[DynamicObject]) -> anyhow::Result<()> {
+fn check_shard_sizes(plugins: &[DynamicObject]) -> anyhow::Result<()> {
     ensure!(plugins.len() > 3, "{}", plugins.len());
     for plugin in plugins {
         let size = serde_json::to_vec(
@@ -137,8 +137,11 @@ async fn until_all_have_the_long_form(world: &World) -> anyhow::Result<Vec<Dynam
     .await
 }
 
-/// One App less: its Pod is gone, and its agent does not list it any more.
-async fn one_app_less_changes_one_shard(world: &World, plugins: &[DynamicObject]) -> anyhow::Result<()> {
+/// Ends one App: its Pod is deleted, and its agent does not list it any more.
+async fn check_that_a_release_rewrites_one_shard(
+    world: &World,
+    plugins: &[DynamicObject],
+) -> anyhow::Result<()> {
     world.fleet.set_offenders(0, offenders(0, APPS - 1));
     world.stage.api::<Pod>(&namespace(0)).delete(&app(0, APPS - 1), &at_once()).await?;
     let fewer = until_so_many(world, TENANTS * APPS - 1).await?;
@@ -150,7 +153,7 @@ async fn one_app_less_changes_one_shard(world: &World, plugins: &[DynamicObject]
     Ok(())
 }
 
-async fn no_app_leaves_every_shard(world: &World, plugins: &[DynamicObject]) -> anyhow::Result<()> {
+async fn check_that_empty_shards_stay(world: &World, plugins: &[DynamicObject]) -> anyhow::Result<()> {
     for tenant in 0..TENANTS {
         world.fleet.set_offenders(tenant, Vec::new());
     }
@@ -179,8 +182,8 @@ async fn twenty_thousand_apps_are_blocked_one_changes_one_shard_and_none_leaves_
         world.fleet.set_offenders(tenant, offenders(tenant, APPS));
     }
     let plugins = until_so_many(&world, TENANTS * APPS).await?;
-    each_is_within_its_limit(&plugins)?;
+    check_shard_sizes(&plugins)?;
     let plugins = until_all_have_the_long_form(&world).await?;
-    one_app_less_changes_one_shard(&world, &plugins).await?;
-    no_app_leaves_every_shard(&world, &plugins).await
+    check_that_a_release_rewrites_one_shard(&world, &plugins).await?;
+    check_that_empty_shards_stay(&world, &plugins).await
 }

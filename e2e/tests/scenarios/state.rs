@@ -31,13 +31,13 @@ fn without_updates() -> String {
 
 /// Waits until `/readyz` reports one of these errors of the state. Each error is a list of texts.
 async fn until_state_names(world: &World, what: &str, errors: &[&[&str]]) -> anyhow::Result<Value> {
-    let is_named = |ready: &Value, words: &[&str]| {
+    let is_named = |ready: &Value, texts: &[&str]| {
         let error = ready["state"]["error"].as_str().unwrap_or_default();
-        ready["state"]["ok"] == false && words.iter().all(|word| error.contains(word))
+        ready["state"]["ok"] == false && texts.iter().all(|text| error.contains(text))
     };
     let ready = world
         .aggregator
-        .wait_for(what, LIMIT, "/readyz", |ready| errors.iter().any(|words| is_named(ready, words)));
+        .wait_for(what, LIMIT, "/readyz", |ready| errors.iter().any(|texts| is_named(ready, texts)));
     ready.await
 }
 
@@ -104,7 +104,7 @@ async fn both_take_effect(world: &World) -> anyhow::Result<()> {
     world.stays_closed(&["web-x7k2.ns-a"], ROUNDS).await?;
     world.cluster.apply(RBAC).await?;
     world.until_closed(&["web-x7k2.ns-b"]).await?;
-    world.until_notified("ns-a", "read", |told| told.labels()["isRead"] == "true").await?;
+    world.until_notified("ns-a", "read", |message| message.labels()["isRead"] == "true").await?;
     world.until_notified("ns-b", "there", |_| true).await?;
     world
         .aggregator

@@ -237,7 +237,7 @@ steps:
     #[test]
     fn steps_are_put_in_order() {
         let script = Script::from_yaml(SCRIPT).unwrap();
-        let told: Vec<_> = script
+        let steps: Vec<_> = script
             .steps
             .iter()
             .map(|step| (step.at.as_secs(), step.nodes.within(5), step.action.to_string()))
@@ -249,7 +249,7 @@ steps:
             (60, vec![2], "mode: upstream"),
             (60, vec![2], "offenders: 0"),
         ];
-        assert_eq!(told, expected.map(|(at, nodes, action)| (at, nodes, action.to_owned())));
+        assert_eq!(steps, expected.map(|(at, nodes, action)| (at, nodes, action.to_owned())));
     }
 
     #[test]

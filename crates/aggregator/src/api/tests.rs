@@ -407,7 +407,7 @@ async fn an_exemption_that_is_withheld_is_shown_with_the_reason() {
 }
 
 #[tokio::test]
-async fn an_exemption_that_would_open_many_tenants_has_to_say_how_many() {
+async fn an_exemption_that_would_open_many_tenants_has_to_confirm_how_many() {
     let stage = Stage::new();
     let block = |namespace: &str| {
         Arc::new(Block {

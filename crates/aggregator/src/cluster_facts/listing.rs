@@ -25,7 +25,7 @@ pub(super) const USUAL_PAGE_BYTES: usize = 40 << 10;
 /// How many bytes of one kind are read in one namespace, requested or not: enough for 2,000 Services of 250 KiB.
 const MAX_READ: usize = 512 << 20;
 /// How many bytes of requested fields of one kind are held in one namespace: 5,000 Pods with usual labels take 5 MB.
-const MAX_KEPT: usize = 8 << 20;
+const MAX_WANTED: usize = 8 << 20;
 /// How many bytes of requested fields one page may have.
 pub(super) const MAX_PAGE: usize = 2 << 20;
 /// From this many bytes on a namespace is large; only one large namespace is held at a time.
@@ -39,7 +39,7 @@ pub(super) struct NamespaceReader<'a> {
     large: &'a Semaphore,
     permit: Option<SemaphorePermit<'a>>,
     /// How many bytes this look-up holds.
-    kept: usize,
+    held: usize,
 }
 
 /// A page of a list. An answer without `items` is an error.
@@ -59,7 +59,7 @@ fn items<'de, D: Deserializer<'de>, K: DeserializeOwned>(deserializer: D) -> Res
 
 impl<'a> NamespaceReader<'a> {
     pub(super) fn new(cluster: &'a Cluster, namespace: &'a str, large: &'a Semaphore) -> Self {
-        Self { cluster, namespace, large, permit: None, kept: 0 }
+        Self { cluster, namespace, large, permit: None, held: 0 }
     }
 
     pub(super) fn ask(&self, verb: &'static str, resource: &'a str) -> Ask<'a> {
@@ -76,9 +76,9 @@ impl<'a> NamespaceReader<'a> {
     ) -> Result<(), Refusal> {
         let request = Request::new(api.resource_url());
         let mut params = ListParams::default().limit(FIRST_PAGE);
-        let (mut objects, mut read, mut kept) = (0_usize, 0_usize, 0_usize);
+        let (mut objects, mut read, mut wanted) = (0_usize, 0_usize, 0_usize);
         loop {
-            let limit = Limit { read: MAX_READ - read, kept: MAX_PAGE.min(MAX_KEPT - kept) };
+            let limit = Limit { read: MAX_READ - read, wanted: MAX_PAGE.min(MAX_WANTED - wanted) };
             let ask = self.ask("list", resource);
             let answer = self.cluster.read_in_turn(ask, request.list(&params), keep, limit).await?;
             let Page { metadata, items }: Page<K> = answer.value;
@@ -88,9 +88,9 @@ impl<'a> NamespaceReader<'a> {
                 return Err(self.too_much(resource, &format!("there are more than {MAX_OBJECTS}")));
             }
             let is_usual = answer.read / USUAL_PAGE_BYTES <= items.len();
-            (read, kept) = (read + answer.read, kept + answer.kept);
+            (read, wanted) = (read + answer.read, wanted + answer.wanted);
             items.into_iter().for_each(&mut take_in);
-            self.hold(answer.kept).await;
+            self.hold(answer.wanted).await;
             let Some(token) = metadata.continue_.filter(|token| !token.is_empty()) else { return Ok(()) };
             params = params.continue_token(&token).limit(if is_usual { PAGE } else { FIRST_PAGE });
         }
@@ -98,8 +98,8 @@ impl<'a> NamespaceReader<'a> {
 
     /// Counts `bytes` more as held. Waits while another large namespace is held.
     async fn hold(&mut self, bytes: usize) {
-        self.kept += bytes;
-        if self.kept > LARGE_PAGE_BYTES && self.permit.is_none() {
+        self.held += bytes;
+        if self.held > LARGE_PAGE_BYTES && self.permit.is_none() {
             // The semaphore is never closed.
             self.permit = self.large.acquire().await.ok();
         }

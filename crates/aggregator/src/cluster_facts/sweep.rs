@@ -212,7 +212,7 @@ impl Sweep<'_> {
     }
 
     /// Lists all objects of a kind, page by page, as of one moment. `of` returns an object's namespace; objects in the
-    /// namespaces of the plan are kept.
+    /// namespaces of the plan are taken in.
     async fn list<K: Resource + DeserializeOwned>(
         &self,
         kind: Kind,
@@ -285,7 +285,7 @@ impl Sweep<'_> {
             tokio::time::sleep(wait).await;
         }
         let ask = Ask { verb: "list", resource: kind.resource, namespace: None, name: None };
-        let limit = Limit { read: MAX_PAGE_READ, kept: MAX_PAGE };
+        let limit = Limit { read: MAX_PAGE_READ, wanted: MAX_PAGE };
         let count = AtomicUsize::new(0);
         let answer = self.cluster.read_counted(ask, kind.request.list(params), keep, limit, &count).await;
         budget.spend(count.into_inner(), self.clock.now());
@@ -319,7 +319,7 @@ impl Found {
         if self.requests + self.left.values().sum::<usize>() > most { Err(Stop::Costly) } else { Ok(()) }
     }
 
-    /// Counts an object. Returns whether it is to be kept.
+    /// Counts an object. Returns whether it is to be taken in.
     fn weigh(&mut self, namespace: &Text, size: Size, plan: &Plan) -> Result<bool, Stop> {
         let is_wanted = plan.namespaces.contains(namespace);
         // Objects of a usual size make no namespace heavy, however many there are.
@@ -331,21 +331,21 @@ impl Found {
         if !is_wanted && read == 0 {
             return Ok(false);
         }
-        let kept = if is_wanted { size.kept } else { 0 };
+        let wanted = if is_wanted { size.wanted } else { 0 };
         let all = self.shares.entry(namespace.clone()).or_default();
-        if all.kept + kept > MAX_SHARE || all.read + read > MAX_SHARE_READ {
+        if all.wanted + wanted > MAX_SHARE || all.read + read > MAX_SHARE_READ {
             self.leave_out(namespace, read);
             return Ok(false);
         }
-        (all.kept, all.read) = (all.kept + kept, all.read + read);
-        self.held += kept;
+        (all.wanted, all.read) = (all.wanted + wanted, all.read + read);
+        self.held += wanted;
         if self.held > MAX_HELD { Err(Stop::Full) } else { Ok(is_wanted) }
     }
 
     /// Marks the namespace as heavy, and drops its objects. `read` bytes more have been read of it.
     fn leave_out(&mut self, namespace: &Text, read: usize) {
         let share = self.shares.remove(namespace).unwrap_or_default();
-        self.held -= share.kept;
+        self.held -= share.wanted;
         self.seen.remove(namespace);
         *self.heavy.entry(namespace.clone()).or_default() += share.read + read;
     }

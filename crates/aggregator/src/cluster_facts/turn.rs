@@ -50,7 +50,7 @@ pub(super) struct Turns {
     /// How many turns there have been.
     count: u64,
     /// How many places were given since the last one that was reserved for a namespace in which no accusation waits.
-    since_kept: usize,
+    since_reserved: usize,
 }
 
 /// A namespace's place in its queues; the smallest comes first.
@@ -75,10 +75,10 @@ impl Turns {
         }
         let turns = self.count;
         self.served.retain(|node, turn| queues.contains_key(node) || *turn + MAX_REMEMBERED_TURNS > turns);
-        let kept = if queues.is_empty() { most } else { self.kept(most, quiet.len()) };
+        let reserved = if queues.is_empty() { most } else { self.reserve(most, quiet.len()) };
         let mut taken: BTreeSet<&Text> = BTreeSet::new();
         let mut order: Vec<Text> = Vec::new();
-        while order.len() + kept < most {
+        while order.len() + reserved < most {
             let Some(namespace) = self.serve(&mut queues, &taken) else { break };
             taken.insert(namespace);
             order.push(namespace.clone());
@@ -92,9 +92,9 @@ impl Turns {
 
     /// How many of `most` places are for namespaces in which nothing waits, if there are as many as `quiet`. Places may
     /// be given one by one.
-    fn kept(&mut self, most: usize, quiet: usize) -> usize {
-        let given = self.since_kept + most;
-        self.since_kept = if quiet == 0 { 0 } else { given % QUIET_SHARE };
+    fn reserve(&mut self, most: usize, quiet: usize) -> usize {
+        let given = self.since_reserved + most;
+        self.since_reserved = if quiet == 0 { 0 } else { given % QUIET_SHARE };
         (given / QUIET_SHARE).min(quiet)
     }
 

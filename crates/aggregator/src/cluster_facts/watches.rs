@@ -42,7 +42,7 @@ use crate::kubernetes::{Ask, Cluster, Keep, Limit, Refusal, RefusalKind, Trim};
 /// How many bytes of one event are held: its names and its version. No object has such long ones.
 const MAX_EVENT: usize = 64 << 10;
 /// The limit for the list that gives the version. Its one object may be large, but nothing of it is held.
-const MAX_LIST: Limit = Limit { read: 64 << 20, kept: 64 << 10 };
+const MAX_LIST: Limit = Limit { read: 64 << 20, wanted: 64 << 10 };
 /// Asks for the metadata of the listed object only.
 const METADATA: HeaderValue = HeaderValue::from_static(
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1, application/json",

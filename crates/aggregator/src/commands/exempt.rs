@@ -125,7 +125,7 @@ fn table(exemptions: &[Exemption], withheld: &[Withheld]) -> Table<6> {
     for Exemption { name, spec, state, error } in exemptions {
         let text = |member: &str| spec.get(member).and_then(Value::as_str).unwrap_or_default();
         let until = text("until").parse().map_or("for ever".to_owned(), printed::time);
-        let state = state.map_or("declared", ExemptionState::in_words);
+        let state = state.map_or("declared", ExemptionState::as_text);
         let reason = match (text("reason"), error) {
             (reason, None) => reason.to_owned(),
             ("", Some(error)) => format!("({error})"),

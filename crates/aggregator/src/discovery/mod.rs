@@ -114,7 +114,7 @@ async fn poll(
             tracing::warn!(
                 source = now.source,
                 error,
-                kept = now.targets.len(),
+                targets = now.targets.len(),
                 "targets can't be found; the last ones stay"
             );
         } else {

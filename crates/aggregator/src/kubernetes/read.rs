@@ -19,7 +19,7 @@ pub(crate) struct Limit {
     /// How many bytes may arrive.
     pub(crate) read: usize,
     /// How many bytes of the wanted fields may be held.
-    pub(crate) kept: usize,
+    pub(crate) wanted: usize,
 }
 
 /// An answer and its size.
@@ -30,7 +30,7 @@ pub(crate) struct Answer<T> {
     /// How many bytes arrived.
     pub(crate) read: usize,
     /// How many bytes the wanted fields had.
-    pub(crate) kept: usize,
+    pub(crate) wanted: usize,
     /// The size of each item of the answer's list, in their order.
     pub(crate) items: Vec<Size>,
 }
@@ -69,7 +69,7 @@ impl Cluster {
             subject: too_much.subject(),
             text: format!(
                 "{too_much}: the answer is larger than the limit ({} bytes, {} of them in wanted fields)",
-                limit.read, limit.kept
+                limit.read, limit.wanted
             ),
         })
     }
@@ -111,13 +111,13 @@ async fn read<T: DeserializeOwned>(
             return Ok(None);
         }
         trim.take_in(&piece);
-        if trim.held() > limit.kept {
+        if trim.held() > limit.wanted {
             return Ok(None);
         }
     }
-    let (kept, items) = (trim.held(), trim.items().to_vec());
-    let value = serde_json::from_slice(&trim.into_kept()).map_err(kube::Error::SerdeError)?;
-    Ok(Some(Answer { value, read, kept, items }))
+    let (wanted, items) = (trim.held(), trim.items().to_vec());
+    let value = serde_json::from_slice(&trim.into_wanted()).map_err(kube::Error::SerdeError)?;
+    Ok(Some(Answer { value, read, wanted, items }))
 }
 
 /// The body of an answer, unless it is a refusal.

@@ -11,16 +11,16 @@
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 
-/// Which parts of a value are kept.
+/// Which parts of a value are wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Keep {
     /// All of it.
     All,
-    /// Only these fields of an object. A value that is no object is kept whole.
+    /// Only these fields of an object. Of a value that is no object, all is wanted.
     Fields(&'static [(&'static str, Keep)]),
-    /// This much of each item of a list. A value that is no list is kept whole.
+    /// This much of each item of a list. Of a value that is no list, all is wanted.
     Items(&'static Keep),
-    /// This much of it becomes part of the fingerprint and is not held. The kept JSON has `0` in its place.
+    /// This much of it becomes part of the fingerprint and is not held. The trimmed JSON has `0` in its place.
     Print(&'static Keep),
 }
 
@@ -29,8 +29,8 @@ pub(crate) enum Keep {
 pub(crate) struct Size {
     /// All of it.
     pub(crate) read: usize,
-    /// The part of it that is held.
-    pub(crate) kept: usize,
+    /// The part of it that is wanted.
+    pub(crate) wanted: usize,
 }
 
 /// The longest name of a wanted field, in bytes. Longer names are not held.
@@ -42,7 +42,8 @@ const AROUND_ITEM: usize = 2;
 /// Trims a text piece by piece.
 #[derive(Debug)]
 pub(crate) struct Trim {
-    kept: Vec<u8>,
+    /// The wanted parts so far.
+    wanted: Vec<u8>,
     print: DefaultHasher,
     /// Within a part for the fingerprint; how many objects and lists are around it.
     printing: Option<usize>,
@@ -59,7 +60,7 @@ pub(crate) struct Trim {
 #[derive(Clone, Copy, Debug)]
 struct Around {
     within: Within,
-    /// Nothing of it has been kept yet.
+    /// No part of it has been wanted yet.
     is_empty: bool,
 }
 
@@ -71,12 +72,12 @@ enum Within {
 
 #[derive(Debug)]
 enum State {
-    /// Before a value, which is kept so far or dropped.
+    /// Before a value, which is wanted or dropped.
     Value(Option<&'static Keep>),
-    /// In a value that is kept or dropped as a whole.
-    Whole { is_kept: bool, depth: usize, text: Text },
+    /// In a value that is wanted or dropped as a whole.
+    Whole { is_wanted: bool, depth: usize, text: Text },
     /// In a number, `true`, `false` or `null`.
-    Word { is_kept: bool },
+    Word { is_wanted: bool },
     /// Between the fields of a wanted object, or between the items of a wanted list.
     Between,
     /// In the name of a field.
@@ -104,7 +105,7 @@ impl Trim {
     /// Trims a value by `keep`. Fingerprints are comparable if they were made with the same secret.
     pub(crate) fn printing(keep: &'static Keep, secret: &RandomState) -> Self {
         Self {
-            kept: Vec::new(),
+            wanted: Vec::new(),
             print: secret.build_hasher(),
             printing: None,
             read: 0,
@@ -116,7 +117,7 @@ impl Trim {
 
     /// How many bytes are held.
     pub(crate) fn held(&self) -> usize {
-        self.kept.len()
+        self.wanted.len()
     }
 
     /// The fingerprint of the parts that are not held.
@@ -129,9 +130,9 @@ impl Trim {
         &self.items
     }
 
-    /// The kept parts: JSON if the whole text has come and was JSON.
-    pub(crate) fn into_kept(self) -> Vec<u8> {
-        self.kept
+    /// The wanted parts: JSON if the whole text has come and was JSON.
+    pub(crate) fn into_wanted(self) -> Vec<u8> {
+        self.wanted
     }
 
     /// Takes in the next piece.
@@ -139,11 +140,11 @@ impl Trim {
         let mut rest = piece;
         while let Some((&byte, after)) = rest.split_first() {
             // Most of a large answer is text inside strings, so many bytes are passed at a time.
-            if let State::Whole { is_kept, text: Text::Inside, .. } = self.state {
+            if let State::Whole { is_wanted, text: Text::Inside, .. } = self.state {
                 let plain = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
                 if plain > 0 {
                     let (text, after) = rest.split_at(plain);
-                    if is_kept {
+                    if is_wanted {
                         self.keep(text);
                     }
                     self.read += plain;
@@ -162,7 +163,7 @@ impl Trim {
         if self.printing.is_some() {
             self.print.write(text);
         } else {
-            self.kept.extend_from_slice(text);
+            self.wanted.extend_from_slice(text);
         }
     }
 
@@ -176,7 +177,7 @@ impl Trim {
                 let keep = *keep;
                 return self.begin(byte, keep);
             }
-            State::Whole { is_kept, depth, text } => {
+            State::Whole { is_wanted, depth, text } => {
                 *text = text.after(byte);
                 match byte {
                     b'{' | b'[' if *text == Text::Outside => *depth += 1,
@@ -184,19 +185,19 @@ impl Trim {
                     _ => {}
                 }
                 let is_over = *depth == 0 && *text == Text::Outside;
-                if *is_kept {
+                if *is_wanted {
                     self.keep(&[byte]);
                 }
                 if is_over {
                     self.end(1);
                 }
             }
-            State::Word { is_kept } => {
+            State::Word { is_wanted } => {
                 if matches!(byte, b',' | b'}' | b']') || is_space {
                     self.end(0);
                     return false;
                 }
-                if *is_kept {
+                if *is_wanted {
                     self.keep(&[byte]);
                 }
             }
@@ -214,16 +215,16 @@ impl Trim {
                 }
             },
             State::Colon(keep) => {
-                // Anything else makes the text invalid, and is kept so that the result is invalid too.
+                // Anything else makes the text invalid, and is held so that the result is invalid too.
                 let keep = *keep;
                 if byte != b':' {
-                    self.kept.push(byte);
+                    self.wanted.push(byte);
                 }
                 self.state = State::Value(keep);
             }
             State::End => {
                 if !is_space {
-                    self.kept.push(byte);
+                    self.wanted.push(byte);
                 }
             }
         }
@@ -234,7 +235,7 @@ impl Trim {
         if keep.is_some() && matches!(self.around.last().map(|around| around.within), Some(Within::Items(_)))
         {
             if self.around.len() == AROUND_ITEM {
-                self.items.push(Size { read: self.read, kept: self.kept.len() });
+                self.items.push(Size { read: self.read, wanted: self.wanted.len() });
             }
             self.separate();
         }
@@ -245,7 +246,7 @@ impl Trim {
             self.printing.get_or_insert(self.around.len());
             keep = Some(inner);
         }
-        let is_kept = keep.is_some();
+        let is_wanted = keep.is_some();
         let within = match (byte, keep) {
             (b'{', Some(Keep::Fields(fields))) => Some(Within::Fields(fields)),
             (b'[', Some(Keep::Items(item))) => Some(Within::Items(item)),
@@ -261,7 +262,7 @@ impl Trim {
             b'{' | b'[' => (1, Text::Outside),
             b'"' => (0, Text::Inside),
             _ => {
-                self.state = State::Word { is_kept };
+                self.state = State::Word { is_wanted };
                 // An empty word would never end.
                 if matches!(byte, b',' | b'}' | b']') {
                     self.keep(&[byte]);
@@ -271,10 +272,10 @@ impl Trim {
                 return false;
             }
         };
-        if is_kept {
+        if is_wanted {
             self.keep(&[byte]);
         }
-        self.state = State::Whole { is_kept, depth, text };
+        self.state = State::Whole { is_wanted, depth, text };
         true
     }
 
@@ -302,7 +303,7 @@ impl Trim {
                 }
             }
             // Invalid JSON: the byte is held so that the result is invalid too.
-            _ => self.kept.push(byte),
+            _ => self.wanted.push(byte),
         }
     }
 
@@ -326,7 +327,7 @@ impl Trim {
         self.state = State::Colon(keep);
     }
 
-    /// Writes the comma before the next part that is kept of the innermost object or list.
+    /// Writes the comma before the next wanted part of the innermost object or list.
     fn separate(&mut self) {
         if let Some(around) = self.around.last_mut() {
             let is_first = std::mem::replace(&mut around.is_empty, false);
@@ -345,7 +346,7 @@ impl Trim {
             && matches!(self.around.last().map(|around| around.within), Some(Within::Items(_)))
             && let Some(item) = self.items.last_mut()
         {
-            *item = Size { read: self.read + now - item.read, kept: self.kept.len() - item.kept };
+            *item = Size { read: self.read + now - item.read, wanted: self.wanted.len() - item.wanted };
         }
         self.state = if self.around.is_empty() { State::End } else { State::Between };
     }

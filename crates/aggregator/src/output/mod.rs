@@ -1,7 +1,7 @@
 //! Makes the plan true outside.
 //!
-//! Gets plans, and decides nothing. Writes on difference only, tries again with backoff, and says what is wrong; a failing
-//! output stops neither collecting nor serving.
+//! The output gets plans, and decides nothing. It writes differences only, tries again with backoff, and reports what is wrong.
+//! A failing output stops neither collecting nor serving.
 
 #[cfg(test)]
 #[path = "../../tests/common/app_policies.rs"]
@@ -107,11 +107,11 @@ impl Outcome {
 
     fn error(&self) -> Option<String> {
         let more = self.problems.len().saturating_sub(MAX_PROBLEMS_SHOWN);
-        let mut told = self.problems.iter().take(MAX_PROBLEMS_SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        let mut text = self.problems.iter().take(MAX_PROBLEMS_SHOWN).cloned().collect::<Vec<_>>().join("; ");
         if more > 0 {
-            told = format!("{told}; and {more} more");
+            text = format!("{text}; and {more} more");
         }
-        (!told.is_empty()).then_some(told)
+        (!text.is_empty()).then_some(text)
     }
 }
 
@@ -218,11 +218,12 @@ pub(crate) struct Channels {
     pub(crate) status: watch::Sender<OutputStatus>,
 }
 
-/// Runs until the policy task has ended; the last plan is written too.
+/// Writes what the policy task decides. Returns when the policy task has ended and the last plan is written.
 ///
-/// At the beginning of a term says what is blocked already, however long it takes to find out: nothing can be decided before.
-/// Then each change of the plan is written at once, and each `repair` everything is compared again: what other programs have
-/// changed or removed meanwhile is put right. What another replica has decided is not ours to write.
+/// At the beginning of a term, the policy task asks what is blocked already, and decides nothing before this task answers. This
+/// task answers when it has found out, however long that takes. Then it writes each change of the plan at once. After each
+/// `repair` it compares all objects with the plan, and puts right what other programs have changed or removed. It does not write
+/// what another replica has decided.
 pub(crate) async fn run(mut output: Output, settings: Settings, repair: Duration, channels: Channels) {
     let Channels { mut take_over, mut decided, delivered, status } = channels;
     let settings = Arc::new(settings);
@@ -304,21 +305,21 @@ fn announce(
         }
         Output::Cluster(cluster) => cluster.has_sent(notice, settings),
     };
-    let is_news = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
+    let is_new = |notice: &&Arc<Notice>| !notice.inherited && notice.phase != NoticePhase::Recovered;
     let now: WrittenNotifications = decided
         .plan
         .notices
         .iter()
-        .filter(is_news)
+        .filter(is_new)
         .filter(is_written)
         .map(|notice| (notice.app.clone(), notice.sent_at.into()))
         .collect();
     delivered.send_if_modified(|before| {
-        let is_news = **before != now;
-        if is_news {
+        let has_changed = **before != now;
+        if has_changed {
             *before = Arc::new(now);
         }
-        is_news
+        has_changed
     });
 }
 
@@ -330,14 +331,14 @@ async fn answer(
     decided: &mut watch::Receiver<Arc<Decided>>,
     status: &watch::Sender<OutputStatus>,
 ) {
-    let TakeOver { permit, may_touch, persisted, blocked: tell } = question;
+    let TakeOver { permit, may_touch, persisted, blocked: answer } = question;
     let mut backoff = MIN_BACKOFF;
-    while permit.holds() && !tell.is_closed() {
+    while permit.holds() && !answer.is_closed() {
         match output.take_over(settings, &permit, may_touch, persisted.as_ref()).await {
             Ok(blocked) => {
                 status.send_modify(|status| status.error = None);
                 // The policy task may have ended meanwhile.
-                let _ = tell.send(blocked);
+                let _ = answer.send(blocked);
                 return;
             }
             Err(TakeOverError::Lost) => return,

@@ -26,9 +26,9 @@ pub struct OutputStatus {
 pub(super) fn forget(status: &watch::Sender<OutputStatus>) {
     status.send_if_modified(|status| {
         let now = OutputStatus { has_written: status.has_written, ..OutputStatus::default() };
-        let is_news = *status != now;
+        let has_changed = *status != now;
         *status = now;
-        is_news
+        has_changed
     });
 }
 
@@ -82,9 +82,9 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
     let (junk, suspended) = (outcome.junk, outcome.suspended);
     let now = OutputStatus { has_written, error, deferred: aside, left_open, junk, suspended };
     status.send_if_modified(|status| {
-        let is_news = *status != now;
+        let has_changed = *status != now;
         *status = now;
-        is_news
+        has_changed
     });
 }
 

@@ -126,7 +126,7 @@ fn an_object_is_made_again_only_from_something_else() {
 }
 
 #[test]
-fn whatever_somebody_does_to_the_files_is_seen() {
+fn every_change_of_the_files_is_seen() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("objects");
     let directory = Directory::open(&path).unwrap();
@@ -280,12 +280,12 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     assert_eq!(directory.blocked(&settings(), None).unwrap(), []);
-    let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+    let sent_at: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     let mut plan = plan(&["web", "other"]);
     Arc::make_mut(&mut plan.blocks[0]).left = [Key::new("ns-a", "web-0", "xmrig")].into();
     plan.notices.push(Arc::new(Notice {
         app: plan.blocks[0].app.clone(),
-        sent_at: told,
+        sent_at,
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: ["xmrig".into()].into(),
@@ -295,9 +295,9 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
         .apply(resources::drafts(&plan, &settings(), existing_shards(2, false, &settings().gateway)))
         .unwrap();
     let inherited = directory.blocked(&settings(), None).unwrap();
-    let expected = |name: &str, told, accused: &[Key], services: &[&str]| InheritedBlock {
+    let expected = |name: &str, notified_at, accused: &[Key], services: &[&str]| InheritedBlock {
         app: App::new("ns-a", "app", name),
-        notified_at: told,
+        notified_at,
         accused: accused.iter().cloned().collect(),
         is_guess: accused.is_empty(),
         services: services.iter().map(|name| format!("{name}.ns-a.svc").into()).collect(),
@@ -306,7 +306,7 @@ fn what_is_blocked_is_read_back_even_where_the_list_has_given_way() {
     let of_web = &plan.blocks[0].left;
     let services = ["other", "web"];
     let of_other = expected("other", None, &[], &services);
-    assert_eq!(inherited, [of_other, expected("web", Some(told), of_web, &services)]);
+    assert_eq!(inherited, [of_other, expected("web", Some(sent_at), of_web, &services)]);
 
     // Not knowing what is blocked is no reason to release it, unless it is known from elsewhere.
     let edited = temp.path().join(PLUGIN);
@@ -326,11 +326,11 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     fs::write(temp.path().join(PLUGIN), "kind: Mine\n").unwrap();
     let mut plan = plan(&["web"]);
     let app = plan.blocks[0].app.clone();
-    let told = Timestamp::UNIX_EPOCH;
+    let sent_at = Timestamp::UNIX_EPOCH;
     let phase = NoticePhase::Blocked;
     plan.notices.push(Arc::new(Notice {
         app,
-        sent_at: told,
+        sent_at,
         inherited: false,
         phase,
         processes: [].into(),

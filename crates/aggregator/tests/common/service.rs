@@ -111,7 +111,7 @@ impl Outage {
     }
 
     /// From now on the first App is clean, and the second one offends.
-    pub fn offends(&self) {
+    pub fn replace_offender(&self) {
         self.fleet.set_offender_count(0, 0);
         (0..2).for_each(|node| self.fleet.scan_now(node));
     }
@@ -122,8 +122,8 @@ impl Outage {
         (ready["status"] == "ready").then_some(ready)
     }
 
-    /// `/readyz` and the log have an error with `text`. Meanwhile no App is blocked or released, and rounds go on.
-    pub fn lasts(&self, text: &str) {
+    /// Checks that `/readyz` and the log have an error with `text`. Meanwhile no App is blocked or released, and rounds go on.
+    pub fn check_error(&self, text: &str) {
         let is_reported =
             |ready: &Value| ready["state"]["error"].as_str().is_some_and(|error| error.contains(text));
         let ready = wait_for("the error in /readyz", LIMIT, || self.ready().filter(is_reported));
@@ -162,8 +162,8 @@ impl Outage {
             .collect()
     }
 
-    /// The service recovers by itself, carries out the waiting decisions, and persists them.
-    pub fn is_over(&self) {
+    /// Checks that the service recovers by itself, carries out the waiting decisions, and persists them.
+    pub fn check_recovery(&self) {
         wait_for("the block of the second App and the release of the first one", LIMIT, || {
             self.fleet.scan_now(1);
             let now = closed(&self.directory);

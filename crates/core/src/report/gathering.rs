@@ -133,18 +133,18 @@ impl Gathering {
                 }
             }
         }
-        let mut kept = Records::with_capacity(self.limits.bytes.min(records.bytes()));
+        let mut staying = Records::with_capacity(self.limits.bytes.min(records.bytes()));
         for (record, stay) in records.iter().zip(stays) {
             match stay {
-                Stay::Whole => kept.push(record),
-                Stay::WithoutCmdline => kept.push(RecordRef { cmdline: "", ..record }),
+                Stay::Whole => staying.push(record),
+                Stay::WithoutCmdline => staying.push(RecordRef { cmdline: "", ..record }),
                 Stay::LeftOut => {
                     self.rejected.count(Rejection::OverLimit);
                     self.left_out.note(record.key.namespace);
                 }
             }
         }
-        self.records = kept;
+        self.records = staying;
     }
 
     /// Sets how many records of each namespace may stay.

@@ -19,7 +19,7 @@ pub(super) trait Sink {
     fn begin_text(&mut self, role: Role) -> Result<(), Unexpected>;
     /// The next bytes of the string, without escapes. They need not be UTF-8, and may end within a character.
     fn text(&mut self, piece: &[u8]);
-    /// Whether nothing more of the string is kept.
+    /// Whether nothing more of the string is wanted.
     fn is_full(&self) -> bool;
     /// The string ends.
     fn end_text(&mut self);
@@ -314,7 +314,7 @@ impl Scanner {
         if sink.is_full() {
             let skipped = skip_text(rest);
             if skipped > 0 {
-                // A surrogate before it is not kept either.
+                // A surrogate before it is dropped too.
                 self.high = None;
                 return skipped;
             }

@@ -66,8 +66,8 @@ impl<'a> Draft<'a> {
         self.recipe.make()
     }
 
-    /// What tells its inputs from others, as long as the settings are the same. Tenants choose some of the inputs, so `hashing` has to
-    /// be a secret: a tenant must not find two inputs with the same hash.
+    /// What distinguishes its inputs from others, as long as the settings are the same. Tenants choose some of the inputs, so
+    /// `hashing` has to be a secret: a tenant must not find two inputs with the same hash.
     pub fn fingerprint(&self, hashing: &impl BuildHasher) -> u64 {
         let mut hasher = hashing.build_hasher();
         self.recipe.hash(&mut hasher);

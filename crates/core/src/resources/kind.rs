@@ -49,7 +49,7 @@ pub trait ResourceKind: fmt::Debug + Sync {
         existing: &[ExistingObject],
     ) -> Drafts<'a>;
 
-    /// Whether its objects block Apps, or tell tenants of it.
+    /// Whether its objects block Apps, or notify tenants.
     fn role(&self) -> Role<'_>;
 
     /// The rights that the service needs for it, and no more.

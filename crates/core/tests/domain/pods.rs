@@ -330,12 +330,12 @@ impl Story {
                 let outcome = if *has_date { complete(records, now) } else { without_date(records) };
                 self.world.report("n1", outcome);
             }
-            Event::Recreated(pod, app, is_told) => {
+            Event::Recreated(pod, app, is_known) => {
                 let before = self.world.now;
                 // Any shorter time is within the tolerance for clocks.
                 self.world.wait(AGE_TOLERANCE.as_secs() + 1);
                 self.world.recreate("ns-a", &name(pod), "n1", APPS[*app]);
-                if *is_told {
+                if *is_known {
                     let pod = PodRef { namespace: "ns-a".into(), pod: name(pod).into() };
                     self.world.ledger.pod_gone(&pod, before);
                 }

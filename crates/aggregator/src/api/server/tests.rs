@@ -86,7 +86,7 @@ fn held() -> (Router, Arc<Semaphore>, Arc<Semaphore>) {
 }
 
 #[tokio::test]
-async fn probes_are_answered_while_all_places_are_taken_and_others_are_told_to_come_back() {
+async fn probes_are_answered_while_all_places_are_taken_and_other_requests_get_503() {
     let (router, begun, go_on) = held();
     let served = Served::start(SMALL, router).await;
     let mut waiting = Vec::new();

@@ -368,7 +368,7 @@ async fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_list_that_escapes_make_long_is_kept_in_pieces_and_replaced_once_a_second_at_most() {
+async fn a_list_that_escapes_make_long_is_held_in_pieces_and_replaced_once_a_second_at_most() {
     let mut stage = Stage::new();
     let answer = |last| long("n1", last).replace("xx", r"\u0001\u0001");
     stage.answer("n1", &answer("a"));

@@ -4,7 +4,7 @@ use procscan_core::decision;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
-/// The mode of enforcement, as the API writes it. Requests may say `dry-run` too, as the configuration does.
+/// The mode of enforcement, as the API writes it. Requests may use `dry-run` too, as the configuration does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Mode {

@@ -59,8 +59,8 @@ pub(crate) enum ExemptionState {
 }
 
 impl ExemptionState {
-    /// The state in words.
-    pub(crate) fn in_words(self) -> &'static str {
+    /// The state as a text for people.
+    pub(crate) fn as_text(self) -> &'static str {
         match self {
             Self::InForce => "in force",
             Self::Withheld => "withheld",

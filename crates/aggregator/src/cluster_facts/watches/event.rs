@@ -39,7 +39,7 @@ impl Watch {
             return Ok(None);
         }
         let (ask, print) = (self.ask("watch"), line.print());
-        let read: Result<Event, _> = serde_json::from_slice(&line.into_kept());
+        let read: Result<Event, _> = serde_json::from_slice(&line.into_wanted());
         let Event { r#type, object } = read.map_err(|e| Refusal::new(&ask, &kube::Error::SerdeError(e)))?;
         if r#type == "ERROR" {
             if object.code == 410 {

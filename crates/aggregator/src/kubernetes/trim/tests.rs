@@ -1,4 +1,4 @@
-//! The kept parts of a text do not depend on the pieces in which it arrives.
+//! The wanted parts of a text do not depend on the pieces in which it arrives.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -13,18 +13,18 @@ static LIST: Keep = Keep::Fields(&[
 fn trim(text: &[u8], piece: usize) -> Vec<u8> {
     let mut trim = Trim::new(&LIST);
     text.chunks(piece.max(1)).for_each(|piece| trim.take_in(piece));
-    trim.into_kept()
+    trim.into_wanted()
 }
 
 /// The parts of `value` that trimming by `keep` has to leave.
 fn wanted(value: &Value, keep: &Keep) -> Value {
     match (value, keep) {
         (Value::Object(object), Keep::Fields(fields)) => {
-            let kept = object.iter().filter_map(|(name, value)| {
+            let left = object.iter().filter_map(|(name, value)| {
                 let (_, keep) = fields.iter().find(|(field, _)| field == name)?;
                 Some((name.clone(), wanted(value, keep)))
             });
-            Value::Object(kept.collect::<Map<_, _>>())
+            Value::Object(left.collect::<Map<_, _>>())
         }
         (Value::Array(items), Keep::Items(keep)) => items.iter().map(|item| wanted(item, keep)).collect(),
         _ => value.clone(),
@@ -51,11 +51,11 @@ fn value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn the_wanted_parts_are_kept_and_nothing_else(items in value(), other in value(), piece in 1..9_usize, pretty in any::<bool>()) {
+    fn the_wanted_parts_stay_and_nothing_else(items in value(), other in value(), piece in 1..9_usize, pretty in any::<bool>()) {
         let whole = json!({"items": items, "other": other, "kind": "x"});
         let text = if pretty { serde_json::to_vec_pretty(&whole) } else { serde_json::to_vec(&whole) }.unwrap();
-        let kept: Value = serde_json::from_slice(&trim(&text, piece)).unwrap();
-        prop_assert_eq!(kept, wanted(&whole, &LIST));
+        let trimmed: Value = serde_json::from_slice(&trim(&text, piece)).unwrap();
+        prop_assert_eq!(trimmed, wanted(&whole, &LIST));
     }
 
     #[test]
@@ -79,9 +79,9 @@ fn unwanted_parts_are_never_held() {
     for _ in 0..1000 {
         trim.take_in(&[b'x'; 1000]);
     }
-    assert!(trim.held() < 20 && trim.kept.capacity() < 100);
+    assert!(trim.held() < 20 && trim.wanted.capacity() < 100);
     trim.take_in(br#"", "a": [1, "\"}"]}, 2 ]}"#);
-    assert_eq!(trim.into_kept(), br#"{"items":[{"a":[1, "\"}"]},2]}"#);
+    assert_eq!(trim.into_wanted(), br#"{"items":[{"a":[1, "\"}"]},2]}"#);
 }
 
 static EVENT: Keep = Keep::Fields(&[
@@ -100,7 +100,7 @@ fn printed(text: &[u8], piece: usize, secret: &RandomState) -> (Vec<u8>, u64) {
     let mut trim = Trim::printing(&EVENT, secret);
     text.chunks(piece.max(1)).for_each(|piece| trim.take_in(piece));
     let print = trim.print();
-    (trim.into_kept(), print)
+    (trim.into_wanted(), print)
 }
 
 proptest! {
@@ -110,8 +110,8 @@ proptest! {
     ) {
         let secret = RandomState::new();
         let text = |items: &Value, other: &Value| serde_json::to_vec(&json!({"items": items, "other": other, "kind": "x"})).unwrap();
-        let (kept, print) = printed(&text(&one, &dropped), piece, &secret);
-        prop_assert_eq!(serde_json::from_slice::<Value>(&kept).unwrap(), json!({"items": 0, "kind": "x"}));
+        let (trimmed, print) = printed(&text(&one, &dropped), piece, &secret);
+        prop_assert_eq!(serde_json::from_slice::<Value>(&trimmed).unwrap(), json!({"items": 0, "kind": "x"}));
         prop_assert_eq!(print, printed(&text(&one, &other), 1000, &secret).1);
         let wanted = |value: &Value| wanted(&json!({"items": value}), &LIST);
         prop_assert_eq!(print == printed(&text(&other, &dropped), piece, &secret).1, wanted(&one) == wanted(&other));
@@ -125,8 +125,8 @@ proptest! {
         let sizes: Vec<usize> = trim.items().iter().map(|size| size.read).collect();
         let texts: Vec<usize> = items.iter().map(|item| item.to_string().len()).collect();
         prop_assert_eq!(sizes, texts);
-        let kept: usize = trim.items().iter().map(|size| size.kept).sum();
-        prop_assert!(kept <= trim.held() && trim.held() - kept < 30);
+        let wanted: usize = trim.items().iter().map(|size| size.wanted).sum();
+        prop_assert!(wanted <= trim.held() && trim.held() - wanted < 30);
     }
 }
 
@@ -141,7 +141,7 @@ fn parts_that_are_only_compared_are_never_held() {
         }
         trim.take_in(&[last]);
         trim.take_in(br#""}]}"#);
-        assert!(trim.held() < 40 && trim.kept.capacity() < 100);
+        assert!(trim.held() < 40 && trim.wanted.capacity() < 100);
         trim.print()
     };
     assert_eq!(print("items", b'a'), print("items", b'a'));

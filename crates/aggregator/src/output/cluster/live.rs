@@ -33,7 +33,7 @@ pub(super) fn as_found(live: &Live) -> FoundObject<'_> {
     }
 }
 
-/// Written by us, as far as the object itself tells.
+/// Written by us, as far as the object itself shows.
 pub(super) fn is_ours(kind: Kind, live: &Live) -> bool {
     kind.is_ours(&as_found(live))
 }

@@ -58,7 +58,7 @@ impl ClusterOutput {
                 object = &whole;
             }
             let before = (outcome.problems.len(), outcome.suspended.len());
-            let kept = match live {
+            let done = match live {
                 None if open.contains(&object.metadata.namespace) => {
                     outcome.suspended.push(named(object));
                     Ok(false)
@@ -71,7 +71,7 @@ impl ClusterOutput {
             };
             let is_gone = |refusal: &Refusal| refusal.kind == RefusalKind::NoNamespace && !listed.is_whole;
             // A namespace that does not exist, or is being deleted, has nothing to block.
-            outcome.note(if kept.as_ref().is_err_and(is_gone) { Ok(false) } else { kept });
+            outcome.note(if done.as_ref().is_err_and(is_gone) { Ok(false) } else { done });
             if before != (outcome.problems.len(), outcome.suspended.len()) {
                 unwritten.services.extend(wanted.difference(&is).map(|host| (*host).to_owned()));
                 unwritten.namespaces.extend(blocking.namespaces(&object.spec, settings));

@@ -2,10 +2,10 @@ mod by_hand;
 mod kinds;
 mod mails;
 mod messages;
+mod notified;
 mod running;
 mod taking_over;
 mod third_kind;
-mod told;
 mod world;
 
 use std::collections::BTreeSet;
@@ -122,7 +122,7 @@ fn plan(apps: usize) -> Plan {
 }
 
 #[tokio::test]
-async fn with_one_shard_more_nobody_is_opened_in_between_not_even_when_it_can_not_be_made() {
+async fn with_one_shard_more_no_app_is_opened_in_between_not_even_when_it_can_not_be_made() {
     let mut settings = Config::default().settings();
     settings.max_bytes = 8 * 1024;
     let server = Server::default();
@@ -226,7 +226,7 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
         let objects = server.plugins();
         assert_eq!(objects.values().any(|object| wasm_plugin::has_long_list(&object["spec"])), is_long);
 
-        // The output has kept nothing, and nothing is known of the cluster yet.
+        // The output is new, and nothing is known of the cluster yet.
         let mut output = server.output();
         let found = output.take_over(&settings, &WritePermit::always(), false).await.unwrap();
         let (mut incidents, policy, now) =
@@ -239,7 +239,7 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
 }
 
 #[tokio::test]
-async fn what_the_plain_list_has_no_room_for_is_said() {
+async fn what_the_plain_list_has_no_room_for_is_reported() {
     let mut settings = Config::default().settings();
     settings.gateway.max_service_entries = 2;
     let mut output = Server::default().output();

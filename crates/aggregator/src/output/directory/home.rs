@@ -1,4 +1,4 @@
-//! What tells the cluster of an output directory's Lease from other clusters.
+//! The UID that identifies the cluster of an output directory's Lease.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,12 @@ pub(super) struct Home {
     /// The namespace of the Lease.
     namespace: String,
     /// The log says already that asking is forbidden.
-    is_told: AtomicBool,
+    is_logged: AtomicBool,
 }
 
 impl Home {
     pub(super) fn new(cluster: Cluster, namespace: String) -> Self {
-        Self { cluster, namespace, is_told: AtomicBool::new(false) }
+        Self { cluster, namespace, is_logged: AtomicBool::new(false) }
     }
 
     /// The UID of the Lease's namespace: no other cluster has it. `None` where the cluster forbids to ask for it: a Role may
@@ -32,18 +32,18 @@ impl Home {
         let found = match self.cluster.ask(ask, api.get_metadata(&self.namespace)).await {
             Ok(found) => found,
             Err(refusal) if refusal.kind == RefusalKind::Forbidden => {
-                if !self.is_told.swap(true, Ordering::Relaxed) {
+                if !self.is_logged.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         path = %path.display(),
                         error = %refusal,
-                        "what tells this cluster from others may not be asked, so an installation in another cluster that writes \
+                        "the UID that identifies this cluster may not be read, so an installation in another cluster that writes \
                          the same output directory is not noticed; allow `get` for the namespace of the Lease"
                     );
                 }
                 return Ok(None);
             }
             Err(refusal) => {
-                return Err(format!("the UID that tells this cluster from others is not known: {refusal}"));
+                return Err(format!("the UID that identifies this cluster is not known: {refusal}"));
             }
         };
         let uid = found.metadata.uid.ok_or_else(|| format!("the namespace {} has no UID", self.namespace))?;

@@ -103,7 +103,7 @@ impl Held {
     }
 }
 
-/// What tells a directory from another one that is made later at the same path: device and inode.
+/// What distinguishes a directory from another one that is made later at the same path: device and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Id(u64, u64);
 

@@ -2,7 +2,7 @@
 //!
 //! Every file is written whole or not at all: into a temporary file first, which is flushed and then takes the place of the
 //! old one. Files that do not begin with our header are another program's and never touched. A damaged file of ours that
-//! blocks Apps is written anew from what is decided, and what was there is kept beside it.
+//! blocks Apps is written anew from what is decided, and the damaged one stays beside it under another name.
 
 pub(super) mod found;
 mod home;

@@ -61,7 +61,7 @@ impl Directory {
         };
         let mut blocked = union(settings.kinds.iter().flat_map(of_kind));
         for inherited in &mut blocked {
-            inherited.notified_at = inherited.notified_at.max(self.told(&inherited.app, settings));
+            inherited.notified_at = inherited.notified_at.max(self.notified_at(&inherited.app, settings));
         }
         Ok(blocked)
     }
@@ -93,8 +93,8 @@ impl Directory {
     }
 
     /// The time of the last notification of the tenant of an App, by the files of its messages.
-    fn told(&self, app: &App, settings: &Settings) -> Option<Timestamp> {
-        let told = messages_of(app, settings).filter_map(|(kind, message, name)| {
+    fn notified_at(&self, app: &App, settings: &Settings) -> Option<Timestamp> {
+        let times = messages_of(app, settings).filter_map(|(kind, message, name)| {
             // The file may have been edited, so the namespace may be no Kubernetes name.
             if !has_kubernetes_names(&app.namespace, &name) {
                 return None;
@@ -104,7 +104,7 @@ impl Directory {
             let annotations = object.pointer("/metadata/annotations")?;
             annotations.get(message.change_annotation()).and_then(Value::as_str)?.parse::<Timestamp>().ok()
         });
-        told.max()
+        times.max()
     }
 
     /// Whether the directory can be read, whatever the files in it are.

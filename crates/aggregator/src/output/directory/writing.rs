@@ -12,7 +12,7 @@ use super::{
     is_like_ours, temporary,
 };
 
-/// What is added to the name of a damaged file that is kept. `kubectl apply` and the tools of GitOps do not read such a file.
+/// The end of the name of a damaged file that is set aside. `kubectl apply` and the tools of GitOps do not read such a file.
 const DAMAGED: &str = ".damaged";
 
 impl Directory {
@@ -58,7 +58,7 @@ impl Directory {
                 known.wanted = pass;
             }
             match self.put(&mut memory, &name, &draft) {
-                Ok(is_news) => done.written += usize::from(is_news),
+                Ok(is_written) => done.written += usize::from(is_written),
                 Err(error) => {
                     unwritten.extend(draft.kind.blocking().map(|_| draft.kind));
                     failed.push((name, error));
@@ -132,7 +132,7 @@ impl Directory {
         Ok(!is_another)
     }
 
-    /// Removes every file of ours, those that were cut short and those that are kept beside them too. Returns how many. For a
+    /// Removes every file of ours, those that were cut short and those that were set aside too. Returns how many. For a
     /// directory that this process has locked, and in which no object is needed any more.
     pub(crate) fn clear(&self, settings: &Settings) -> Result<usize, DirectoryError> {
         let mut removed = 0;
@@ -207,7 +207,7 @@ impl Directory {
             && self.read(name).and_then(|text| parse(&text).ok()).is_some_and(|is| has_same_text(object, &is))
     }
 
-    /// Writes a file of ours. If there is a damaged one, it is kept beside it.
+    /// Writes a file of ours. If there is a damaged one, it stays beside it.
     fn write(
         &self,
         name: &str,
@@ -234,17 +234,17 @@ impl Directory {
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             // Only before the last step: a write that fails earlier is tried again, and the damage is to be logged once.
-            let kept = damage.map(|damage| match damage {
-                Damage::Unparsable => self.keep_aside(name),
+            let aside = damage.map(|damage| match damage {
+                Damage::Unparsable => self.set_aside(name),
                 Damage::Cut => "nothing: it was empty, or cut short".to_owned(),
             });
             fs::rename(&temporary, &path)?;
-            if let Some(kept) = kept {
+            if let Some(aside) = aside {
                 let file = path.display();
                 tracing::error!(
                     alert = "output",
                     %file,
-                    kept,
+                    kept = aside,
                     "a file of ours was damaged (by a full disk, or by another program), and is written anew as decided"
                 );
             }
@@ -258,8 +258,8 @@ impl Directory {
         })
     }
 
-    /// Keeps a damaged file under a name that is not applied, in place of the one kept before. Returns where, or why it can't.
-    fn keep_aside(&self, name: &str) -> String {
+    /// Gives a damaged file a name that is not applied, in place of the one before. Returns the path, or why it can't be made.
+    fn set_aside(&self, name: &str) -> String {
         let aside = self.path.join(format!("{name}{DAMAGED}"));
         // If the one before can't be removed, or is not ours, the link below fails, and its error is returned.
         if Found::at(&aside).is_some_and(|found| found.ours().is_some()) {

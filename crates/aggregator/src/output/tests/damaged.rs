@@ -1,4 +1,4 @@
-//! Files of ours that were damaged: written anew from what is decided, and kept beside it.
+//! Files of ours that were damaged: each is written anew from what is decided, and the damaged one stays beside it.
 
 use procscan_core::names::Text;
 use procscan_core::state::incident::MAX_SERVICES;
@@ -10,7 +10,7 @@ use crate::decided::PersistedBlocks;
 use crate::output::difference::Action;
 use crate::telemetry::logged::Logged;
 
-const KEPT: &str = "wasmplugin_higress-system_procscan-violations.yaml.damaged";
+const ASIDE: &str = "wasmplugin_higress-system_procscan-violations.yaml.damaged";
 
 /// What a full disk or another program leaves of a file: a conflict of a merge, half of it, a cut after each of some whole lines, no
 /// object, the header only.
@@ -168,7 +168,7 @@ fn a_name_that_ends_with_a_blank_of_another_script_is_read_as_it_is() {
 }
 
 #[test]
-fn a_damaged_file_is_written_anew_from_what_is_decided_and_kept_beside_it() {
+fn a_damaged_file_is_written_anew_from_what_is_decided_and_stays_beside_the_new_one() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     let path = temp.path().join(PLUGIN);
@@ -188,26 +188,26 @@ fn a_damaged_file_is_written_anew_from_what_is_decided_and_kept_beside_it() {
             fs::write(&path, &damaged).unwrap();
             assert_eq!(pass(directory, &plan), Written { written: 1, removed: 0 }, "{damaged}");
             assert_eq!(fs::read_to_string(&path).unwrap(), whole);
-            assert_eq!(fs::read_to_string(temp.path().join(KEPT)).unwrap(), damaged);
+            assert_eq!(fs::read_to_string(temp.path().join(ASIDE)).unwrap(), damaged);
             let lines = logged.lines();
             assert!(
-                lines.len() == 1 && lines[0].contains("alert=\"output\"") && lines[0].contains(KEPT),
+                lines.len() == 1 && lines[0].contains("alert=\"output\"") && lines[0].contains(ASIDE),
                 "{damaged}: {lines:?}"
             );
             assert_eq!(pass(directory, &plan), Written::default());
-            assert_eq!(logged.lines(), Vec::<String>::new(), "said once");
+            assert_eq!(logged.lines(), Vec::<String>::new(), "logged once");
         }
     }
     // What an operator has edited is no damage.
     fs::write(&path, whole.replace("request-block", "request-allow")).unwrap();
-    fs::remove_file(temp.path().join(KEPT)).unwrap();
+    fs::remove_file(temp.path().join(ASIDE)).unwrap();
     assert_eq!(pass(&directory, &plan).written, 1);
     assert_eq!((listing(temp.path()), logged.lines()), (vec![PLUGIN.to_owned()], Vec::new()));
 }
 
 /// The parser's message shows some lines of the file, which are joined.
 #[test]
-fn what_is_wrong_with_a_damaged_file_is_said_on_one_line() {
+fn what_is_wrong_with_a_damaged_file_is_reported_on_one_line() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     put(&directory, &objects(&["web"], 0)).unwrap();

@@ -1,25 +1,25 @@
-//! Objects as files: what a preview says, and what stays when the output says the same in other words.
+//! Objects as files: what a preview says, and which files stay because their texts are the same.
 
 use procscan_core::plan::Summary;
 
 use super::*;
 use crate::output::difference::Action;
 
-fn noticed(names: &[&str], told: &str) -> Plan {
+fn noticed(names: &[&str], sent_at: &str) -> Plan {
     let mut plan = plan(names);
     plan.notices.push(Arc::new(Notice {
         app: App::new("ns-a", "app", "web"),
-        sent_at: told.parse().unwrap(),
+        sent_at: sent_at.parse().unwrap(),
         inherited: false,
         phase: NoticePhase::Blocked,
         processes: ["xmrig".into()].into(),
         others: None,
     }));
-    plan.summary = Summary { blocked: 1, in_grace: 0, held: 0, changed: told.parse().unwrap() };
+    plan.summary = Summary { blocked: 1, in_grace: 0, held: 0, changed: sent_at.parse().unwrap() };
     plan
 }
 
-const TOLD: &str = "2026-01-02T03:04:05Z";
+const SENT: &str = "2026-01-02T03:04:05Z";
 const LATER: &str = "2026-01-03T00:00:00Z";
 const SUMMARY: &str = "notification_default_procscan-notification.yaml";
 
@@ -39,14 +39,14 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
         let all = output.preview(plan, &settings()).await.unwrap();
         all.into_iter().map(|it| (it.action, it.object)).collect::<Vec<_>>()
     };
-    let told = noticed(&["web"], TOLD);
-    let created = preview(&told).await;
+    let first = noticed(&["web"], SENT);
+    let created = preview(&first).await;
     assert!(created.iter().all(|(action, _)| *action == Action::Create) && created.len() == 3, "{created:?}");
     assert_eq!(listing(temp.path()), ["mine.yaml"]);
-    assert_eq!(apply(&directory, &told).written, 3);
-    assert_eq!(preview(&told).await, []);
+    assert_eq!(apply(&directory, &first).written, 3);
+    assert_eq!(preview(&first).await, []);
     // The administrators' summary says the same at another time.
-    let mut again = told.clone();
+    let mut again = first.clone();
     again.summary.changed = LATER.parse().unwrap();
     assert_eq!(preview(&again).await, []);
     let changed = preview(&noticed(&["web", "x"], LATER)).await;
@@ -54,7 +54,7 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
     assert_eq!(changed, [(Action::Change, plugin.clone()), (Action::Change, message.clone())]);
     let mut over = plan(&[]);
     over.notices =
-        vec![Arc::new(Notice { phase: NoticePhase::Recovered, ..Notice::clone(&told.notices[0]) })];
+        vec![Arc::new(Notice { phase: NoticePhase::Recovered, ..Notice::clone(&first.notices[0]) })];
     let mut left = preview(&over).await;
     left.sort_by_key(|(_, object)| object.clone());
     let removed = [SUMMARY.to_owned(), message].map(|object| (Action::Remove, object));
@@ -63,14 +63,14 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
 }
 
 #[test]
-fn the_summary_is_written_again_only_in_other_words() {
+fn the_summary_is_written_again_only_with_another_text() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
-    let told = noticed(&["web"], TOLD);
-    apply(&directory, &told);
+    let first = noticed(&["web"], SENT);
+    apply(&directory, &first);
     let text = fs::read_to_string(temp.path().join(SUMMARY)).unwrap();
     assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "one document of whole lines");
-    let mut again = told.clone();
+    let mut again = first.clone();
     again.summary.changed = LATER.parse().unwrap();
     // A process that has just started knows nothing of the files.
     for directory in [directory, Directory::open(temp.path()).unwrap()] {
@@ -80,7 +80,7 @@ fn the_summary_is_written_again_only_in_other_words() {
     let directory = Directory::open(temp.path()).unwrap();
     again.summary.blocked = 2;
     assert_eq!(apply(&directory, &again), Written { written: 1, removed: 0 });
-    // News is written anew, whatever its words.
+    // A new notice is written, whatever its text.
     assert_eq!(apply(&directory, &noticed(&["web"], LATER)).written, 2);
 }
 
@@ -141,8 +141,8 @@ fn a_directory_that_can_not_be_read_is_an_error_with_its_path() {
 fn a_pass_that_is_broken_off_writes_what_closes_the_gateway_and_the_next_one_does_the_rest() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
-    let told = noticed(&["web"], TOLD);
-    assert_eq!(apply(&directory, &told).written, 3);
+    let first = noticed(&["web"], SENT);
+    assert_eq!(apply(&directory, &first).written, 3);
     let surplus = temp.path().join("notification_ns-a_old.yaml");
     fs::copy(temp.path().join(SUMMARY), &surplus).unwrap();
     directory.refresh().unwrap();

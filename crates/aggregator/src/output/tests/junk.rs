@@ -20,7 +20,7 @@ fn notice(name: &str) -> Arc<Notice> {
     })
 }
 
-fn told(names: &[&str]) -> Plan {
+fn notifying(names: &[&str]) -> Plan {
     let mut plan = plan(names);
     plan.notices = names.iter().map(|name| notice(name)).collect();
     plan
@@ -61,7 +61,7 @@ fn what_is_no_regular_file_is_named_and_left_alone_and_everything_else_is_writte
         make(&path);
         expected.push(format!("{}: {why}", path.display()));
     }
-    // Texts of other programs, one of them linked, are nothing to be told of.
+    // Texts of other programs, one of them linked, are not named.
     fs::write(temp.path().join("f.yaml"), "\u{0}junk").unwrap();
     symlink("f.yaml", temp.path().join("g.yaml")).unwrap();
     let before = listing(temp.path());
@@ -81,10 +81,10 @@ fn what_is_no_regular_file_is_named_and_left_alone_and_everything_else_is_writte
     // A name is shown so that a terminal obeys nothing in it, and of many names the first few.
     fs::create_dir(temp.path().join("\u{1b}[31m.yaml")).unwrap();
     directory.refresh().unwrap();
-    let told = directory.junk().unwrap();
+    let named = directory.junk().unwrap();
     assert!(
-        told.contains("/\\u{1b}[31m.yaml: it is a directory") && told.ends_with(" and 1 more"),
-        "{told:?}"
+        named.contains("/\\u{1b}[31m.yaml: it is a directory") && named.ends_with(" and 1 more"),
+        "{named:?}"
     );
     fs::remove_dir(temp.path().join("\u{1b}[31m.yaml")).unwrap();
     fs::remove_dir(temp.path().join("b.yaml")).unwrap();
@@ -103,12 +103,12 @@ async fn junk_in_the_place_of_one_file_is_an_error_that_names_it_and_delays_no_o
         let decided = Decided {
             rounds: 1,
             permit: Some(WritePermit::of_term(1, "a")),
-            ..Decided::nothing(told(&["other", "web"]))
+            ..Decided::nothing(notifying(&["other", "web"]))
         };
         let (_decide, decided) = watch::channel(Arc::new(decided));
         let (status, mut shown) = watch::channel(OutputStatus::default());
         let (_asks, take_over) = mpsc::channel(1);
-        let (delivered, told) = watch::channel(Arc::default());
+        let (delivered, written) = watch::channel(Arc::default());
         let channels = Channels { take_over, decided, delivered, status };
         let output = Output::Directory(Directory::open(temp.path()).unwrap());
         let task = tokio::spawn(run(output, settings(), Duration::from_mins(1), channels));
@@ -118,8 +118,8 @@ async fn junk_in_the_place_of_one_file_is_an_error_that_names_it_and_delays_no_o
         assert_eq!(failing.error, Some(format!("{expected}; move it away")));
         assert_eq!(failing.junk, Some(expected));
         assert!(temp.path().join(PLUGIN).exists() && temp.path().join(message("web")).exists());
-        let told: Vec<App> = told.borrow().keys().cloned().collect();
-        assert_eq!(told, [App::new("ns-a", "app", "web")]);
+        let written: Vec<App> = written.borrow().keys().cloned().collect();
+        assert_eq!(written, [App::new("ns-a", "app", "web")]);
         task.abort();
     }
 }
@@ -168,7 +168,7 @@ fn the_log_names_junk_when_it_comes_and_says_when_it_is_gone() {
 }
 
 #[test]
-fn of_a_file_without_end_only_so_much_is_read_and_it_is_kept_beside_the_new_one() {
+fn of_a_file_without_end_only_so_much_is_read_and_it_stays_beside_the_new_one() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     put(&directory, &objects(&["web"], 0)).unwrap();
@@ -228,7 +228,7 @@ async fn no_file_is_written_for_an_app_of_a_namespace_that_can_not_exist() {
     let directory = Directory::open(&path).unwrap();
     // Where such a name leads to.
     fs::create_dir(path.join("notification_..")).unwrap();
-    let mut plan = told(&["web"]);
+    let mut plan = notifying(&["web"]);
     let app = App::new("../../x", "app", "web");
     plan.notices.push(Arc::new(Notice { app, ..Notice::clone(&plan.notices[0]) }));
     let pass =

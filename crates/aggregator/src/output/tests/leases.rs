@@ -182,7 +182,7 @@ async fn installations_in_two_clusters_do_not_write_one_directory_in_turns() {
     }
     begin(&replica).await.unwrap();
     write(&replica, &["web"]).unwrap();
-    // The other one is told to go ahead: then this one stops.
+    // An operator lets the other one go ahead: then this one stops.
     fs::remove_file(&marker).unwrap();
     begin(&other).await.unwrap();
     assert!(write(&first, &["web", "x"]).unwrap_err().contains("uid-2"));
@@ -222,7 +222,7 @@ async fn without_the_right_to_ask_which_cluster_it_is_the_directory_is_written_a
     // What a replica with that right has written stays, and the Lease still counts.
     begin(&installation(temp.path(), Some("uid-1"))).await.unwrap();
     begin(&directory).await.unwrap();
-    assert_eq!(logged.count("WARN"), 0, "it is said once");
+    assert_eq!(logged.count("WARN"), 0, "it is logged once");
     assert_eq!(write(&directory, &["web", "x"]).unwrap().written, 1);
     assert_eq!(fs::read_to_string(&marker).unwrap(), format!("{OURS} uid-1\n"));
     fs::write(&marker, format!("{OTHER} uid-1\n")).unwrap();

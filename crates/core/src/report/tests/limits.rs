@@ -140,8 +140,8 @@ fn a_share_of_the_bytes_is_used_to_its_last_byte_and_not_exceeded() {
         (one - 101, &[]),
     ] {
         let (_, answer) = counted(std::slice::from_ref(&list), &Limits { bytes, ..Limits::default() });
-        let kept: Vec<_> = answer.records.iter().map(|record| record.cmdline.len()).collect();
-        assert_eq!(kept, cmdlines, "{bytes} bytes, where one record takes {one}");
+        let lengths: Vec<_> = answer.records.iter().map(|record| record.cmdline.len()).collect();
+        assert_eq!(lengths, cmdlines, "{bytes} bytes, where one record takes {one}");
     }
     // The answer is over its limit by so little that the decoder drops nothing before the end of the list.
     let short = records_of("ns-a", 1, 10);
@@ -165,14 +165,14 @@ fn a_record_that_is_too_large_leaves_room_for_smaller_ones_that_were_found_befor
         let of_a = answer.records.iter().filter(|record| record.key.namespace == "ns-a");
         of_a.map(|record| (record.key.process.to_owned(), record.cmdline.len())).collect()
     };
-    let kept_of = |last| [("last".to_owned(), last), ("first".to_owned(), 10)];
+    let expected = |last| [("last".to_owned(), last), ("first".to_owned(), 10)];
     let list = vec![record("last", 3, 10), record("first", 1, 10), record("large", 2, 4000)];
-    assert_eq!(of_a(&[list], 2000), kept_of(10));
+    assert_eq!(of_a(&[list], 2000), expected(10));
     // The record that was found last stays without its command line. The decoder shares out nothing before the end of the
     // list, because there are so many other tenants.
     let mut lists: Vec<_> = (0..8).map(|n| records_of(&format!("ns-x{n}"), 1, 1000)).collect();
     lists.push(vec![record("last", 3, 1000), record("first", 1, 10), record("large", 2, 1000)]);
-    assert_eq!(of_a(&lists, 9 * 1100), kept_of(0));
+    assert_eq!(of_a(&lists, 9 * 1100), expected(0));
 }
 
 /// The quarter bounds how often the decoder looks at each record, however many come.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{CHANGE_ANNOTATION, IS_READ, SUMMARY_NAME, draft, draft_summary, has_same_words, name};
+use super::{CHANGE_ANNOTATION, IS_READ, SUMMARY_NAME, draft, draft_summary, has_same_text, name};
 use crate::names::App;
 use crate::plan::Plan;
 use crate::resources::{
@@ -80,7 +80,7 @@ impl MessageKind for Notification {
     }
 
     fn has_same_text(&self, a: &Value, b: &Value) -> bool {
-        has_same_words(a, b)
+        has_same_text(a, b)
     }
 
     /// The administrators' summary.

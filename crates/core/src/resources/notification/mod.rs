@@ -200,7 +200,7 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
         metadata,
         spec: json!(Spec {
             title: "ProcScan".to_owned(),
-            // For administrators, in the words that they asked for; the English ones are beside it.
+            // For administrators, with the text that they asked for; the English one is beside it.
             message: zh.clone(),
             timestamp: summary.changed.as_second(),
             from: FROM,
@@ -215,8 +215,8 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
     }
 }
 
-/// Whether two Notifications' `spec`s say the same, whenever they said it.
-pub(crate) fn has_same_words(a: &Value, b: &Value) -> bool {
+/// Whether two Notifications' `spec`s have the same text, whatever their times.
+pub(crate) fn has_same_text(a: &Value, b: &Value) -> bool {
     ["title", "message", "i18ns"].iter().all(|field| a.get(field) == b.get(field))
 }
 

@@ -117,7 +117,7 @@ async fn the_cluster_says_who_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_cluster_has_said_holds_for_some_seconds() {
+async fn an_answer_of_the_cluster_holds_for_some_seconds() {
     let (server, auth) = Server::start();
     let (known, unknown) = (with(ALICE), with("token-of-mallory"));
     // Seconds, and how often the cluster has been asked by then: about Alice at 0 and 10, about Mallory at 0, 3, 6 and 9.
@@ -178,7 +178,7 @@ async fn who_waits_for_the_same_answer_takes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_an_answer_of_the_cluster_nobody_is_known_and_nobody_may() {
+async fn without_an_answer_of_the_cluster_no_caller_is_known_and_none_has_a_right() {
     let (server, auth) = Server::start();
     let alice = auth.authenticate(&with(ALICE)).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
@@ -213,7 +213,7 @@ async fn without_an_answer_of_the_cluster_nobody_is_known_and_nobody_may() {
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_gone_is_said_to_be() {
+async fn an_api_server_that_is_gone_is_reported_as_unreachable() {
     let gone = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
         Err::<Response, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
     });
@@ -300,7 +300,7 @@ async fn no_log_and_no_problem_shows_a_token() {
     for (code, answer) in [
         (201, r#"{"spec": {"token": "token-of-x"}, "status": "token-of-x"}"#),
         (201, r#"{"spec": {"token": "token-of-x"}}"#),
-        (201, r#"{"status": {"error": "token-of-x is of nobody"}}"#),
+        (201, r#"{"status": {"error": "token-of-x is unknown"}}"#),
     ] {
         server.answers(code, answer);
         problems.push(seen(auth.authenticate(&with("token-of-x")).await).await.2);

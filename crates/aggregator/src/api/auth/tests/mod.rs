@@ -168,7 +168,7 @@ fn what_is_read_of_the_token_file_counts_although_the_request_has_gone_meanwhile
 }
 
 #[tokio::test]
-async fn where_nobody_says_who_asks_everybody_may_read_and_nobody_may_change_anything() {
+async fn where_no_caller_is_identified_every_caller_may_read_and_none_may_change_anything() {
     let auth = Authenticator::new(
         &Config::parse(WITHOUT_CLUSTER, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(),
         None,

@@ -16,10 +16,10 @@ enum Does {
 
 /// An API server that keeps what it is sent, except in the namespaces that a test names.
 #[derive(Clone, Default)]
-struct Messages(Arc<Mutex<Kept>>);
+struct Messages(Arc<Mutex<Stored>>);
 
 #[derive(Default)]
-struct Kept {
+struct Stored {
     objects: BTreeMap<String, Value>,
     does: BTreeMap<String, Does>,
     /// What it does in every namespace.
@@ -49,9 +49,9 @@ impl Messages {
         let (namespace, plural) = (parts[4].to_owned(), parts[5]);
         if plural == "notifications" {
             let does = {
-                let mut kept = self.0.lock().unwrap();
-                kept.asked.push(namespace.clone());
-                kept.all.or_else(|| kept.does.get(&namespace).copied())
+                let mut stored = self.0.lock().unwrap();
+                stored.asked.push(namespace.clone());
+                stored.all.or_else(|| stored.does.get(&namespace).copied())
             };
             match does {
                 // A tenant's object can be read, but not written.
@@ -62,14 +62,14 @@ impl Messages {
                 None => {}
             }
         }
-        let mut kept = self.0.lock().unwrap();
-        let version = (kept.objects.len() + 1).to_string();
+        let mut stored = self.0.lock().unwrap();
+        let version = (stored.objects.len() + 1).to_string();
         if head.method == Method::GET {
             if parts.len() == 6 {
                 let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []});
                 return answer(200, &list);
             }
-            return match kept.objects.get(&path) {
+            return match stored.objects.get(&path) {
                 Some(object) => answer(200, object),
                 None => answer(404, &status(404, "notifications.notification.sealos.io \"x\" not found")),
             };
@@ -78,14 +78,14 @@ impl Messages {
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         object["metadata"]["resourceVersion"] = version.into();
         let path = if parts.len() == 6 { format!("{path}/{name}") } else { path };
-        kept.objects.insert(path, object.clone());
+        stored.objects.insert(path, object.clone());
         answer(200, &object)
     }
 
     /// The namespaces that have a message.
-    fn told(&self) -> BTreeSet<String> {
-        let kept = self.0.lock().unwrap();
-        let paths = kept.objects.keys().filter(|path| path.contains("/notifications/"));
+    fn notified(&self) -> BTreeSet<String> {
+        let stored = self.0.lock().unwrap();
+        let paths = stored.objects.keys().filter(|path| path.contains("/notifications/"));
         paths.map(|path| path.split('/').nth(5).unwrap().to_owned()).collect()
     }
 
@@ -103,16 +103,16 @@ fn status(code: u16, message: &str) -> Value {
 /// One notice for each App, `namespace/name`, and the administrators' summary.
 fn notices(apps: &[&str]) -> Plan {
     let mut plan = Plan::empty(Mode::Enforce, Timestamp::UNIX_EPOCH);
-    let told: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+    let sent_at: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
     plan.notices = apps
         .iter()
         .map(|app| {
             let (namespace, name) = app.split_once('/').unwrap();
             let app = App::new(namespace, "app", name);
-            let phase = NoticePhase::Grace { until: told };
+            let phase = NoticePhase::Grace { until: sent_at };
             Arc::new(Notice {
                 app,
-                sent_at: told,
+                sent_at,
                 inherited: false,
                 phase,
                 processes: ["xmrig".into()].into(),
@@ -120,7 +120,7 @@ fn notices(apps: &[&str]) -> Plan {
             })
         })
         .collect();
-    plan.summary = Summary { blocked: 0, in_grace: apps.len(), held: 0, changed: told };
+    plan.summary = Summary { blocked: 0, in_grace: apps.len(), held: 0, changed: sent_at };
     plan
 }
 
@@ -156,7 +156,7 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_all_others_are_writt
         }
         let plan = notices(&APPS);
         let outcome = write(&mut output, &plan).await;
-        assert_eq!(server.told(), all_but(&["ns-a", "ns-c"]), "{does:?}");
+        assert_eq!(server.notified(), all_but(&["ns-a", "ns-c"]), "{does:?}");
         assert_eq!((outcome.problems, outcome.deferred.count), (Vec::new(), 2), "{does:?}");
         assert!(
             !output.has_sent(&plan.notices[0], &Config::default().settings())
@@ -180,7 +180,7 @@ async fn a_message_that_can_not_be_written_is_set_aside_and_all_others_are_writt
         server.0.lock().unwrap().does.clear();
         tokio::time::advance(Duration::from_mins(5)).await;
         let outcome = write(&mut output, &plan).await;
-        assert_eq!((server.told(), outcome.deferred.count), (all_but(&[]), 0), "{does:?}");
+        assert_eq!((server.notified(), outcome.deferred.count), (all_but(&[]), 0), "{does:?}");
     }
 }
 
@@ -190,7 +190,7 @@ async fn in_a_namespace_that_is_being_deleted_no_message_is_written() {
     let going = "unable to create new content in namespace ns-a because it is being terminated";
     server.0.lock().unwrap().does.insert("ns-a".to_owned(), Does::Refuses(403, going));
     let outcome = write(&mut server.output(), &notices(&APPS)).await;
-    assert_eq!((server.told(), outcome.deferred.count), (all_but(&["ns-a"]), 0));
+    assert_eq!((server.notified(), outcome.deferred.count), (all_but(&["ns-a"]), 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,12 +212,12 @@ async fn a_pass_ends_only_when_three_namespaces_in_a_row_have_no_answer() {
         assert_eq!(server.asked(), ["ns-a", "ns-b", "ns-c"], "{does:?}");
         assert_eq!(outcome.problems.len(), 1, "{does:?}: {:?}", outcome.problems);
     }
-    // Once the server answers again, all are told soon.
+    // Once the server answers again, all are notified soon.
     server.0.lock().unwrap().all = None;
     tokio::time::advance(Duration::from_secs(6)).await;
     let outcome = write(&mut output, &plan).await;
     assert_eq!((outcome.problems.len(), outcome.deferred.count), (0, 0));
-    assert_eq!(server.told().len(), 6);
+    assert_eq!(server.notified().len(), 6);
 
     // Two without an answer, one with an answer, and two without: no outage.
     let server = Messages::default();
@@ -230,7 +230,7 @@ async fn a_pass_ends_only_when_three_namespaces_in_a_row_have_no_answer() {
             .insert(namespace.to_owned(), Does::Refuses(500, "failed calling webhook"));
     }
     let outcome = write(&mut server.output(), &notices(&APPS)).await;
-    assert_eq!((server.told(), outcome.problems), (all_but(&["ns-a", "ns-b", "ns-d"]), Vec::new()));
+    assert_eq!((server.notified(), outcome.problems), (all_but(&["ns-a", "ns-b", "ns-d"]), Vec::new()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,17 +240,17 @@ async fn what_is_set_aside_does_not_keep_old_messages_from_being_put_right() {
     let plan = notices(&APPS);
     write(&mut output, &plan).await;
     {
-        let mut kept = server.0.lock().unwrap();
-        for object in kept.objects.values_mut() {
+        let mut stored = server.0.lock().unwrap();
+        for object in stored.objects.values_mut() {
             object["spec"]["title"] = "changed".into();
         }
-        kept.does.insert("ns-b".to_owned(), Does::Refuses(500, "etcdserver: request is too large"));
+        stored.does.insert("ns-b".to_owned(), Does::Refuses(500, "etcdserver: request is too large"));
     }
     let outcome = write(&mut output, &plan).await;
     assert_eq!((outcome.problems, outcome.deferred.count), (Vec::new(), 1));
     assert!(outcome.deferred.why[0].contains("request is too large"), "{:?}", outcome.deferred);
-    let kept = server.0.lock().unwrap();
-    let changed: Vec<&String> = kept
+    let stored = server.0.lock().unwrap();
+    let changed: Vec<&String> = stored
         .objects
         .iter()
         .filter(|(_, object)| object["spec"]["title"] == "changed")
@@ -260,7 +260,7 @@ async fn what_is_set_aside_does_not_keep_old_messages_from_being_put_right() {
 }
 
 #[tokio::test]
-async fn what_is_set_aside_is_said_beside_what_stands_in_the_way_of_everything() {
+async fn what_is_set_aside_is_shown_beside_what_stands_in_the_way_of_everything() {
     let (status, now) = tokio::sync::watch::channel(crate::output::OutputStatus::default());
     let output = crate::output::Output::Cluster(Box::new(Messages::default().output()));
     let deferred = crate::output::DeferredSummary { count: 7, why: vec!["too large".to_owned()], next: None };

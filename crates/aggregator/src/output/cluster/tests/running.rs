@@ -170,12 +170,12 @@ async fn what_is_decided_while_messages_are_written_is_closed_before_the_next_me
     let running = Running::start(&server, plan(1));
     sleep(Duration::from_secs(2)).await;
     server.writes();
-    let (decide, news) = (running.decide.clone(), Arc::new(of(with(3), &running.permit)));
+    let (decide, changed) = (running.decide.clone(), Arc::new(of(with(3), &running.permit)));
     let mut is_first = true;
     server.before(move |_, asked| {
         if asked.plural == MESSAGES && asked.method == Method::POST && is_first {
             is_first = false;
-            decide.send_replace(news.clone());
+            decide.send_replace(changed.clone());
         }
         None
     });
@@ -189,7 +189,7 @@ async fn what_is_decided_while_messages_are_written_is_closed_before_the_next_me
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_news_that_is_written_counts_as_delivered() {
+async fn only_notices_that_are_written_count_as_delivered() {
     let server = ApiServer::default();
     server.before(|_, asked| {
         let is_refused = asked.method == Method::POST && asked.namespace.as_deref() == Some("ns-b");
@@ -225,9 +225,9 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     server.output().write(&plan(2), &settings, &WritePermit::always(), || true).await;
     server.before(|_, _| Some((403, "not today".to_owned())));
     let running = Running::start(&server, Plan::empty(Mode::DryRun, Timestamp::UNIX_EPOCH));
-    let (tell, blocked) = oneshot::channel();
+    let (answer, blocked) = oneshot::channel();
     let permit = WritePermit::of_term(2, "b");
-    let question = TakeOver { permit: permit.clone(), may_touch: true, persisted: None, blocked: tell };
+    let question = TakeOver { permit: permit.clone(), may_touch: true, persisted: None, blocked: answer };
     assert!(running.take_over.send(question).await.is_ok());
     looks(&server);
     sleep(Duration::from_secs(10)).await;
@@ -237,13 +237,13 @@ async fn a_new_leader_is_answered_as_soon_as_the_api_server_says_what_is_blocked
     server.well();
     assert_eq!(blocked.await.unwrap().len(), 2);
     assert_eq!(running.error(), None);
-    // A question of a leader that has lost the lead is not answered.
-    let (tell, blocked) = oneshot::channel();
+    // A question of a leader whose term has ended is not answered.
+    let (answer, blocked) = oneshot::channel();
     server.before(|_, _| Some((403, "not today".to_owned())));
     assert!(
         running
             .take_over
-            .send(TakeOver { permit: permit.clone(), may_touch: true, persisted: None, blocked: tell })
+            .send(TakeOver { permit: permit.clone(), may_touch: true, persisted: None, blocked: answer })
             .await
             .is_ok()
     );

@@ -7,7 +7,7 @@ use super::*;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Write {
     pub(super) verb: Method,
-    /// Kind, namespace and name, as we tell people.
+    /// Kind, namespace and name, as a text for people.
     pub(super) object: String,
     pub(super) manager: Option<String>,
 }

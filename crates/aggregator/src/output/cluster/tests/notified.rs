@@ -1,4 +1,4 @@
-//! Messages as their readers treat them: read, deleted, edited, and told again by another leader.
+//! Messages as their readers treat them: read, deleted, edited, and written again by another leader.
 
 use procscan_core::plan::{Notice, NoticePhase, Summary};
 
@@ -63,8 +63,8 @@ async fn open() -> ApiServer {
     server
 }
 
-/// A server on which the tenant has been told, and the output that has told it.
-async fn told() -> (ApiServer, ClusterOutput, Plan) {
+/// A server on which the tenant has been notified, and the output that has notified it.
+async fn notified() -> (ApiServer, ClusterOutput, Plan) {
     let (server, plan) = (open().await, plan_of(vec![grace()]));
     let mut output = server.output();
     write(&mut output, &plan).await;
@@ -75,7 +75,7 @@ async fn told() -> (ApiServer, ClusterOutput, Plan) {
 
 #[tokio::test]
 async fn what_its_tenant_has_read_stays_read_and_an_edited_text_is_put_right() {
-    let (server, mut output, plan) = told().await;
+    let (server, mut output, plan) = notified().await;
     let before = message(&server).unwrap();
     edit(&server, read);
     assert_eq!(write(&mut output, &plan).await.written, 0);
@@ -88,8 +88,8 @@ async fn what_its_tenant_has_read_stays_read_and_an_edited_text_is_put_right() {
 }
 
 #[tokio::test]
-async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
-    let (server, mut output, mut plan) = told().await;
+async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_a_new_notice() {
+    let (server, mut output, mut plan) = notified().await;
     server.world().remove(MESSAGES, NAMESPACE, &name());
     write(&mut output, &plan).await;
     assert!(message(&server).is_none() && output.has_sent(&plan.notices[0], &Config::default().settings()));
@@ -98,20 +98,20 @@ async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_news() {
     write(&mut output, &plan).await;
     assert!(!server.world().asked.iter().any(|asked| asked.namespace.as_deref() == Some(NAMESPACE)));
     assert!(message(&server).is_none() && output.has_sent(&plan.notices[0], &Config::default().settings()));
-    // Other words of the same news are no news either.
+    // Another text of the same notice is no new notice either.
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     write(&mut output, &plan).await;
     assert!(message(&server).is_none());
-    let news = Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() };
-    let plan = plan_of(vec![news]);
+    let new = Notice { sent_at: at("2026-01-03T00:00:00Z"), ..grace() };
+    let plan = plan_of(vec![new]);
     assert!(!output.has_sent(&plan.notices[0], &Config::default().settings()));
     write(&mut output, &plan).await;
     assert!(message(&server).is_some() && output.has_sent(&plan.notices[0], &Config::default().settings()));
 }
 
 #[tokio::test]
-async fn other_words_of_the_same_news_are_written_and_stay_read_and_news_is_unread() {
-    let (server, mut output, mut plan) = told().await;
+async fn another_text_of_the_same_notice_is_written_and_stays_read_and_a_new_notice_is_unread() {
+    let (server, mut output, mut plan) = notified().await;
     edit(&server, read);
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     assert_eq!(write(&mut output, &plan).await.written, 1);
@@ -124,14 +124,14 @@ async fn other_words_of_the_same_news_are_written_and_stay_read_and_news_is_unre
 }
 
 #[tokio::test]
-async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
-    let (server, _, mut plan) = told().await;
+async fn another_leader_sends_no_notice_again_that_the_one_before_has_sent() {
+    let (server, _, mut plan) = notified().await;
     edit(&server, read);
     let mut next = server.output();
     assert_eq!(write(&mut next, &plan).await.written, 0);
     assert!(next.has_sent(&plan.notices[0], &Config::default().settings()));
     assert_eq!(server.writes(), Vec::<String>::new());
-    // It has other words for it, such as those of a newer version, and puts its own right from then on.
+    // It has another text for it, such as that of a newer version, and puts its own right from then on.
     Arc::make_mut(&mut plan.notices[0]).processes = ["other".into(), "xmrig".into()].into();
     let mut next = server.output();
     for title in ["Blocked", "You have won"] {
@@ -148,10 +148,10 @@ async fn another_leader_tells_no_tenant_again_what_the_one_before_has_told() {
     assert_eq!(message(&server).unwrap()["metadata"]["labels"]["isRead"], "false");
 }
 
-/// Without the annotation it is not known which news the message told.
+/// Without the annotation it is not known which notice the message is of.
 #[tokio::test]
-async fn a_message_without_the_time_of_its_news_is_told_anew() {
-    let (server, _, plan) = told().await;
+async fn a_message_without_the_time_of_its_notice_is_written_anew() {
+    let (server, _, plan) = notified().await;
     edit(&server, |message| {
         read(message);
         message["metadata"]["annotations"] = json!({});
@@ -161,7 +161,7 @@ async fn a_message_without_the_time_of_its_news_is_told_anew() {
 }
 
 #[tokio::test]
-async fn what_was_told_before_the_start_is_neither_read_nor_written() {
+async fn what_was_sent_before_the_start_is_neither_read_nor_written() {
     let server = open().await;
     let plan = plan_of(vec![Notice { inherited: true, ..notice(NoticePhase::Blocked) }]);
     let mut output = server.output();
@@ -173,7 +173,7 @@ async fn what_was_told_before_the_start_is_neither_read_nor_written() {
 #[tokio::test]
 async fn a_message_whose_cause_is_over_is_marked_as_read_and_nothing_is_made_for_it() {
     let recovered = plan_of(vec![notice(NoticePhase::Recovered)]);
-    let (server, mut output, _) = told().await;
+    let (server, mut output, _) = notified().await;
     assert_eq!(write(&mut output, &recovered).await.written, 1);
     assert_eq!(message(&server).unwrap()["metadata"]["labels"]["isRead"], "true");
     assert_eq!(server.world().writes[0].manager.as_deref(), Some(FIELD_MANAGER));
@@ -186,7 +186,7 @@ async fn a_message_whose_cause_is_over_is_marked_as_read_and_nothing_is_made_for
     // Deleted long ago, or at the same moment.
     server.world().remove(MESSAGES, NAMESPACE, &name());
     assert_eq!(write(&mut server.output(), &recovered).await.written, 0);
-    let (server, mut output, _) = told().await;
+    let (server, mut output, _) = notified().await;
     server.before(|world, asked| {
         if asked.method == Method::PATCH {
             world.remove(MESSAGES, NAMESPACE, &name());
@@ -196,14 +196,14 @@ async fn a_message_whose_cause_is_over_is_marked_as_read_and_nothing_is_made_for
     let outcome = write(&mut output, &recovered).await;
     assert_eq!((outcome.written, outcome.deferred.count), (0, 0));
     // Any other refusal is tried again later.
-    let (server, mut output, _) = told().await;
+    let (server, mut output, _) = notified().await;
     server.before(|_, asked| (asked.method == Method::PATCH).then(|| (403, "not today".to_owned())));
     assert_eq!(write(&mut output, &recovered).await.deferred.count, 1);
 }
 
 /// A namespace that is being deleted takes no message, whichever request finds that out.
 #[tokio::test]
-async fn where_the_namespace_is_gone_the_tenant_counts_as_told() {
+async fn where_the_namespace_is_gone_the_tenant_counts_as_notified() {
     for method in [Method::GET, Method::POST] {
         let (server, plan, refused) = (open().await, plan_of(vec![grace()]), method.clone());
         server.before(move |_, asked| {
@@ -235,7 +235,7 @@ fn summed(blocked: usize) -> Plan {
 }
 
 #[tokio::test]
-async fn the_summary_is_news_only_in_other_words_and_stays_where_it_is_when_all_is_over() {
+async fn the_summary_is_unread_only_after_its_text_changes_and_stays_where_it_is_when_all_is_over() {
     let server = ApiServer::default();
     let summary = || {
         let now = server.get(MESSAGES, "default", notification::SUMMARY_NAME)?;
@@ -243,10 +243,10 @@ async fn the_summary_is_news_only_in_other_words_and_stays_where_it_is_when_all_
     };
     let mut output = server.output();
     write(&mut output, &summed(0)).await;
-    assert_eq!(summary(), None, "there never was anything to tell");
+    assert_eq!(summary(), None, "there is nothing to report");
     write(&mut output, &summed(2)).await;
-    let (words, is_read) = summary().unwrap();
-    assert!(words.contains("2 blocked") && is_read == "false", "{words}");
+    let (text, is_read) = summary().unwrap();
+    assert!(text.contains("2 blocked") && is_read == "false", "{text}");
     server.world().edit(MESSAGES, "default", notification::SUMMARY_NAME, read);
     // Another leader, which knows another time for the same.
     let mut again = summed(2);
@@ -254,11 +254,11 @@ async fn the_summary_is_news_only_in_other_words_and_stays_where_it_is_when_all_
     assert_eq!(write(&mut server.output(), &again).await.written, 0);
     assert_eq!(summary().unwrap().1, "true");
     assert_eq!(write(&mut output, &summed(3)).await.written, 1);
-    let (words, is_read) = summary().unwrap();
-    assert!(words.contains("3 blocked") && is_read == "false", "{words}");
+    let (text, is_read) = summary().unwrap();
+    assert!(text.contains("3 blocked") && is_read == "false", "{text}");
     write(&mut output, &summed(0)).await;
-    let (words, is_read) = summary().unwrap();
-    assert!(words.contains("0 blocked") && is_read == "true", "{words}");
+    let (text, is_read) = summary().unwrap();
+    assert!(text.contains("0 blocked") && is_read == "true", "{text}");
 }
 
 /// Drift in old messages is no emergency: each pass compares the next twenty.
@@ -312,15 +312,15 @@ async fn a_preview_names_what_would_be_written_and_writes_nothing() {
     all.summary = summed(1).summary;
     let preview = async |plan: &Plan| {
         let all = server.output().preview(plan, &settings).await.unwrap();
-        let told = all.iter().map(|of| format!("{} {}", of.action, of.object.split(' ').next().unwrap()));
-        told.collect::<Vec<_>>()
+        let actions = all.iter().map(|of| format!("{} {}", of.action, of.object.split(' ').next().unwrap()));
+        actions.collect::<Vec<_>>()
     };
     let create = ["create WasmPlugin", "create Notification", "create Notification"];
     assert_eq!(preview(&all).await, create);
     assert!(server.world().objects.is_empty() && server.writes().is_empty());
     server.output().write(&all, &settings, &WritePermit::always(), || true).await;
     assert_eq!(preview(&all).await, Vec::<String>::new());
-    // The same words at another time are no difference.
+    // The same text at another time is no difference.
     let mut later = all.clone();
     later.summary.changed += jiff::SignedDuration::from_hours(1);
     assert_eq!(preview(&later).await, Vec::<String>::new());

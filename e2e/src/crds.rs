@@ -105,6 +105,17 @@ pub async fn remove(client: &Client, name: &str) -> anyhow::Result<()> {
     .await
 }
 
+/// Switches on or off that the API server serves the objects of a CRD. They stay stored.
+pub async fn serve(client: &Client, name: &str, is_served: bool) -> anyhow::Result<()> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let mut crd = api.get(name).await?;
+    for version in &mut crd.spec.versions {
+        version.served = is_served;
+    }
+    api.replace(name, &PostParams::default(), &crd).await.with_context(|| format!("serving {name}"))?;
+    Ok(())
+}
+
 fn contracts() -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/contracts/crds");
     let folder = std::env::var_os(CONTRACTS).map_or_else(|| PathBuf::from(beside), PathBuf::from);

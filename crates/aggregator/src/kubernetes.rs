@@ -218,13 +218,7 @@ impl Cluster {
         request: impl Future<Output = kube::Result<T>>,
     ) -> Result<T, Refusal> {
         let answer = permit.while_held(self.ask(ask.clone(), request)).await;
-        answer.unwrap_or_else(|| {
-            Err(Refusal {
-                kind: RefusalKind::NotLeading,
-                subject: ask.subject(),
-                text: format!("{ask}: the right to write has passed to another replica"),
-            })
-        })
+        answer.unwrap_or_else(|| Err(Refusal::not_leading(&ask)))
     }
 
     /// Sends a request in its turn: all paced requests together stay below `kubernetes.requests_per_second`.

@@ -4,6 +4,7 @@ use anyhow::ensure;
 use kube::ResourceExt;
 use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
 use kube::core::GroupVersionKind;
+use procscan_e2e::crds::{self, WASM_PLUGINS};
 use procscan_e2e::until;
 use serde_json::{Value, json};
 
@@ -83,4 +84,34 @@ async fn a_block_without_an_incident_is_inherited_and_notifies_no_tenant_again()
         ensure!(logs.iter().find(other).is_none(), "{:?}", logs.iter().find(other));
     }
     Ok(())
+}
+
+/// The API server does not serve WasmPlugins while a leader takes over, for example during an upgrade of their CRD. So this leader
+/// can't inherit the gateway's blocks, and no Incident explains them. It holds the App that the gateway blocks by a brake.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wasm_plugin_that_was_not_served_at_the_take_over_is_inherited_and_opens_no_app()
+-> anyhow::Result<()> {
+    let mut world = World::start().await?;
+    let a = world.tenant("ns-a", "web", "sim-0000").await?;
+    let b = world.tenant("ns-b", "web", "sim-0001").await?;
+    world.accuse(0, &[("ns-a", &a)]);
+    world.until_closed(&["web-x7k2.ns-a"]).await?;
+    world.aggregator.kill()?;
+    for incident in world.incidents().list(&ListParams::default()).await? {
+        delete(&world.incidents(), &incident.name_any()).await?;
+    }
+    world.accuse(0, &[]);
+    world.accuse(1, &[("ns-b", &b)]);
+    crds::serve(&world.cluster.admin(), WASM_PLUGINS, false).await?;
+    world.restart(&json!({"brake": {"max_new_tenants": 1}}))?;
+    world.until_logged(&["list wasmplugins", "is its CRD installed?"]).await?;
+    let is_blocked = |incident: &Value| incident["status"]["state"] == "Blocked";
+    world.until_incident("ns-b", "blocked", is_blocked).await?;
+    world.accuse(0, &[("ns-a", &a)]);
+    world.until_incident("ns-a", "held", |incident| incident["status"]["state"] == "Held").await?;
+
+    crds::serve(&world.cluster.admin(), WASM_PLUGINS, true).await?;
+    world.until_logged(&["serves this kind again", "stops leading"]).await?;
+    world.until_incident("ns-a", "inherited", is_blocked).await?;
+    world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await
 }

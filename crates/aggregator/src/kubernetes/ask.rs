@@ -108,6 +108,12 @@ impl fmt::Display for Refusal {
 impl Error for Refusal {}
 
 impl Refusal {
+    /// The refusal of a write for which this replica does not hold the permit.
+    pub(crate) fn not_leading(ask: &Ask<'_>) -> Self {
+        let text = format!("{ask}: the right to write has passed to another replica");
+        Self { kind: RefusalKind::NotLeading, subject: ask.subject(), text }
+    }
+
     /// The refusal that `error` means.
     pub(crate) fn new(ask: &Ask<'_>, error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {

@@ -76,6 +76,11 @@ impl WritePermit {
         self.term.deadline.fetch_update(Ordering::AcqRel, Ordering::Acquire, end).is_err()
     }
 
+    /// Whether both are permits of the same term.
+    pub(crate) fn is_same_term(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.term, &other.term)
+    }
+
     /// The number of the term: the Lease's `leaseTransitions`; 0 without a Lease.
     pub(crate) fn term(&self) -> u64 {
         self.term.number

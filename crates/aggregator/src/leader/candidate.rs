@@ -167,7 +167,7 @@ impl Candidate {
 
     /// Renews the Lease as long as that succeeds in time. Returns the reason why it no longer does.
     async fn lead(&self, permit: &WritePermit, mut lease: Lease) -> String {
-        const LATE: &str = "the Lease could not be renewed in time";
+        const LATE: &str = "the Lease was not renewed in time, or this replica gave up its term";
         let timing = self.election.lease;
         let mut next = Instant::now() + timing.renew;
         loop {

@@ -91,7 +91,7 @@ impl ClusterOutput {
         may_touch: bool,
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.permit = permit.clone();
-        self.taken_over = None;
+        let mut earlier = self.taken_over.take().filter(|term| term.is_of(permit));
         // Other replicas may have written since.
         self.sent.clear();
         self.deferred.clear();
@@ -100,10 +100,15 @@ impl ClusterOutput {
         let mut tries = TRIES;
         loop {
             let listed = served(self.list_all(settings).await)?;
+            // The plan of this term may be written before this answer has an effect on it.
+            if earlier.as_mut().is_some_and(|term| ends_term(term, &listed, permit)) {
+                let ask = Ask { verb: "take over", resource: "objects", namespace: None, name: None };
+                return Err(Refusal::not_leading(&ask));
+            }
             permit.rank_after(marks(&listed, settings).into_iter()).await;
             match self.mark_all(&listed, may_touch, tries == 0, &mut marked).await {
                 Ok(()) => {
-                    self.taken_over = Some(TakenOver::new(permit.mark(), &listed));
+                    self.taken_over = Some(TakenOver::new(permit.clone(), &listed));
                     return Ok(blocked(&listed, settings));
                 }
                 // Another program has changed one of them meanwhile.
@@ -182,16 +187,9 @@ impl ClusterOutput {
             permit.give_up();
             return outcome;
         }
-        let term = self.taken_over.as_mut().filter(|term| term.mark == permit.mark());
+        let mut term = self.taken_over.as_mut().filter(|term| term.is_of(permit));
         let is_taken_over = term.is_some();
-        if let Some(listed) = term.and_then(|term| listed.iter().find(|listed| term.lacks(listed))) {
-            let kind = listed.kind.name();
-            tracing::error!(
-                kind,
-                "the API server serves this kind again, and did not when this leader took over; this replica stops leading, \
-                 so that the next leader inherits what the objects block"
-            );
-            permit.give_up();
+        if term.as_mut().is_some_and(|term| ends_term(term, &listed, permit)) {
             return outcome;
         }
         // If a kind can't be read, a later leader may have written its objects.
@@ -257,6 +255,19 @@ impl ClusterOutput {
         }
         Ok(differences)
     }
+}
+
+/// Ends the term if its take-over missed objects of a kind that is `listed` now. Returns whether it did.
+fn ends_term(term: &mut TakenOver, listed: &[Listed], permit: &WritePermit) -> bool {
+    let Some(listed) = listed.iter().find(|listed| term.lacks(listed)) else { return false };
+    let kind = listed.kind.name();
+    tracing::error!(
+        kind,
+        "the API server serves this kind again, and did not when this leader took over; this replica stops leading, so that \
+         the next leader inherits what the objects block"
+    );
+    permit.give_up();
+    true
 }
 
 /// Whether the API server refused this object only, so that other objects can still be marked.

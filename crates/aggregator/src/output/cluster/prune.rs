@@ -10,7 +10,7 @@ use procscan_core::resources::Object;
 use super::ClusterOutput;
 use super::listing::Listed;
 use super::live::{Live, as_found, found, is_suspended, place, resource};
-use crate::kubernetes::{Ask, Refusal, RefusalKind};
+use crate::kubernetes::{Ask, Refusal, RefusalKind, WritePermit};
 use crate::output::Outcome;
 
 /// The objects of one kind that are in the plan, by namespace and name.
@@ -30,15 +30,19 @@ impl<'a> Wanted<'a> {
 /// The term in which the output listed our objects before the leader decided anything.
 #[derive(Debug)]
 pub(super) struct TakenOver {
-    /// The mark of the term.
-    pub(super) mark: String,
+    permit: WritePermit,
     /// The names of the kinds that the output has listed in this term.
     kinds: BTreeSet<&'static str>,
 }
 
 impl TakenOver {
-    pub(super) fn new(mark: String, listed: &[Listed]) -> Self {
-        Self { mark, kinds: listed.iter().map(|listed| listed.kind.name()).collect() }
+    pub(super) fn new(permit: WritePermit, listed: &[Listed]) -> Self {
+        Self { permit, kinds: listed.iter().map(|listed| listed.kind.name()).collect() }
+    }
+
+    /// Whether this is the term of `permit`.
+    pub(super) fn is_of(&self, permit: &WritePermit) -> bool {
+        self.permit.is_same_term(permit)
     }
 
     /// Whether our objects of this kind exist, although the API server did not serve the kind at the take-over. So this leader

@@ -132,6 +132,29 @@ async fn a_leader_whose_term_ends_meanwhile_gets_no_answer() {
     assert_ne!(writer(&server), "b in term 2");
 }
 
+/// The leader reads its state again in the same term, and the API server serves the kind again by then. The former plan could still be
+/// written.
+#[tokio::test]
+async fn a_term_also_ends_if_its_second_take_over_finds_what_the_first_one_missed() {
+    let (server, settings) = closed(2).await;
+    let permit = WritePermit::of_term(2, "b");
+    let mut output = Output::Cluster(Box::new(server.output_of(&permit)));
+    server.world().unserved.insert(PLUGINS.to_owned());
+    for _ in 0..2 {
+        assert!(output.take_over(&settings, &permit, true, None).await.is_ok());
+        // Another leader has marked Incidents, so the rank of this one rises.
+        permit.rank_after(["c in term 7"].into_iter()).await;
+    }
+    server.world().unserved.clear();
+    let before = server.get(PLUGINS, GATEWAY, PLUGIN);
+    let answer = output.take_over(&settings, &permit, true, None).await;
+    assert!(matches!(answer, Err(crate::output::TakeOverError::Lost)));
+    assert_eq!((permit.holds(), server.get(PLUGINS, GATEWAY, PLUGIN)), (false, before));
+    let next = WritePermit::of_term(8, "b");
+    let Ok(inherited) = output.take_over(&settings, &next, true, None).await else { panic!("refused") };
+    assert_eq!((inherited.len(), next.holds()), (2, true));
+}
+
 /// The gateway's CRD was away at the take-over, so the plan lacks what the gateway's object blocks.
 #[tokio::test]
 async fn a_leader_does_not_overwrite_the_blocks_of_a_kind_that_was_not_served_at_its_take_over() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use proc_macro2::{Delimiter, TokenTree};
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
@@ -20,6 +20,23 @@ impl Functions {
     fn note(&mut self, signature: &syn::Signature, body: &syn::Block) {
         let lines = body.span().end().line + 1 - signature.span().start().line;
         self.0.push((signature.ident.to_string(), lines));
+    }
+
+    /// Notes the functions among the tokens of a macro.
+    fn note_in(&mut self, tokens: TokenStream) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        for (at, token) in tokens.iter().enumerate() {
+            match (token, &tokens[at + 1..]) {
+                (TokenTree::Ident(word), [TokenTree::Ident(name), rest @ ..]) if word == "fn" => {
+                    if let Some(body) = rest.iter().find(|token| is_block(token)) {
+                        let lines = body.span().end().line + 1 - word.span().start().line;
+                        self.0.push((name.to_string(), lines));
+                    }
+                }
+                (TokenTree::Group(group), _) => self.note_in(group.stream()),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -43,19 +60,12 @@ impl<'ast> Visit<'ast> for Functions {
 
     /// Finds the functions in a call of a macro, as `proptest!` has them: their parameters are no Rust.
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
-        let mut tokens = call.tokens.clone().into_iter();
-        while let Some(token) = tokens.next() {
-            if !matches!(&token, TokenTree::Ident(word) if word == "fn") {
-                continue;
-            }
-            let Some(TokenTree::Ident(name)) = tokens.next() else { continue };
-            let is_body = |token: &TokenTree| matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace);
-            if let Some(body) = tokens.by_ref().find(is_body) {
-                let lines = body.span().end().line + 1 - token.span().start().line;
-                self.0.push((name.to_string(), lines));
-            }
-        }
+        self.note_in(call.tokens.clone());
     }
+}
+
+fn is_block(token: &TokenTree) -> bool {
+    matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)
 }
 
 /// All Rust files of the workspace, tests included.
@@ -83,6 +93,14 @@ fn shown(path: &Path) -> String {
 /// The error for `name` if it has more `lines` than `limit`.
 fn too_long(name: &str, lines: usize, limit: usize) -> Option<String> {
     (lines > limit).then(|| format!("{name}: {lines} lines, {limit} are allowed"))
+}
+
+#[test]
+fn functions_in_macros_are_found() {
+    let text = "proptest! {\n#[test]\nfn law(n in 0..3) {\n}\nmod more {\nfn inner() {}\n}\n}\nfn plain() {}";
+    let mut functions = Functions::default();
+    functions.visit_file(&syn::parse_file(text).unwrap());
+    assert_eq!(functions.0, [("law".to_owned(), 2), ("inner".to_owned(), 1), ("plain".to_owned(), 1)]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub(crate) enum Operate {
     /// An exemption covers the accusations that match all of its parts.
     #[command(after_help = "Examples:
   procscan-aggregator exempt --namespace ns-user1 --process miner --reason 'a course on mining' --until 30d
-  procscan-aggregator exempt --rule '/^nmap/' --namespace '/^ns-red-/' --reason 'penetration tests' --id red-team
+  procscan-aggregator exempt --rule '^nmap$' --namespace '/^ns-red-/' --reason 'penetration tests' --id red-team
   procscan-aggregator exempt --list
   procscan-aggregator exempt --remove red-team
 

@@ -22,8 +22,8 @@ pub(crate) struct Detection {
     /// evidence of it. Answers that say nothing of the violation do not count.
     #[serde(with = "DurationText")]
     pub(crate) clear_after: Duration,
-    /// The scan interval that the aggregator assumes for an agent until the agent's records show it. Nothing of its node
-    /// clears before the node has answered for this time and one round.
+    /// The scan interval that the aggregator assumes for an agent until the agent's records show it. Until
+    /// then nothing of its node clears before the node has answered for this time and one round.
     #[serde(with = "DurationText")]
     pub(crate) assumed_scan_interval: Duration,
     /// The time to wait for a node that is silent, or whose answers say nothing of a violation. In the second case only

@@ -106,7 +106,7 @@ pub async fn remove(client: &Client, name: &str) -> anyhow::Result<()> {
 }
 
 /// Switches on or off that the API server serves the objects of a CRD. They stay stored.
-pub async fn serve(client: &Client, name: &str, is_served: bool) -> anyhow::Result<()> {
+pub async fn set_served(client: &Client, name: &str, is_served: bool) -> anyhow::Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
     let mut crd = api.get(name).await?;
     for version in &mut crd.spec.versions {

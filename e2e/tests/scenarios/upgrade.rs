@@ -87,9 +87,9 @@ async fn a_block_without_an_incident_is_inherited_and_notifies_no_tenant_again()
 }
 
 /// The API server does not serve WasmPlugins while a leader takes over, for example during an upgrade of their CRD. So this leader
-/// can't inherit the gateway's blocks, and no Incident explains them. It holds the App that the gateway blocks by a brake.
+/// can't inherit the gateway's blocks, and no Incident explains them. By its brake it holds the App that the gateway blocks.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wasm_plugin_that_was_not_served_at_the_take_over_is_inherited_and_opens_no_app()
+async fn blocks_of_a_wasm_plugin_that_was_not_served_at_the_take_over_are_inherited_and_no_app_opens()
 -> anyhow::Result<()> {
     let mut world = World::start().await?;
     let a = world.tenant("ns-a", "web", "sim-0000").await?;
@@ -102,7 +102,7 @@ async fn a_wasm_plugin_that_was_not_served_at_the_take_over_is_inherited_and_ope
     }
     world.accuse(0, &[]);
     world.accuse(1, &[("ns-b", &b)]);
-    crds::serve(&world.cluster.admin(), WASM_PLUGINS, false).await?;
+    crds::set_served(&world.cluster.admin(), WASM_PLUGINS, false).await?;
     world.restart(&json!({"brake": {"max_new_tenants": 1}}))?;
     world.until_logged(&["list wasmplugins", "is its CRD installed?"]).await?;
     let is_blocked = |incident: &Value| incident["status"]["state"] == "Blocked";
@@ -110,7 +110,7 @@ async fn a_wasm_plugin_that_was_not_served_at_the_take_over_is_inherited_and_ope
     world.accuse(0, &[("ns-a", &a)]);
     world.until_incident("ns-a", "held", |incident| incident["status"]["state"] == "Held").await?;
 
-    crds::serve(&world.cluster.admin(), WASM_PLUGINS, true).await?;
+    crds::set_served(&world.cluster.admin(), WASM_PLUGINS, true).await?;
     world.until_logged(&["serves this kind again", "stops leading"]).await?;
     world.until_incident("ns-a", "inherited", is_blocked).await?;
     world.until_closed(&["web-x7k2.ns-a", "web-x7k2.ns-b"]).await

@@ -147,7 +147,7 @@ fn mistake(path: &str, error: &serde_json::Error, body: &[u8]) -> Problem {
         "string or map" => "a text",
         "struct Part" => EXPECTED_PART,
         other if other.starts_with("struct ") => EXPECTED_BODY,
-        other => values::as_text(other),
+        other => values::plain_type(other),
     };
     let shown = value.map_or("nothing".to_owned(), values::shown);
     refused(place, &given, expected, format!("{place}: invalid value {shown}: expected {expected}"))

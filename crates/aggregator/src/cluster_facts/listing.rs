@@ -22,11 +22,11 @@ pub(super) const PAGE: u32 = 500;
 /// The largest usual size of an object in bytes: 500 of them make an answer of 20 MB, all of which the API server
 /// holds.
 pub(super) const USUAL_PAGE_BYTES: usize = 40 << 10;
-/// How many bytes of one kind are read in one namespace, requested or not: enough for 2,000 Services of 250 KiB.
+/// How many bytes of one kind are read in one namespace, wanted or not: enough for 2,000 Services of 250 KiB.
 const MAX_READ: usize = 512 << 20;
-/// How many bytes of requested fields of one kind are held in one namespace: 5,000 Pods with usual labels take 5 MB.
+/// How many bytes of wanted fields of one kind are held in one namespace: 5,000 Pods with usual labels take 5 MB.
 const MAX_WANTED: usize = 8 << 20;
-/// How many bytes of requested fields one page may have.
+/// How many bytes of wanted fields one page may have.
 pub(super) const MAX_PAGE: usize = 2 << 20;
 /// From this many bytes on a namespace is large; only one large namespace is held at a time.
 const LARGE_PAGE_BYTES: usize = 1 << 20;

@@ -177,8 +177,8 @@ fn by_type(path: &str, schema: &Value, variants: &[(String, String)]) -> String 
     };
     match (kind.as_str().unwrap_or_default(), schema["format"].as_str(), schema["minimum"].as_u64()) {
         ("boolean", _, _) => "`true`, `false`",
-        ("integer", _, Some(0)) => values::as_text("usize"),
-        ("integer", _, _) => values::as_text("i32"),
+        ("integer", _, Some(0)) => values::plain_type("usize"),
+        ("integer", _, _) => values::plain_type("i32"),
         ("string", Some("ip"), _) => "an IP address",
         ("string", _, _) => "a text",
         ("array", _, _) => "a list",

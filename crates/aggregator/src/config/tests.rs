@@ -169,7 +169,7 @@ fn whatever_writes_to_the_cluster_needs_the_lease() {
 }
 
 #[test]
-fn half_of_the_requests_limit_the_notices_per_round_unless_configured() {
+fn notices_per_round_are_at_most_half_of_its_requests_unless_max_per_round_is_set() {
     let limit = |text: &str| parse(text).unwrap().policy().max_notices_per_round;
     assert_eq!(limit(""), 600, "20 a second for a minute, halved: 2,000 tenants are notified in 4 rounds");
     assert_eq!(limit("kubernetes: {requests_per_second: 5}\naggregator: {scan_interval: 10s}\n"), 25);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::values::{as_text, at, shown};
+use super::values::{at, plain_type, shown};
 
 /// Renamed keys and what to use instead. Their values are not taken over, because they counted something else.
 const RENAMED: [(&str, &str); 2] = [
@@ -85,7 +85,7 @@ pub(super) fn explain(message: &str, value: Option<&Value>) -> String {
     let expected = match expected {
         "string or map" => "one of the names in the example config.yaml",
         other if other.starts_with("struct ") => "a section with its keys below it",
-        other => as_text(other),
+        other => plain_type(other),
     };
     format!("invalid value{value}: expected {expected}")
 }

@@ -35,7 +35,7 @@ pub(crate) fn at<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
 }
 
 /// What serde has `expected`, without the names of Rust's types.
-pub(crate) fn as_text(expected: &str) -> &str {
+pub(crate) fn plain_type(expected: &str) -> &str {
     match expected {
         "usize" | "u64" | "u32" | "u16" => "a whole number from 0 on",
         "i32" | "i64" => "a whole number",

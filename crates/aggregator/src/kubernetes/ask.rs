@@ -108,9 +108,9 @@ impl fmt::Display for Refusal {
 impl Error for Refusal {}
 
 impl Refusal {
-    /// The refusal of a write for which this replica does not hold the permit.
+    /// The refusal of a request, because the term of this replica has ended.
     pub(crate) fn not_leading(ask: &Ask<'_>) -> Self {
-        let text = format!("{ask}: the right to write has passed to another replica");
+        let text = format!("{ask}: this replica has no right to write any more");
         Self { kind: RefusalKind::NotLeading, subject: ask.subject(), text }
     }
 

@@ -112,8 +112,8 @@ impl WritePermit {
         }
     }
 
-    /// Ends the term, because this leader lacks what it needs to write: a later leader's mark was found, or objects that this
-    /// leader has not inherited.
+    /// Ends the term, because this leader must not write: it has found the mark of a later leader, or blocks that it
+    /// has not inherited.
     pub(crate) fn give_up(&self) {
         self.end();
     }

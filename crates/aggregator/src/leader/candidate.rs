@@ -167,12 +167,12 @@ impl Candidate {
 
     /// Renews the Lease as long as that succeeds in time. Returns the reason why it no longer does.
     async fn lead(&self, permit: &WritePermit, mut lease: Lease) -> String {
-        const LATE: &str = "the Lease was not renewed in time, or this replica gave up its term";
+        const ENDED: &str = "the Lease was not renewed in time, or this replica gave up its term";
         let timing = self.election.lease;
         let mut next = Instant::now() + timing.renew;
         loop {
             if permit.while_held(sleep_until(next)).await.is_none() {
-                return LATE.to_owned();
+                return ENDED.to_owned();
             }
             let asked = Instant::now();
             let renewed = lease::renewed(&lease, timing.lease_duration, self.clock.now().wall());
@@ -183,15 +183,15 @@ impl Candidate {
                 Ok(renewed) => {
                     lease = renewed;
                     if !permit.extend(asked, timing.term()) {
-                        return LATE.to_owned();
+                        return ENDED.to_owned();
                     }
                     self.note_success();
                     continue;
                 }
-                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return LATE.to_owned(),
+                Err(refusal) if refusal.kind == RefusalKind::NotLeading => return ENDED.to_owned(),
                 Err(refusal) if matches!(refusal.kind, RefusalKind::Conflict | RefusalKind::NotFound) => {
                     match permit.while_held(self.read()).await {
-                        None => return LATE.to_owned(),
+                        None => return ENDED.to_owned(),
                         Some(Ok(Some(now))) if is_same_term(&now, &lease) => lease = now,
                         Some(Ok(now)) => {
                             let holder = now.as_ref().and_then(lease::holder);

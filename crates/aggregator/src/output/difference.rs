@@ -65,7 +65,7 @@ fn compare(path: &str, is: Option<&Value>, should: Option<&Value>, out: &mut Vec
         Value::Array(items) if !items.is_empty() => Some(no_items.clone()),
         _ => None,
     };
-    // What is only on one side is shown field by field too.
+    // A value that is only on one side is shown field by field too.
     let (is_like, should_like) = (should.and_then(empty), is.and_then(empty));
     let (is, should) = (is.or(is_like.as_ref()), should.or(should_like.as_ref()));
     match (is, should) {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_program_has_added_is_removed_at_any_depth() {
+    fn fields_that_another_program_has_added_are_removed_at_any_depth() {
         let should = json!({"a": {"b": 1}, "list": [1]});
         let is = json!({"a": {"b": 2, "c": 3}, "list": [1, 2], "pluginConfig": {}});
         assert_eq!(surplus(&is, &should), Some(json!({"a": {"c": null}, "pluginConfig": null})));

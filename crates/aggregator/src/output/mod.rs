@@ -199,7 +199,7 @@ impl Output {
 
 /// Why what is blocked is not known.
 enum TakeOverError {
-    /// The right to write has passed on.
+    /// The leader's term has ended.
     Lost,
     /// This stands in the way.
     Unknown(String),

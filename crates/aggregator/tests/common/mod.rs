@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The program under test. The variable names another build of it when the tests are compiled.
+/// The program under test. `TEST_PROGRAM` may name another build of it when the tests are compiled.
 pub const PROGRAM: &str = match option_env!("TEST_PROGRAM") {
     Some(program) => program,
     None => env!("CARGO_BIN_EXE_procscan-aggregator"),

@@ -66,7 +66,7 @@ impl<'a> Draft<'a> {
         self.recipe.make()
     }
 
-    /// What distinguishes its inputs from others, as long as the settings are the same. Tenants choose some of the inputs, so
+    /// A hash that distinguishes its inputs from others, as long as the settings are the same. Tenants choose some of the inputs, so
     /// `hashing` has to be a secret: a tenant must not find two inputs with the same hash.
     pub fn fingerprint(&self, hashing: &impl BuildHasher) -> u64 {
         let mut hasher = hashing.build_hasher();

@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_were_chosen_to_meet_in_one_shard_lead_to_few_shards_all_the_same() {
+    fn names_that_were_chosen_for_the_same_shard_lead_to_few_shards_too() {
         let meeting =
             (0_u64..).map(|n| stable_hash(&[&n.to_string()])).filter(|hash| shard_of(*hash, 512) == 0);
         let needs: Vec<(u64, usize)> = meeting.take(40).map(|hash| (hash, 60)).collect();

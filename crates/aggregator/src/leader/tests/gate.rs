@@ -35,7 +35,7 @@ async fn nothing_is_written_without_a_permit() {
     assert_eq!(refusal.kind, RefusalKind::NotLeading);
     assert_eq!(
         refusal.text,
-        "patch wasmplugins.extensions.higress.io in namespace gw: the right to write has passed to another replica"
+        "patch wasmplugins.extensions.higress.io in namespace gw: this replica has no right to write any more"
     );
     assert!(!is_sent.get());
 }

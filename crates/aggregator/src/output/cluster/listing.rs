@@ -61,8 +61,8 @@ impl Listed {
     }
 }
 
-/// The kinds that are served. Nothing is blocked by a kind that is not served. If it is served again in this term, see
-/// [`TakenOver::lacks`](super::prune::TakenOver::lacks). Any other refusal is an error, because it is not known what is blocked.
+/// The kinds that are served. A leader inherits no block of another kind. If that kind is served again, the term ends: see
+/// [`TakenOver::has_missed`](super::prune::TakenOver::has_missed). Any other refusal is an error, because it is not known what is blocked.
 pub(super) fn served(all: Vec<Result<Listed, Refusal>>) -> Result<Vec<Listed>, Refusal> {
     let is_served = |listed: &Result<Listed, Refusal>| !matches!(listed, Err(refusal) if refusal.kind == RefusalKind::NotServed);
     all.into_iter().filter(is_served).collect()

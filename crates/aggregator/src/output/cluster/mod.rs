@@ -100,7 +100,7 @@ impl ClusterOutput {
         let mut tries = TRIES;
         loop {
             let listed = served(self.list_all(settings).await)?;
-            // The plan of this term may be written before this answer has an effect on it.
+            // Until the policy task uses the answer, the output may still write the former plan of this term.
             if earlier.as_mut().is_some_and(|term| ends_term(term, &listed, permit)) {
                 let ask = Ask { verb: "take over", resource: "objects", namespace: None, name: None };
                 return Err(Refusal::not_leading(&ask));
@@ -259,7 +259,7 @@ impl ClusterOutput {
 
 /// Ends the term if its take-over missed objects of a kind that is `listed` now. Returns whether it did.
 fn ends_term(term: &mut TakenOver, listed: &[Listed], permit: &WritePermit) -> bool {
-    let Some(listed) = listed.iter().find(|listed| term.lacks(listed)) else { return false };
+    let Some(listed) = listed.iter().find(|listed| term.has_missed(listed)) else { return false };
     let kind = listed.kind.name();
     tracing::error!(
         kind,

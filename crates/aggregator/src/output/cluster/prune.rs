@@ -31,7 +31,7 @@ impl<'a> Wanted<'a> {
 #[derive(Debug)]
 pub(super) struct TakenOver {
     permit: WritePermit,
-    /// The names of the kinds that the output has listed in this term.
+    /// The names of the kinds of which this leader has inherited all blocks.
     kinds: BTreeSet<&'static str>,
 }
 
@@ -47,7 +47,7 @@ impl TakenOver {
 
     /// Whether our objects of this kind exist, although the API server did not serve the kind at the take-over. So this leader
     /// has not inherited what they block. A kind without such objects counts as listed from now on.
-    pub(super) fn lacks(&mut self, listed: &Listed) -> bool {
+    pub(super) fn has_missed(&mut self, listed: &Listed) -> bool {
         let kind = listed.kind.name();
         if listed.ours().next().is_none() {
             self.kinds.insert(kind);

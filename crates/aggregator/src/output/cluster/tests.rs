@@ -239,7 +239,7 @@ async fn another_leader_writes_nothing_where_nothing_has_changed_in_the_long_for
 }
 
 #[tokio::test]
-async fn what_the_plain_list_has_no_room_for_is_reported() {
+async fn services_that_the_plain_list_has_no_room_for_are_reported() {
     let mut settings = Config::default().settings();
     settings.gateway.max_service_entries = 2;
     let mut output = Server::default().output();

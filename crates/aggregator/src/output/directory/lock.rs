@@ -103,7 +103,7 @@ impl Held {
     }
 }
 
-/// What distinguishes a directory from another one that is made later at the same path: device and inode.
+/// Device and inode. They distinguish a directory from another one that is made later at the same path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Id(u64, u64);
 

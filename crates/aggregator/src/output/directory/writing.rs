@@ -207,7 +207,7 @@ impl Directory {
             && self.read(name).and_then(|text| parse(&text).ok()).is_some_and(|is| has_same_text(object, &is))
     }
 
-    /// Writes a file of ours. If there is a damaged one, it stays beside it.
+    /// Writes a file of ours. If a file in its place can't be parsed, that one is set aside first.
     fn write(
         &self,
         name: &str,
@@ -258,7 +258,7 @@ impl Directory {
         })
     }
 
-    /// Gives a damaged file a name that is not applied, in place of the one before. Returns the path, or why it can't be made.
+    /// Gives a damaged file a second name that `kubectl` does not read, and replaces the one set aside before. Returns its path or the error.
     fn set_aside(&self, name: &str) -> String {
         let aside = self.path.join(format!("{name}{DAMAGED}"));
         // If the one before can't be removed, or is not ours, the link below fails, and its error is returned.

@@ -207,7 +207,7 @@ fn a_damaged_file_is_written_anew_from_what_is_decided_and_stays_beside_the_new_
 
 /// The parser's message shows some lines of the file, which are joined.
 #[test]
-fn what_is_wrong_with_a_damaged_file_is_reported_on_one_line() {
+fn the_error_of_a_damaged_file_is_reported_on_one_line() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
     put(&directory, &objects(&["web"], 0)).unwrap();

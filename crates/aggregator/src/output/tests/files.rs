@@ -5,7 +5,7 @@ use procscan_core::plan::Summary;
 use super::*;
 use crate::output::difference::Action;
 
-fn noticed(names: &[&str], sent_at: &str) -> Plan {
+fn plan_with_notice(names: &[&str], sent_at: &str) -> Plan {
     let mut plan = plan(names);
     plan.notices.push(Arc::new(Notice {
         app: App::new("ns-a", "app", "web"),
@@ -39,7 +39,7 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
         let all = output.preview(plan, &settings()).await.unwrap();
         all.into_iter().map(|it| (it.action, it.object)).collect::<Vec<_>>()
     };
-    let first = noticed(&["web"], SENT);
+    let first = plan_with_notice(&["web"], SENT);
     let created = preview(&first).await;
     assert!(created.iter().all(|(action, _)| *action == Action::Create) && created.len() == 3, "{created:?}");
     assert_eq!(listing(temp.path()), ["mine.yaml"]);
@@ -49,7 +49,7 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
     let mut again = first.clone();
     again.summary.changed = LATER.parse().unwrap();
     assert_eq!(preview(&again).await, []);
-    let changed = preview(&noticed(&["web", "x"], LATER)).await;
+    let changed = preview(&plan_with_notice(&["web", "x"], LATER)).await;
     let (plugin, message) = (PLUGIN.to_owned(), listing(temp.path())[2].clone());
     assert_eq!(changed, [(Action::Change, plugin.clone()), (Action::Change, message.clone())]);
     let mut over = plan(&[]);
@@ -66,7 +66,7 @@ async fn a_preview_of_files_names_each_that_would_be_written_or_removed_and_chan
 fn the_summary_is_written_again_only_with_another_text() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
-    let first = noticed(&["web"], SENT);
+    let first = plan_with_notice(&["web"], SENT);
     apply(&directory, &first);
     let text = fs::read_to_string(temp.path().join(SUMMARY)).unwrap();
     assert!(text.ends_with('\n') && !text.ends_with("\n\n"), "one document of whole lines");
@@ -81,7 +81,7 @@ fn the_summary_is_written_again_only_with_another_text() {
     again.summary.blocked = 2;
     assert_eq!(apply(&directory, &again), Written { written: 1, removed: 0 });
     // A new notice is written, whatever its text.
-    assert_eq!(apply(&directory, &noticed(&["web"], LATER)).written, 2);
+    assert_eq!(apply(&directory, &plan_with_notice(&["web"], LATER)).written, 2);
 }
 
 #[test]
@@ -141,12 +141,12 @@ fn a_directory_that_can_not_be_read_is_an_error_with_its_path() {
 fn a_pass_that_is_broken_off_writes_what_closes_the_gateway_and_the_next_one_does_the_rest() {
     let temp = tempfile::tempdir().unwrap();
     let directory = Directory::open(temp.path()).unwrap();
-    let first = noticed(&["web"], SENT);
+    let first = plan_with_notice(&["web"], SENT);
     assert_eq!(apply(&directory, &first).written, 3);
     let surplus = temp.path().join("notification_ns-a_old.yaml");
     fs::copy(temp.path().join(SUMMARY), &surplus).unwrap();
     directory.refresh().unwrap();
-    let changed = noticed(&["web", "x"], LATER);
+    let changed = plan_with_notice(&["web", "x"], LATER);
     let existing = directory.existing(&settings()).unwrap();
     let pass = |go_on: bool| {
         let settings = settings();

@@ -20,7 +20,7 @@ fn notice(name: &str) -> Arc<Notice> {
     })
 }
 
-fn notifying(names: &[&str]) -> Plan {
+fn plan_with_notices(names: &[&str]) -> Plan {
     let mut plan = plan(names);
     plan.notices = names.iter().map(|name| notice(name)).collect();
     plan
@@ -103,7 +103,7 @@ async fn junk_in_the_place_of_one_file_is_an_error_that_names_it_and_delays_no_o
         let decided = Decided {
             rounds: 1,
             permit: Some(WritePermit::of_term(1, "a")),
-            ..Decided::nothing(notifying(&["other", "web"]))
+            ..Decided::nothing(plan_with_notices(&["other", "web"]))
         };
         let (_decide, decided) = watch::channel(Arc::new(decided));
         let (status, mut shown) = watch::channel(OutputStatus::default());
@@ -228,7 +228,7 @@ async fn no_file_is_written_for_an_app_of_a_namespace_that_can_not_exist() {
     let directory = Directory::open(&path).unwrap();
     // Where such a name leads to.
     fs::create_dir(path.join("notification_..")).unwrap();
-    let mut plan = notifying(&["web"]);
+    let mut plan = plan_with_notices(&["web"]);
     let app = App::new("../../x", "app", "web");
     plan.notices.push(Arc::new(Notice { app, ..Notice::clone(&plan.notices[0]) }));
     let pass =

@@ -200,7 +200,7 @@ fn summary(summary: &Summary, namespace: &str, upkeep: WritePolicy) -> Object {
         metadata,
         spec: json!(Spec {
             title: "ProcScan".to_owned(),
-            // For administrators, with the text that they asked for; the English one is beside it.
+            // The administrators asked for the Chinese text; `i18ns` has the English one too.
             message: zh.clone(),
             timestamp: summary.changed.as_second(),
             from: FROM,

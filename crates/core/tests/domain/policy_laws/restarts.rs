@@ -20,7 +20,7 @@ use super::steps::Step;
 use super::world_of;
 use crate::common::World;
 
-/// A world, and when it has last restarted.
+/// A world, and the time of its last restart.
 pub(super) struct Course {
     world: World,
     restarted: Option<Duration>,
@@ -80,7 +80,7 @@ impl Course {
                 apps.retain(|app| app.namespace != violation.key.namespace);
             }
         }
-        // The same holds if it has received a report that this one has only restored since its own restart.
+        // The same holds if the other replica has received a report that this one has only restored since its own restart.
         for violation in theirs.violations.iter().filter(active) {
             let is_read_back = |(at, restarted): (Moment, Duration)| at.uptime() <= restarted;
             if violation.evidence().any(|e| e.fresh_at.zip(self.restarted).is_some_and(is_read_back)) {
@@ -109,7 +109,7 @@ fn check_restored(world: &mut World, persisted: &[Incident]) -> Result<(), TestC
     Ok(())
 }
 
-/// An incident without what is persisted later than it changes: the time of the last fresh evidence is persisted once an
+/// An incident without the values that are persisted later than they change: the time of fresh evidence is persisted once an
 /// hour, and the scan interval to the minute.
 fn without_times(incident: &Incident) -> Incident {
     let mut bare = incident.clone();
@@ -128,7 +128,7 @@ fn without_times(incident: &Incident) -> Incident {
     bare
 }
 
-/// What an evaluation does to some Apps.
+/// The effect of an evaluation on some Apps.
 struct Effect {
     blocks: Vec<Arc<Block>>,
     held: Vec<HeldApp>,

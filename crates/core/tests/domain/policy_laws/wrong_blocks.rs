@@ -12,7 +12,7 @@ use proptest::test_runner::TestCaseError;
 use super::steps::{Step, app};
 use crate::common::World;
 
-/// The world, and what is known of its Apps since its begin.
+/// The world, and its Apps' history since its beginning.
 pub(super) struct Course {
     world: World,
     /// Apps that a brake holds and no operator has approved.
@@ -28,7 +28,7 @@ pub(super) struct Course {
 /// The Apps of a plan.
 struct Planned {
     blocked: BTreeSet<App>,
-    /// Those with a notice that says that they are blocked.
+    /// The Apps with a notice of a grace or of a block.
     notified: BTreeSet<App>,
 }
 
@@ -175,7 +175,7 @@ impl Course {
         if !goes_on || matches!(step, Step::Release(_)) {
             return Ok(());
         }
-        // An operator's exemption, release or protection is the only way out.
+        // Only an operator's exemption, release or protection opens an App.
         for app in self.before.difference(blocked) {
             let is_covered = world.policy.refuses(&app.namespace).is_some()
                 || !world.policy.exemptions.is_empty()

@@ -327,9 +327,9 @@ async fn in_the_namespaces_of_tenants_a_suspension_counts_for_one_namespace() {
 async fn uninstalling_removes_messages_then_policies_and_the_gateways_objects_last() {
     for home in HOMES {
         let mut stage = Stage::begin(home).await;
-        let mut notifying = plan(1);
-        notifying.notices = vec![notice()];
-        stage.write(&notifying).await;
+        let mut with_notice = plan(1);
+        with_notice.notices = vec![notice()];
+        stage.write(&with_notice).await;
         let foreign = json!({"metadata": {}, "data": {"state": "closed"}});
         let (namespace, name) = stage.place(7);
         stage.server.world().put(POLICIES, &namespace, &name, foreign);
@@ -359,11 +359,11 @@ async fn a_kind_that_is_not_served_stops_no_other_kind_and_no_message() {
     for (missing, other) in [(POLICIES, PLUGINS), (PLUGINS, POLICIES)] {
         let mut stage = Stage::begin(Some(NAMESPACE)).await;
         stage.server.world().unserved.insert(missing.to_owned());
-        let mut notifying = plan(2);
-        notifying.notices = vec![notice()];
+        let mut with_notice = plan(2);
+        with_notice.notices = vec![notice()];
         let permit = stage.permit.clone();
         stage.output.take_over(&settings(stage.home), &permit, true).await.unwrap();
-        let outcome = stage.write(&notifying).await;
+        let outcome = stage.write(&with_notice).await;
         assert_eq!(outcome.problems.len(), 1, "{missing}");
         assert!(outcome.problems[0].contains("is its CRD installed?"));
         let there = |plural: &str| {
@@ -379,9 +379,9 @@ async fn a_kind_that_is_not_served_stops_no_other_kind_and_no_message() {
     // Where nothing is blocked, no tenant is notified of a block.
     let mut stage = Stage::begin(Some(NAMESPACE)).await;
     stage.server.world().unserved.extend([PLUGINS, POLICIES].map(str::to_owned));
-    let mut notifying = plan(1);
-    notifying.notices = vec![notice()];
-    assert_eq!(stage.write(&notifying).await.problems.len(), 2);
+    let mut with_notice = plan(1);
+    with_notice.notices = vec![notice()];
+    assert_eq!(stage.write(&with_notice).await.problems.len(), 2);
     assert!(stage.server.world().objects.keys().all(|(plural, ..)| plural != MESSAGES));
 }
 
@@ -390,14 +390,14 @@ async fn a_kind_that_is_not_served_stops_no_other_kind_and_no_message() {
 async fn a_leader_needs_no_rights_but_those_of_the_rules_of_the_kinds() {
     for home in HOMES {
         let mut stage = Stage::begin(home).await;
-        let mut notifying = plan(3);
-        notifying.notices = vec![notice()];
-        stage.write(&notifying).await;
+        let mut with_notice = plan(3);
+        with_notice.notices = vec![notice()];
+        stage.write(&with_notice).await;
         stage.edit(0, |policy| policy["data"]["more"] = "x".into());
         stage.server.world().edit(PLUGINS, "higress-system", "procscan-violations", |plugin| {
             plugin["spec"]["more"] = "x".into();
         });
-        stage.write(&notifying).await;
+        stage.write(&with_notice).await;
         stage.write(&plan(1)).await;
         let permit = WritePermit::of_term(2, "b");
         stage.server.output_of(&permit).take_over(&settings(home), &permit, true).await.unwrap();

@@ -93,13 +93,13 @@ async fn a_kind_of_message_that_is_not_served_stops_no_other_kind() {
         let server = ApiServer::default();
         server.world().unserved.insert(missing.to_owned());
         let settings = Settings { kinds: KINDS, ..Config::default().settings() };
-        let notifying = Plan { notices: vec![notice()], ..plan(1) };
+        let with_notice = Plan { notices: vec![notice()], ..plan(1) };
         let mut output = server.output();
-        let outcome = output.write(&notifying, &settings, &WritePermit::always(), || true).await;
+        let outcome = output.write(&with_notice, &settings, &WritePermit::always(), || true).await;
         assert_eq!(outcome.problems.len(), 1, "{:?}", outcome.problems);
         assert!(outcome.problems[0].contains(missing), "{:?}", outcome.problems);
         let of_other = server.world().objects.keys().filter(|(plural, ..)| plural == other).count();
         assert_eq!(of_other, 1, "{other}");
-        assert!(output.has_sent(&notifying.notices[0], &settings));
+        assert!(output.has_sent(&with_notice.notices[0], &settings));
     }
 }

@@ -14,7 +14,7 @@ enum Does {
     Hangs,
 }
 
-/// An API server that keeps what it is sent, except in the namespaces that a test names.
+/// An API server that stores the objects that it is sent, except in the namespaces that a test names.
 #[derive(Clone, Default)]
 struct Messages(Arc<Mutex<Stored>>);
 
@@ -260,7 +260,7 @@ async fn what_is_set_aside_does_not_keep_old_messages_from_being_put_right() {
 }
 
 #[tokio::test]
-async fn what_is_set_aside_is_shown_beside_what_stands_in_the_way_of_everything() {
+async fn the_status_shows_how_many_messages_are_set_aside_and_why() {
     let (status, now) = tokio::sync::watch::channel(crate::output::OutputStatus::default());
     let output = crate::output::Output::Cluster(Box::new(Messages::default().output()));
     let deferred = crate::output::DeferredSummary { count: 7, why: vec!["too large".to_owned()], next: None };

@@ -1,4 +1,4 @@
-//! Messages as their readers treat them: read, deleted, edited, and written again by another leader.
+//! Messages that tenants have read, deleted or edited, and messages of an earlier leader.
 
 use procscan_core::plan::{Notice, NoticePhase, Summary};
 
@@ -88,7 +88,7 @@ async fn what_its_tenant_has_read_stays_read_and_an_edited_text_is_put_right() {
 }
 
 #[tokio::test]
-async fn what_its_tenant_has_deleted_stays_deleted_until_there_is_a_new_notice() {
+async fn a_message_that_its_tenant_has_deleted_stays_deleted_until_there_is_a_new_notice() {
     let (server, mut output, mut plan) = notified().await;
     server.world().remove(MESSAGES, NAMESPACE, &name());
     write(&mut output, &plan).await;
@@ -161,7 +161,7 @@ async fn a_message_without_the_time_of_its_notice_is_written_anew() {
 }
 
 #[tokio::test]
-async fn what_was_sent_before_the_start_is_neither_read_nor_written() {
+async fn a_message_that_was_sent_before_the_start_is_neither_read_nor_written() {
     let server = open().await;
     let plan = plan_of(vec![Notice { inherited: true, ..notice(NoticePhase::Blocked) }]);
     let mut output = server.output();

@@ -155,7 +155,7 @@ async fn a_term_also_ends_if_its_second_take_over_finds_what_the_first_one_misse
     assert_eq!((inherited.len(), next.holds()), (2, true));
 }
 
-/// The gateway's CRD was away at the take-over, so the plan lacks what the gateway's object blocks.
+/// The gateway's kind was not served at the take-over, so the plan lacks the Apps that the gateway's object blocks.
 #[tokio::test]
 async fn a_leader_does_not_overwrite_the_blocks_of_a_kind_that_was_not_served_at_its_take_over() {
     let (server, settings) = closed(2).await;

@@ -80,9 +80,10 @@ async fn comparing_again_writes_no_message_that_waits() {
     assert_eq!(message(&stage).unwrap()["spec"], before);
 }
 
-/// The API server serves the kind again during the term, with policies that the leader has not inherited.
+/// The API server serves the kind again during the term, with policies whose blocks the leader has not inherited.
 #[tokio::test]
-async fn a_leader_that_has_not_inherited_a_kind_writes_nothing_and_the_next_one_inherits_it() {
+async fn a_leader_that_has_not_inherited_the_blocks_of_a_kind_writes_nothing_and_the_next_one_inherits_them()
+{
     for home in HOMES {
         let mut stage = Stage::begin(home).await;
         stage.write(&plan(2)).await;

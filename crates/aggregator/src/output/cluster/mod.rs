@@ -91,7 +91,6 @@ impl ClusterOutput {
         may_touch: bool,
     ) -> Result<Vec<InheritedBlock>, Refusal> {
         self.permit = permit.clone();
-        let mut earlier = self.taken_over.take().filter(|term| term.is_of(permit));
         // Other replicas may have written since.
         self.sent.clear();
         self.deferred.clear();
@@ -101,7 +100,8 @@ impl ClusterOutput {
         loop {
             let listed = served(self.list_all(settings).await)?;
             // Until the policy task uses the answer, the output may still write the former plan of this term.
-            if earlier.as_mut().is_some_and(|term| ends_term(term, &listed, permit)) {
+            let term = self.taken_over.as_mut().filter(|term| term.is_of(permit));
+            if term.is_some_and(|term| ends_term(term, &listed, permit)) {
                 let ask = Ask { verb: "take over", resource: "objects", namespace: None, name: None };
                 return Err(Refusal::not_leading(&ask));
             }

@@ -146,6 +146,10 @@ async fn a_term_also_ends_if_its_second_take_over_finds_what_the_first_one_misse
         permit.rank_after(["c in term 7"].into_iter()).await;
     }
     server.world().unserved.clear();
+    // A take-over that fails changes nothing.
+    server.before(|_, asked| (asked.method == Method::GET).then(|| (503, "not today".to_owned())));
+    assert!(output.take_over(&settings, &permit, true, None).await.is_err() && permit.holds());
+    server.well();
     let before = server.get(PLUGINS, GATEWAY, PLUGIN);
     let answer = output.take_over(&settings, &permit, true, None).await;
     assert!(matches!(answer, Err(crate::output::TakeOverError::Lost)));

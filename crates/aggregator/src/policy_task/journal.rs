@@ -90,7 +90,7 @@ pub(super) fn raise(alert: &Alert) {
         Alert::Notices { waiting } => tracing::warn!(
             alert = "notices",
             waiting,
-            "more tenants are to be notified than notification.max_per_round; the next rounds notify the others"
+            "more Apps need a first notice than notification.max_per_round; the next rounds notify the other tenants"
         ),
     }
 }

@@ -162,7 +162,7 @@ async fn an_incident_that_can_not_be_read_is_logged_once_for_each_mistake_howeve
 /// Each evaluation finds that tenants wait, and only the first one logs it.
 #[tokio::test(start_paused = true)]
 async fn waiting_tenants_are_logged_once_and_the_next_round_notifies_them() {
-    let texts = ["more tenants are to be notified", "every tenant has been notified"];
+    let texts = ["more Apps need a first notice", "every tenant has been notified"];
     let server = Server::default();
     let apps = ["a", "b", "c"];
     for app in apps.into_iter().chain(["other"]) {

@@ -16,7 +16,7 @@ pub struct Texts {
     pub contact: String,
     /// The place for appeals that texts name as `{appeal}`.
     pub appeal: String,
-    /// The most tenants that one round notifies for the first time. Without it: half of the requests that
+    /// The most Apps whose tenants one round notifies for the first time. Without it: half of the requests that
     /// `kubernetes.requests_per_second` allows in one round. The other half can look up accused Pods.
     pub max_per_round: Option<usize>,
     /// The texts to the tenant of a blocked App. They have no `{until}`, because a block has no known end.

@@ -43,6 +43,7 @@ mod reason;
 pub mod run;
 pub mod state;
 mod telemetry;
+mod time_argument;
 mod views;
 mod wire_names;
 mod worker;

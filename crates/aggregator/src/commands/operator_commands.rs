@@ -15,6 +15,7 @@ use crate::api::types::{
 };
 use crate::args::operators as args;
 use crate::reason;
+use crate::time_argument::TimeArgument;
 use crate::wire_names::mode_name;
 
 pub(super) async fn approve(args: args::Approve) -> Result<(), CommandError> {
@@ -68,7 +69,7 @@ pub(super) fn reason(given: Option<String>) -> Result<Option<Reason>, CommandErr
 }
 
 /// The time of `--until`.
-pub(super) fn until(until: Option<args::TimeArgument>) -> Result<Option<Time>, CommandError> {
+pub(super) fn until(until: Option<TimeArgument>) -> Result<Option<Time>, CommandError> {
     let until = until.map(|until| until.after(Timestamp::now()).map(Time)).transpose();
     until.map_err(|e| CommandError::Usage(format!("--until: {e}")))
 }

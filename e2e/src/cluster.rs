@@ -31,7 +31,9 @@ struct Identity {
     groups: &'static str,
 }
 
-const ADMIN: Identity = Identity { token: "admin", user: "admin", groups: "system:masters" };
+const ADMIN: Identity = Identity { token: ADMIN_TOKEN, user: "admin", groups: "system:masters" };
+/// The bearer token of an administrator.
+pub const ADMIN_TOKEN: &str = "admin";
 const CONTROLLERS: Identity =
     Identity { token: "controllers", user: "system:kube-controller-manager", groups: "system:masters" };
 /// The name of a Pod's ServiceAccount for the API server, so that RBAC decides as in a cluster.

@@ -64,6 +64,8 @@ impl Service {
             auth: Authenticator::new(config, cluster.as_ref())?,
             namespace: persistence.namespace,
             brake: config.policy().brake,
+            anonymous_violations: config.api.anonymous_violations,
+            redacts: config.redacts(),
         };
         let inputs = PipelineInputs {
             store: persistence.store,

@@ -5,13 +5,14 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Shared immutable text, cloned by reference count, because the same names appear in ledger, snapshot and plan.
 pub type Text = Arc<str>;
 
 /// The name of a node. Names identify nodes, because an agent's Pod may be replaced and get another address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct NodeName(pub Text);
 
@@ -40,12 +41,12 @@ pub struct PodRef {
 /// Identifies a violation by the same triple that the agent uses as its key.
 ///
 /// Shared like a [`Text`], because ledger, snapshot, incident and plan each have it several times.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Key(Arc<KeyParts>);
 
 /// The parts of a [`Key`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct KeyParts {
     /// The Pod's namespace, a DNS label.
     pub namespace: Text,
@@ -82,12 +83,12 @@ pub struct KeyRef<'a> {
 }
 
 /// The unit that is blocked: one application of one tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct App(Arc<AppParts>);
 
 /// The parts of an [`App`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct AppParts {
     /// The tenant's namespace.
     pub namespace: Text,

@@ -33,7 +33,7 @@ impl Plan {
 }
 
 /// One App to block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Block {
     /// The App.
     pub app: App,
@@ -63,7 +63,8 @@ impl Block {
 }
 
 /// How an App is reached through the gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash, JsonSchema)]
+#[schemars(rename = "PlanExposure")]
 pub struct Exposure {
     /// The Services that expose it: host names without the cluster's domain, `service.namespace.svc`, ordered.
     pub services: Vec<Text>,
@@ -100,7 +101,7 @@ pub enum SharedServices {
 }
 
 /// Some Apps of one namespace. Bounded, because a tenant can make any number.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Hash, JsonSchema)]
 pub struct OtherApps {
     /// The first `OtherApps::MAX_NAMED` by name, ordered.
     #[serde(rename = "also_closes", skip_serializing_if = "Vec::is_empty")]
@@ -275,7 +276,7 @@ impl Exposure {
 ///
 /// Nothing in it changes from scan to scan, so that plans are equal while nothing happens. It has no command line,
 /// because a command line may hold secrets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Accusation {
     /// The violation.
     #[serde(flatten)]
@@ -290,7 +291,7 @@ pub struct Accusation {
 }
 
 /// A notice to one tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Hash, JsonSchema)]
 pub struct Notice {
     /// The App that it is about.
     pub app: App,
@@ -309,7 +310,7 @@ pub struct Notice {
 }
 
 /// The phase of an App in a notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NoticePhase {
     /// The App will be blocked at that time unless the offence ends.
@@ -324,7 +325,7 @@ pub enum NoticePhase {
 }
 
 /// The notice for administrators: how many Apps are affected, and since when.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash, JsonSchema)]
 pub struct Summary {
     /// Blocked now.
     pub blocked: usize,
@@ -348,7 +349,7 @@ impl Summary {
 }
 
 /// An App that a brake holds. Not a part of the plan, because nothing may be written for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct HeldApp {
     /// The App.
     pub app: App,
@@ -361,7 +362,7 @@ pub struct HeldApp {
 }
 
 /// One node's accusation that is not believed. Not a part of the plan, because nothing may be written for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Dispute {
     /// The violation that the node reports.
     #[serde(flatten)]

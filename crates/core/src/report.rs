@@ -14,9 +14,11 @@ mod record;
 mod stream;
 mod wire_record;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 
 pub use self::decode::decode;
@@ -95,7 +97,7 @@ pub struct Failure {
 }
 
 /// The kinds of failure of a request to a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureReason {
     /// The host's name has no address.
@@ -283,6 +285,17 @@ impl Rejections {
     /// The number of records that were refused for one reason.
     pub fn of(&self, reason: Rejection) -> u64 {
         self.0.as_ref().and_then(|counts| counts.get(&reason)).copied().unwrap_or(0)
+    }
+}
+
+/// A map from reasons to counts.
+impl JsonSchema for Rejections {
+    fn schema_name() -> Cow<'static, str> {
+        "Rejections".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        BTreeMap::<String, u64>::json_schema(generator)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::Moment;
@@ -85,8 +86,9 @@ impl Snapshot {
 }
 
 /// A violation's state over all nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "ViolationState")]
 pub enum State {
     /// Fresh evidence.
     Active,
@@ -266,7 +268,7 @@ pub struct NodeView {
 }
 
 /// How recently a target has answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TargetState {
     /// It has given a whole answer recently.
@@ -301,7 +303,7 @@ pub struct TargetView {
 }
 
 /// How many of the targets a snapshot is based on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Coverage {
     /// Gave a whole answer recently.
     pub fresh: usize,

@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use serde_json::{Value, json};
 
+use super::parameters::{EXPECTED_LABEL, EXPECTED_TEXT};
 use super::problem::Problem;
-use super::query::{EXPECTED_LABEL, EXPECTED_TEXT, invalid, refused};
+use super::refusal::{invalid, refused};
 use super::types;
 use crate::config::values;
 use crate::reason;

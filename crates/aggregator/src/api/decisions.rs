@@ -1,39 +1,51 @@
 //! `/api/v1/decisions`: the log of decisions.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use jiff::{SignedDuration, Timestamp};
 use procscan_core::decision;
-use procscan_core::names::{App, Text};
+use procscan_core::names::App;
 use procscan_core::state::Declaration;
-use procscan_core::state::incident::{IncidentDecision, LoggedKind};
+use procscan_core::state::incident::IncidentDecision;
 use serde::Deserialize;
 
 use super::Api;
-use super::page::{Page, Paging};
+use super::page::Page;
+use super::parameters::{CURSOR, Given, LIMIT, NAMESPACE, Order, Pairs, Parameter, name, sort, text, time};
 use super::problem::Problem;
-use super::query::{
-    EXPECTED_LABEL, EXPECTED_TEXT, Parameters, TIME, label, set, set_name, text, time, unknown,
-};
+use super::reader::Reading;
+use super::sort::{Paging, Place, Selection, SortValue};
 use super::types::Decision as DecisionEntry;
 use crate::state::{DecisionFilter, LoggedDecision, PersistedState};
 use crate::wire_names::DECISIONS;
 
-/// The parameters, as they are named in the refusal of another one.
-const PARAMETERS: &str = "namespace, name, decision, actor, since, until, limit, cursor";
+/// The parameters of the log.
+pub(super) const PARAMETERS: &[Parameter] = &[
+    NAMESPACE,
+    text("name", "Only decisions of Apps with this name."),
+    name("decision", &DECISIONS, "Only decisions of this kind."),
+    text("actor", "Only decisions of this actor: `policy`, or the name of an operator."),
+    time("since", "Only decisions since then."),
+    time("until", "Only decisions before that."),
+    sort(&["at"]),
+    LIMIT,
+    CURSOR,
+];
 /// How many are shown without a `limit`.
 const DEFAULT_LIMIT: usize = 100;
 /// How many rows of the log are in memory at once.
 const ENTRIES_PER_READ: usize = 10_000;
 /// How many times so many are read for one page: more than the log can have.
 const MAX_CHUNKS: usize = 20;
+/// The order without a `sort`: the latest first.
+const LATEST_FIRST: Order = Order::of("at", true);
 
 /// The filters of a query. All that are given must hold.
-#[derive(Default)]
+#[derive(Clone)]
 struct Filter {
     namespace: Option<String>,
     name: Option<String>,
@@ -42,12 +54,8 @@ struct Filter {
     actor: Option<String>,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
-    paging: Paging<Place>,
+    paging: Paging,
 }
-
-/// The place of a decision in the list: the latest first. Several decisions of one kind may be made of an App at one time, so
-/// the place has the actor and a fingerprint of the rest too.
-type Place = Reverse<(Timestamp, Option<App>, LoggedKind, bool, Text, u64)>;
 
 /// An entry of the log beside the incidents.
 #[derive(Deserialize)]
@@ -57,23 +65,43 @@ enum Logged {
     OfAll(Declaration),
 }
 
+/// The place of a decision in the list. Several decisions of one kind may be made of an App at one time, so the place has the
+/// actor and a fingerprint of the rest too.
 fn place(entry: &DecisionEntry) -> Place {
     // The same in every replica of this version.
     let mut hasher = DefaultHasher::new();
-    (&entry.reason, &entry.mode, &entry.exemption).hash(&mut hasher);
-    let (app, kind, actor) = (entry.app.clone(), entry.kind.clone(), entry.actor.clone());
-    Reverse((entry.at, app, kind, entry.dry_run, actor, hasher.finish()))
+    (&entry.reason, &entry.mode, &entry.exemption, entry.dry_run).hash(&mut hasher);
+    let app = entry.app.as_ref();
+    let app = [app.map(|app| &app.namespace), app.map(|app| &app.kind), app.map(|app| &app.name)];
+    // With the fraction of the microsecond, because the log is read up to this time.
+    let nanosecond = entry.at.subsec_nanosecond().rem_euclid(1000);
+    let at = [SortValue::from(entry.at), SortValue::Number(nanosecond.into())];
+    let texts = [
+        entry.kind.as_str().into(),
+        SortValue::from(&entry.actor),
+        hasher.finish().to_string().as_str().into(),
+    ];
+    Place(at.into_iter().chain(app.map(SortValue::from)).chain(texts).collect())
 }
 
-/// The latest first.
-///
+/// The time of the decision at `place`.
+fn time_of(Place(values): &Place) -> Option<Timestamp> {
+    let [SortValue::Number(microsecond), SortValue::Number(nanosecond), ..] = values.as_slice() else {
+        return None;
+    };
+    let at = Timestamp::from_microsecond(*microsecond).ok()?;
+    at.checked_add(SignedDuration::from_nanos(*nanosecond)).ok()
+}
+
 /// One request at a time reads the log, so that waiting requests have none of it in memory. Other lists must not wait for the
 /// disk, so this request takes its turn to make a page only after each read.
 pub(super) async fn decisions(
     State(api): State<Api>,
-    Parameters(query): Parameters,
+    headers: HeaderMap,
+    query: Pairs,
 ) -> Result<Response, Problem> {
-    let filter = Filter::of(query)?;
+    let (_, given) = api.reader(&headers, Reading::List, query, PARAMETERS).await?;
+    let filter = Filter::of(&given)?;
     let _reader = api.reading_turn().await?;
     let mut log = filter.of_log();
     // Taken before the log is read: a decision that an incident drops meanwhile is in the log.
@@ -100,7 +128,7 @@ pub(super) async fn decisions(
         };
         let (turn, added) = api.work(turn, add).await?;
         latest = added;
-        if chunks == MAX_CHUNKS || oldest.is_none_or(|oldest| latest.is_full_before(oldest)) {
+        if chunks == MAX_CHUNKS || oldest.is_none_or(|oldest| latest.is_complete_before(oldest)) {
             let journal = api.views.journal.last();
             let page = move || {
                 latest.add_journal(journal);
@@ -120,20 +148,16 @@ fn just_after(at: Timestamp) -> Option<Timestamp> {
 /// thousand decisions.
 struct Latest {
     filter: Filter,
-    limit: usize,
-    entries: BTreeMap<Place, DecisionEntry>,
+    entries: Selection<DecisionEntry>,
     /// Fingerprints of the decisions that were seen, the page or not: the log has those of the incidents, too.
     known: HashSet<u64>,
     hasher: RandomState,
-    /// How many match, from the beginning of this page on.
-    count: usize,
 }
 
 impl Latest {
     fn new(filter: Filter) -> Self {
-        let limit = filter.paging.limit_or(DEFAULT_LIMIT);
-        let (known, hasher) = (HashSet::new(), RandomState::new());
-        Self { filter, limit, entries: BTreeMap::new(), known, hasher, count: 0 }
+        let entries = Selection::new(filter.paging.clone());
+        Self { filter, entries, known: HashSet::new(), hasher: RandomState::new() }
     }
 
     fn add_persisted(&mut self, persisted: &PersistedState) {
@@ -193,29 +217,22 @@ impl Latest {
     }
 
     fn add(&mut self, entry: DecisionEntry) {
-        let place = place(&entry);
-        if !self.filter.wants(&entry) || self.filter.paging.after.as_ref().is_some_and(|last| place <= *last)
-        {
-            return;
-        }
-        if self.entries.insert(place, entry).is_none() {
-            self.count += 1;
-        }
-        if self.entries.len() > self.limit {
-            self.entries.pop_last();
+        if self.filter.wants(&entry) {
+            self.entries.add(place(&entry), entry);
         }
     }
 
     /// Whether the page is full, and no decision from `oldest` or before can be on it.
-    fn is_full_before(&self, oldest: Timestamp) -> bool {
-        let last = self.entries.last_key_value();
-        self.count > self.limit && last.is_some_and(|(_, entry)| entry.at > oldest)
+    fn is_complete_before(&self, oldest: Timestamp) -> bool {
+        self.filter.paging.order.is_descending
+            && self.entries.last_of_full().is_some_and(|entry| entry.at > oldest)
     }
 
     fn page(self) -> serde_json::Result<Vec<u8>> {
-        let mut page = Page::new(self.limit);
-        let shown = page.list("decisions", self.entries.into_values(), place)?;
-        let more = self.count.saturating_sub(shown);
+        let mut page = Page::new(self.filter.paging.limit);
+        let count = self.entries.count();
+        let shown = page.placed("decisions", &self.filter.paging, self.entries.into_entries())?;
+        let more = count.saturating_sub(shown);
         page.more(more > 0);
         page.member("more", &more)?;
         page.end()
@@ -223,37 +240,29 @@ impl Latest {
 }
 
 impl Filter {
-    fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut filter = Self::default();
-        for (parameter, value) in query {
-            let (name, value) = (parameter.as_str(), value.as_str());
-            match name {
-                "namespace" => set(&mut filter.namespace, name, value, EXPECTED_LABEL, label),
-                "name" => set(&mut filter.name, name, value, EXPECTED_TEXT, text),
-                "decision" => set_name(&mut filter.decision, name, value, &DECISIONS),
-                "actor" => set(&mut filter.actor, name, value, EXPECTED_TEXT, text),
-                "since" => set(&mut filter.since, name, value, TIME, time),
-                "until" => set(&mut filter.until, name, value, TIME, time),
-                _ => {
-                    let paged = filter.paging.take(name, value);
-                    paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
-                }
-            }?;
-        }
-        Ok(filter)
+    fn of(given: &Given) -> Result<Self, Problem> {
+        Ok(Self {
+            namespace: given.text("namespace"),
+            name: given.text("name"),
+            decision: given.name("decision"),
+            actor: given.text("actor"),
+            since: given.time("since"),
+            until: given.time("until"),
+            paging: Paging::with_limit(given, LATEST_FIRST, DEFAULT_LIMIT)?,
+        })
     }
 
     /// The first chunk of the log that may have something of this page. Many decisions have the time of the cursor, and some of
     /// them may be behind it.
     fn of_log(&self) -> DecisionFilter {
-        let shown = self.paging.after.as_ref().and_then(|Reverse((at, ..))| just_after(*at));
-        DecisionFilter {
-            namespace: self.namespace.clone(),
-            since: self.since,
-            before: self.until.into_iter().chain(shown).min(),
-            skip: 0,
-            limit: ENTRIES_PER_READ,
+        let shown = self.paging.after.as_ref().and_then(time_of);
+        let (mut since, mut before) = (self.since, self.until);
+        if self.paging.order.is_descending {
+            before = before.into_iter().chain(shown.and_then(just_after)).min();
+        } else {
+            since = since.into_iter().chain(shown).max();
         }
+        DecisionFilter { namespace: self.namespace.clone(), since, before, skip: 0, limit: ENTRIES_PER_READ }
     }
 
     fn wants_app(&self, namespace: &str, name: &str) -> bool {

@@ -1,20 +1,33 @@
 //! Which violations are asked for, and which part of them.
 
-use procscan_core::names::{Key, NodeName};
+use procscan_core::names::NodeName;
 use procscan_core::snapshot::{State, Violation};
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
-use super::page::Paging;
+use super::parameters::{CURSOR, Given, LIMIT, NAMESPACE, Order, Parameter, name, sort, sought, text};
 use super::problem::Problem;
-use super::query::{EXPECTED_LABEL, EXPECTED_TEXT, label, set, text, unknown};
+use super::sort::{Paging, Place, SortValue};
 
-/// The parameters, as they are named in the refusal of another one.
-const PARAMETERS: &str = "namespace, name, type, process, node, state, q, limit, cursor";
-/// The longest text to look for, in bytes. Names of Pods and of nodes have 253 at most.
-const MAX_SOUGHT: usize = 256;
+/// The parameters of the list of violations.
+pub(super) const PARAMETERS: &[Parameter] = &[
+    NAMESPACE,
+    text("name", "Only violations of Apps with this name, as the agents give it."),
+    text("type", "Only violations of Apps of this type, as the agents give it."),
+    text("process", "Only violations by processes of this name."),
+    text("node", "Only violations of which this node has given evidence."),
+    name("state", &["active", "unconfirmed", "cleared"], "Only violations in this state."),
+    sought(
+        "Only violations with this text in the namespace, the Pod, the process, the rule or a node, in upper or lower case.",
+    ),
+    sort(&["key", "first_seen", "last_seen"]),
+    LIMIT,
+    CURSOR,
+];
+/// The order of a list without a `sort`: by namespace, Pod and process.
+const BY_KEY: Order = Order::of("key", false);
 
 /// The filters of a query. All that are given must hold.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Filter {
     namespace: Option<String>,
     name: Option<String>,
@@ -23,31 +36,39 @@ pub(super) struct Filter {
     node: Option<String>,
     state: Option<State>,
     sought: Option<Regex>,
-    /// Which page, by the last violation that was shown.
-    pub(super) paging: Paging<Key>,
+    /// Which page.
+    pub(super) paging: Paging,
 }
 
 impl Filter {
-    /// From the parameters of a query.
-    pub(super) fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut filter = Self::default();
-        for (parameter, value) in query {
-            let value = value.as_str();
-            match parameter.as_str() {
-                "namespace" => set(&mut filter.namespace, &parameter, value, EXPECTED_LABEL, label),
-                "name" => set(&mut filter.name, &parameter, value, EXPECTED_TEXT, text),
-                "type" => set(&mut filter.kind, &parameter, value, EXPECTED_TEXT, text),
-                "process" => set(&mut filter.process, &parameter, value, EXPECTED_TEXT, text),
-                "node" => set(&mut filter.node, &parameter, value, EXPECTED_TEXT, text),
-                "state" => set(&mut filter.state, &parameter, value, "active, unconfirmed or cleared", state),
-                "q" => set(&mut filter.sought, &parameter, value, "a text of 1 to 256 bytes", sought),
-                name => {
-                    let paged = filter.paging.take(name, value);
-                    paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
-                }
-            }?;
-        }
-        Ok(filter)
+    pub(super) fn of(given: &Given) -> Result<Self, Problem> {
+        Ok(Self {
+            namespace: given.text("namespace"),
+            name: given.text("name"),
+            kind: given.text("type"),
+            process: given.text("process"),
+            node: given.text("node"),
+            state: given.name("state").and_then(state),
+            sought: given.sought(),
+            paging: Paging::of(given, BY_KEY)?,
+        })
+    }
+
+    /// Whether the list has the order of the snapshot.
+    pub(super) fn is_by_key(&self) -> bool {
+        self.paging.order == BY_KEY
+    }
+
+    /// The place of a violation in the list.
+    pub(super) fn place(&self, violation: &Violation) -> Place {
+        let key = &violation.key;
+        let key = [&key.namespace, &key.pod, &key.process].map(SortValue::from);
+        let value = match self.paging.order.by {
+            "first_seen" => Some(violation.first_seen().into()),
+            "last_seen" => Some(violation.last_seen().into()),
+            _ => None,
+        };
+        Place(value.into_iter().chain(key).collect())
     }
 
     /// Whether a violation is asked for. Called for each one, so it allocates nothing.
@@ -77,10 +98,4 @@ fn state(value: &str) -> Option<State> {
         "cleared" => Some(State::Cleared),
         _ => None,
     }
-}
-
-/// A regex, because it compares without regard to case in time that grows with the text only, whatever is sought in it.
-fn sought(value: &str) -> Option<Regex> {
-    let is_right = (1..=MAX_SOUGHT).contains(&value.len());
-    is_right.then(|| RegexBuilder::new(&regex::escape(value)).case_insensitive(true).build().ok())?
 }

@@ -21,8 +21,11 @@ use procscan_core::report::{Answer, Limits, Outcome, Report, Target, decode};
 use procscan_core::snapshot::Snapshot;
 use serde_json::Value;
 
-use super::filter::Filter;
-use super::{cursor, violations};
+use super::filter::{Filter, PARAMETERS};
+use super::parameters::{Given, Pairs};
+use super::problem::Problem;
+use super::sort::{Place, SortValue};
+use super::{Api, cursor, violations};
 
 /// The largest answer to a query that is refused, in bytes.
 const MAX_PROBLEM: usize = 8 << 10;
@@ -38,10 +41,14 @@ pub fn query(input: &[u8]) {
     }
     let Ok(uri) = format!("/?{text}").parse::<Uri>() else { return };
     let Ok(Query(query)) = Query::<Vec<(String, String)>>::try_from_uri(&uri) else { return };
-    match Filter::of(query.clone()) {
+    match read(query.clone()) {
         Err(problem) => refused(problem.into_response()),
         Ok(filter) => answered(&query, &filter),
     }
+}
+
+fn read(query: Vec<(String, String)>) -> Result<Filter, Problem> {
+    Filter::of(&Given::of(Pairs(query), PARAMETERS)?)
 }
 
 fn refused(response: Response) {
@@ -61,17 +68,17 @@ fn answered(query: &[(String, String)], filter: &Filter) {
         let others = query.iter().filter(|(name, _)| !names.contains(&name.as_str()));
         others.cloned().collect::<Vec<_>>()
     };
-    let all = page(&Filter::of(without(&["limit"])).expect("less of it is right, too")).0;
+    let all = page(&read(without(&["limit"])).expect("less of it is right, too")).0;
     let mut paged = Vec::new();
     let (first, mut next) = page(filter);
     paged.extend(first);
-    let limit = filter.paging.limit();
+    let limit = filter.paging.limit;
     assert!(paged.len() <= limit);
     while let Some(cursor) = next {
         assert!(paged.len() < all.len(), "pages without end");
         let mut query = without(&["cursor"]);
         query.push(("cursor".to_owned(), cursor));
-        let (more, then) = page(&Filter::of(query).expect("what we have given is right"));
+        let (more, then) = page(&read(query).expect("what we have given is right"));
         assert!((1..=limit).contains(&more.len()));
         paged.extend(more);
         next = then;
@@ -82,11 +89,15 @@ fn answered(query: &[(String, String)], filter: &Filter) {
         // What upper and lower case of other letters are is a matter of tables.
         return;
     }
-    let expected: Vec<Value> = page(&Filter::default())
+    let mut expected: Vec<Value> = page(&read(Vec::new()).expect("nothing is right"))
         .0
         .into_iter()
         .filter(|violation| is_wanted(violation, &given, filter))
         .collect();
+    expected.sort_by_key(|violation| place(violation, filter));
+    if filter.paging.order.is_descending {
+        expected.reverse();
+    }
     assert_eq!(all, expected);
 }
 
@@ -99,24 +110,38 @@ fn is_wanted<'a>(violation: &Value, given: &impl Fn(&str) -> Option<&'a str>, fi
         .iter()
         .map(|evidence| evidence["node"].as_str().unwrap())
         .collect();
-    let is_equal = ["namespace", "name", "type", "process", "state"]
+    let is_equal = ["namespace", "name", "type", "process"]
         .iter()
         .all(|name| given(name).is_none_or(|wanted| wanted == text(name)));
+    let is_in_state =
+        given("state").is_none_or(|wanted| wanted.replace('_', "").eq_ignore_ascii_case(text("state")));
     let is_found = given("q").is_none_or(|sought| {
         let sought = sought.to_ascii_lowercase();
         let has = |text: &str| text.to_ascii_lowercase().contains(&sought);
         ["namespace", "pod", "process", "rule"].iter().any(|name| has(text(name)))
             || nodes.iter().any(|n| has(n))
     });
-    let key = Key::new(text("namespace"), text("pod"), text("process"));
     is_equal
+        && is_in_state
         && is_found
         && given("node").is_none_or(|wanted| nodes.contains(&wanted))
-        && filter.paging.after.as_ref().is_none_or(|after| key > *after)
+        && filter.paging.is_new(&place(violation, filter))
+}
+
+/// The place of a violation, by what is shown of it.
+fn place(violation: &Value, filter: &Filter) -> Place {
+    let text = |name: &str| violation[name].as_str().unwrap();
+    let key = ["namespace", "pod", "process"].map(|name| SortValue::from(text(name)));
+    let value = match filter.paging.order.by {
+        "key" => None,
+        time => Some(SortValue::from(text(time).parse::<Timestamp>().unwrap())),
+    };
+    Place(value.into_iter().chain(key).collect())
 }
 
 fn page(filter: &Filter) -> (Vec<Value>, Option<String>) {
-    let page: Value = serde_json::from_slice(&violations::page(&SNAPSHOT, filter).unwrap()).unwrap();
+    let (reader, _) = Api::anonymous_reader(Pairs(Vec::new()), &[]).expect("it sees everything");
+    let page: Value = serde_json::from_slice(&violations::page(&SNAPSHOT, filter, &reader).unwrap()).unwrap();
     let next = page["next"].as_str().map(str::to_owned);
     (page["violations"].as_array().unwrap().clone(), next)
 }

@@ -4,34 +4,48 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Api;
+use super::parameters::NoParameters;
 use super::problem::Problem;
+use super::types::Status;
 use crate::cluster_facts::ClusterFactsStatus;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::{ALL_REFUSE, Progress};
+use crate::output::OutputStatus;
 use crate::views::ApiServer;
 
 /// The ledger looks at the clock every second. If it has not for much longer, it hangs.
 const ALIVE: Duration = Duration::from_secs(30);
 
-pub(super) async fn livez(State(api): State<Api>) -> Response {
+pub(super) async fn livez(State(api): State<Api>, _: NoParameters) -> Response {
     let age = api.views.clock.now().since(api.views.snapshots.last_advanced());
     if age <= ALIVE {
-        return Json(serde_json::json!({"status": "ok"})).into_response();
+        return Json(Status { status: "ok" }).into_response();
     }
     let detail = format!("no progress for {}s", age.as_secs());
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
-#[derive(Serialize)]
-struct Readiness {
+/// Whether the service is ready. The members beside `status` are for callers that may read violations in all namespaces.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Readiness {
+    /// `ready` once the first round is done.
     status: &'static str,
+    #[serde(flatten)]
+    details: Option<Details>,
+}
+
+/// How each part of the service is.
+#[derive(Serialize, JsonSchema)]
+struct Details {
+    /// How many rounds are done.
     rounds: u64,
     targets: Targets,
     discovery: Part,
@@ -47,7 +61,7 @@ struct Readiness {
 }
 
 /// Whether the API server can be reached.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Server {
     ok: bool,
     /// `host:port`.
@@ -68,7 +82,7 @@ impl From<&Reach> for Server {
 }
 
 /// The leader, which decides and writes. Every replica collects and serves.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Leader {
     /// Whether this replica leads.
     leading: bool,
@@ -80,7 +94,7 @@ struct Leader {
     error: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Targets {
     expected: usize,
     fresh: usize,
@@ -92,7 +106,8 @@ struct Targets {
 }
 
 /// A part that may fail without taking the whole out of service.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PartOfService")]
 struct Part {
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +118,7 @@ struct Part {
 }
 
 /// Whether the cluster can be asked about accusations, and how long they wait for it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ClusterFactsHealth {
     #[serde(flatten)]
     part: Part,
@@ -152,16 +167,33 @@ impl From<Option<String>> for Part {
 
 /// Ready once the first round is done. A failed part is named and takes no replica out of service, because the replica serves
 /// what it knows.
-pub(super) async fn readyz(State(api): State<Api>) -> Response {
+pub(super) async fn readyz(State(api): State<Api>, headers: HeaderMap, _: NoParameters) -> Response {
+    let details = if api.may_read_all(&headers).await { Some(details(&api).await) } else { None };
+    readiness(&api, details)
+}
+
+/// The same without the details.
+pub(super) async fn readyz_status(State(api): State<Api>, _: NoParameters) -> Response {
+    readiness(&api, None)
+}
+
+fn readiness(api: &Api, details: Option<Details>) -> Response {
     // As of the last change, because a probe is no reason to make a snapshot.
+    if api.views.snapshots.progress().borrow().rounds > 0 {
+        return Json(Readiness { status: "ready", details }).into_response();
+    }
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
+        .with(&details)
+        .into_response()
+}
+
+async fn details(api: &Api) -> Details {
     let auth = api.operators.auth.trouble().await.into();
     let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
-    let is_ready = rounds > 0;
     let api_server = api.views.api_server.as_ref();
     // A part that sends no request at the moment has no error of its own.
     let without = |needs: fn(&ApiServer) -> bool| api_server.filter(|it| needs(it))?.reach.trouble();
-    let readiness = Readiness {
-        status: if is_ready { "ready" } else { "starting" },
+    Details {
         rounds,
         targets: Targets {
             expected: coverage.expected(),
@@ -176,15 +208,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
             let evidence = ClusterFactsHealth::from(api.views.cluster_facts.borrow().clone());
             ClusterFactsHealth { part: evidence.part.and(without(|it| it.has_lookups)), ..evidence }
         },
-        output: {
-            let status = api.views.output.borrow().clone();
-            let errors: Vec<String> = [status.error, status.left_open, status.deferred, status.junk]
-                .into_iter()
-                .flatten()
-                .collect();
-            let error = (!errors.is_empty()).then(|| errors.join("; "));
-            Part { suspended: status.suspended, ..Part::from(error) }.and(without(|it| it.has_output))
-        },
+        output: output(&api.views.output.borrow()).and(without(|it| it.has_output)),
         state: {
             let errors = [api.views.persist_error.borrow().clone(), api.views.state_error.borrow().clone()];
             let mut errors: Vec<String> = errors.into_iter().flatten().collect();
@@ -204,17 +228,12 @@ pub(super) async fn readyz(State(api): State<Api>) -> Response {
                 Leadership::Following { leader } => Leader { leading: false, name: leader.clone(), error },
             }
         },
-    };
-    if is_ready {
-        Json(readiness).into_response()
-    } else {
-        // Its own `status` would hide the HTTP status that a problem has under that name.
-        let more = serde_json::json!({"rounds": readiness.rounds, "targets": readiness.targets,
-            "discovery": readiness.discovery, "api_server": readiness.api_server, "evidence": readiness.evidence,
-            "output": readiness.output,
-            "state": readiness.state, "auth": readiness.auth, "leader": readiness.leader});
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the first round is not done yet")
-            .with(&more)
-            .into_response()
     }
+}
+
+fn output(status: &OutputStatus) -> Part {
+    let errors = [&status.error, &status.left_open, &status.deferred, &status.junk];
+    let errors: Vec<&str> = errors.into_iter().flatten().map(String::as_str).collect();
+    let error = (!errors.is_empty()).then(|| errors.join("; "));
+    Part { suspended: status.suspended.clone(), ..Part::from(error) }
 }

@@ -1,124 +1,178 @@
-//! `/api/v1/incidents`, `/api/v1/exemptions`, `/api/v1/enforcement`: the persisted state. Every replica gives the same answer.
+//! `/api/v1/incidents` and `/api/v1/apps`: what is persisted of each App. Every replica gives the same answer.
 
-use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use jiff::Timestamp;
-use procscan_core::names::Text;
-use procscan_core::policy::Withheld;
-use procscan_core::state::EnforcementSpec;
-use serde::{Deserialize, Serialize};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use procscan_core::names::{App, Text};
+use procscan_core::state;
+use procscan_core::state::incident::AppRef;
 
 use super::Api;
-use super::page::{Page, Paging};
+use super::page::Page;
+use super::parameters::{CURSOR, Given, LIMIT, NAMESPACE, Order, Pairs, Parameter, name, sort, text};
+use super::path::Name;
 use super::problem::Problem;
-use super::query::{
-    EXPECTED_LABEL, EXPECTED_TEXT, NoParameters, Parameters, label, set, set_name, text, unknown,
-};
-use super::types::{self, Enforcement, Exemption, ExemptionState, Incident, IncidentState, Mode};
-use crate::decided::Decided;
-use crate::kubernetes::WritePermit;
+use super::reader::Reading;
+use super::sort::{Paging, Place, Selection, SortValue};
+use super::types::{Incident, IncidentState, ListedApp};
 use crate::state::persisted_state::IncidentSummary;
-use crate::state::{IncidentEntry, PersistedState, UnreadExemption};
+use crate::state::{IncidentEntry, PersistedState};
 use crate::wire_names::STATES;
 
-/// The parameters, as they are named in the refusal of another one.
-const PARAMETERS: &str = "namespace, name, state, limit, cursor";
+const APP_NAME: Parameter = text("name", "Only Apps with this name.");
+const APP_TYPE: Parameter = text("type", "Only Apps of this type.");
+const STATE: Parameter = name("state", &STATES, "Only incidents in this state.");
+const PROCESS: Parameter = text("process", "Only incidents with evidence of a process of this name.");
+const RULE: Parameter = text(
+    "rule",
+    "Only incidents with evidence by this rule: its regular expression, or the process if a keyword matched.",
+);
+const NODE: Parameter = text("node", "Only incidents with evidence of this node.");
 
-/// The place of an incident in the list: the latest first, and those of one time by name.
-type Place = (Reverse<Timestamp>, Text);
+/// The parameters of the list of incidents.
+pub(super) const PARAMETERS: &[Parameter] = &[
+    NAMESPACE,
+    APP_NAME,
+    APP_TYPE,
+    STATE,
+    PROCESS,
+    RULE,
+    NODE,
+    sort(&["opened", "since", "app"]),
+    LIMIT,
+    CURSOR,
+];
+/// The parameters of the list of Apps.
+pub(super) const APP_PARAMETERS: &[Parameter] =
+    &[NAMESPACE, APP_NAME, APP_TYPE, STATE, PROCESS, RULE, NODE, sort(&["app", "since"]), LIMIT, CURSOR];
 
 /// The filters of a query. All that are given must hold.
-#[derive(Default)]
-struct Filter {
+pub(super) struct Filter {
     namespace: Option<String>,
     name: Option<String>,
+    kind: Option<String>,
     /// One of [`STATES`].
     state: Option<&'static str>,
-    paging: Paging<Place>,
+    evidence: EvidenceFilter,
+}
+
+/// The filters by an incident's evidence, for which the incident has to be decompressed.
+#[derive(Default)]
+struct EvidenceFilter {
+    process: Option<String>,
+    rule: Option<String>,
+    node: Option<String>,
 }
 
 impl Filter {
-    fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut filter = Self::default();
-        for (parameter, value) in query {
-            let (name, value) = (parameter.as_str(), value.as_str());
-            match name {
-                "namespace" => set(&mut filter.namespace, name, value, EXPECTED_LABEL, label),
-                "name" => set(&mut filter.name, name, value, EXPECTED_TEXT, text),
-                "state" => set_name(&mut filter.state, name, value, &STATES),
-                _ => {
-                    let paged = filter.paging.take(name, value);
-                    paged.unwrap_or_else(|| Err(unknown(name, value, PARAMETERS)))
-                }
-            }?;
+    pub(super) fn of(given: &Given) -> Self {
+        Self {
+            namespace: given.text("namespace"),
+            name: given.text("name"),
+            kind: given.text("type"),
+            state: given.name("state"),
+            evidence: EvidenceFilter {
+                process: given.text("process"),
+                rule: given.text("rule"),
+                node: given.text("node"),
+            },
         }
-        Ok(filter)
     }
 
-    fn wants(&self, incident: &IncidentEntry, brief: &IncidentSummary) -> bool {
-        let app = &incident.app;
-        self.namespace.as_ref().is_none_or(|namespace| **namespace == *app.namespace)
-            && self.name.as_ref().is_none_or(|name| **name == *app.name)
-            && self.state.is_none_or(|state| IncidentState::from(brief.state).name() == state)
+    /// By what is known of each incident without its document.
+    fn wants_summary(&self, app: &AppRef, summary: &IncidentSummary) -> bool {
+        let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
+        is(&self.namespace, &app.namespace)
+            && is(&self.name, &app.name)
+            && is(&self.kind, &app.kind)
+            && self.state.is_none_or(|state| IncidentState::from(summary.state).name() == state)
     }
+
+    pub(super) fn wants(&self, name: &str, incident: &IncidentEntry) -> bool {
+        let Some(summary) = incident.summary() else { return false };
+        self.wants_summary(&incident.app, summary)
+            && (self.evidence.is_empty()
+                || incident.readable_document(name).is_some_and(|incident| self.evidence.wants(&incident)))
+    }
+}
+
+impl EvidenceFilter {
+    fn is_empty(&self) -> bool {
+        self.process.is_none() && self.rule.is_none() && self.node.is_none()
+    }
+
+    /// Whether one piece of evidence has all that is asked for.
+    fn wants(&self, incident: &state::Incident) -> bool {
+        let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
+        incident.status.evidence.iter().any(|evidence| {
+            let rule = if evidence.regex.is_empty() { &evidence.process } else { &evidence.regex };
+            is(&self.process, &evidence.process) && is(&self.rule, rule) && is(&self.node, &evidence.node)
+        })
+    }
+}
+
+/// The place of an incident in its list.
+fn place(order: Order, name: &Text, incident: &IncidentEntry, summary: &IncidentSummary) -> Place {
+    let AppRef { namespace, kind, name: app } = &incident.app;
+    let value = match order.by {
+        "opened" => vec![summary.opened.get().into()],
+        "since" => vec![since(summary).into()],
+        _ => [namespace, kind, app].map(SortValue::from).to_vec(),
+    };
+    Place([value, vec![name.into()]].concat())
+}
+
+fn since(summary: &IncidentSummary) -> jiff::Timestamp {
+    summary.since.unwrap_or(summary.opened).get()
 }
 
 /// The latest first.
 pub(super) async fn incidents(
     State(api): State<Api>,
-    Parameters(query): Parameters,
+    headers: HeaderMap,
+    query: Pairs,
 ) -> Result<Response, Problem> {
-    let filter = Filter::of(query)?;
+    let (_, given) = api.reader(&headers, Reading::List, query, PARAMETERS).await?;
+    let (filter, paging) = (Filter::of(&given), Paging::of(&given, Order::of("opened", true))?);
     let turn = api.turn().await?;
     let persisted = api.views.persisted.borrow().clone();
-    Ok(api.make(turn, move || page(&persisted, &filter)).await)
+    Ok(api.make(turn, move || page(&persisted, &filter, &paging)).await)
 }
 
-fn page(persisted: &PersistedState, filter: &Filter) -> serde_json::Result<Vec<u8>> {
-    let place = |name: &Text, brief: &IncidentSummary| (Reverse(brief.opened.get()), name.clone());
-    let mut wanted: Vec<(Place, &IncidentEntry)> = Vec::new();
-    let mut total = 0_usize;
+fn page(persisted: &PersistedState, filter: &Filter, paging: &Paging) -> serde_json::Result<Vec<u8>> {
+    let (mut selection, mut total) = (Selection::new(paging.clone()), 0_usize);
     for (name, incident) in &persisted.incidents {
-        let Some(brief) = incident.summary().filter(|brief| filter.wants(incident, brief)) else { continue };
+        let Some(summary) = incident.summary().filter(|_| filter.wants(name, incident)) else { continue };
         total += 1;
-        let place = place(name, brief);
-        if filter.paging.after.as_ref().is_none_or(|last| place > *last) {
-            wanted.push((place, incident));
-        }
+        selection.add(place(paging.order, name, incident, summary), (name, incident));
     }
-    wanted.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut page = Page::new(paging.limit);
+    page.more(selection.last_of_full().is_some());
     // Only the incidents of the page are decompressed.
-    let shown = wanted.into_iter().filter_map(|(place, incident)| {
-        let shown = Incident::from(incident.readable_document(&place.1)?);
-        Some(Placed { place, shown })
+    let shown = selection.into_entries().into_iter().filter_map(|(place, (name, incident))| {
+        Some((place, Incident::from(incident.readable_document(name)?)))
     });
-    let mut page = Page::new(filter.paging.limit());
-    page.list("incidents", shown, |incident| incident.place.clone())?;
+    page.placed("incidents", paging, shown)?;
     page.member("total", &total)?;
     page.end()
 }
 
-/// An entry of a page with its place.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct Placed<P, T> {
-    #[serde(skip)]
-    place: P,
-    shown: T,
-}
+/// The parameters of one incident.
+pub(super) const ONE: &[Parameter] = &[NAMESPACE];
 
 pub(super) async fn incident(
     State(api): State<Api>,
-    Path(name): Path<String>,
-    _: NoParameters,
+    Name(name): Name,
+    headers: HeaderMap,
+    query: Pairs,
 ) -> Result<Response, Problem> {
+    let (reader, _) = api.reader(&headers, Reading::Get, query, ONE).await?;
     api.find_room()?;
     let persisted = api.views.persisted.borrow().clone();
-    match persisted.incidents.get(&*name).map(|incident| incident.document(&name)).transpose() {
+    let found = persisted.incidents.get(&*name).filter(|incident| reader.sees(&incident.app.namespace));
+    match found.map(|incident| incident.document(&name)).transpose() {
         Ok(Some(Some(incident))) => Ok(api.make_small(serde_json::to_vec(&Incident::from(incident)))),
         Ok(_) => Err(Problem::new(StatusCode::NOT_FOUND, "there is no incident of that name")),
         Err(error) => {
@@ -128,101 +182,55 @@ pub(super) async fn incident(
     }
 }
 
-/// The place of an entry: the exemptions come first, by name, then the withheld ones, by their place in the list.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum ExemptionPlace {
-    Exemption(String),
-    Withheld(usize),
-}
-
-/// The exemptions that operators have declared at run time. Those of the configuration are not listed unless they are withheld.
-pub(super) async fn exemptions(
+/// Each App with an incident, in the state of its last one.
+pub(super) async fn apps(
     State(api): State<Api>,
-    Parameters(query): Parameters,
+    headers: HeaderMap,
+    query: Pairs,
 ) -> Result<Response, Problem> {
-    let paging = Paging::of(query)?;
+    let (_, given) = api.reader(&headers, Reading::List, query, APP_PARAMETERS).await?;
+    let (filter, paging) = (Filter::of(&given), Paging::of(&given, Order::of("app", false))?);
     let turn = api.turn().await?;
     let persisted = api.views.persisted.borrow().clone();
-    let leads = api.views.leadership.borrow().permit().is_some_and(WritePermit::holds);
-    let decided = leads.then(|| api.views.decided.borrow().clone());
-    Ok(api.make(turn, move || page_of_exemptions(&persisted, decided.as_deref(), &paging)).await)
+    Ok(api.make(turn, move || page_of_apps(&persisted, &filter, &paging)).await)
 }
 
-/// `decided` is `None` if this replica does not lead: only the leader knows which exemptions are withheld, those of the configuration
-/// included.
-fn page_of_exemptions(
-    persisted: &PersistedState,
-    decided: Option<&Decided>,
-    paging: &Paging<ExemptionPlace>,
-) -> serde_json::Result<Vec<u8>> {
-    let is_new = |place: ExemptionPlace| paging.after.as_ref().is_none_or(|last| place > *last);
-    let withheld: Option<&[Withheld]> = decided.map(|decided| &*decided.withheld);
-    let exemptions = shown_exemptions(persisted, withheld);
-    let exemptions = exemptions.iter().filter(|it| is_new(ExemptionPlace::Exemption(it.name.clone())));
-    let mut page = Page::new(paging.limit());
-    page.list("exemptions", exemptions, |it| ExemptionPlace::Exemption(it.name.clone()))?;
-    match withheld {
-        None => page.member("withheld", &())?,
-        Some(withheld) => {
-            let placed = |(index, withheld)| Placed {
-                place: ExemptionPlace::Withheld(index),
-                shown: types::Withheld::from(withheld),
-            };
-            let withheld = withheld.iter().enumerate().map(placed);
-            let withheld = withheld.filter(|withheld| is_new(withheld.place.clone()));
-            page.list("withheld", withheld, |withheld| withheld.place.clone())?;
+/// The last incident of each App, and how many there are.
+struct Last<'a> {
+    name: &'a Text,
+    incident: &'a IncidentEntry,
+    summary: &'a IncidentSummary,
+    count: usize,
+}
+
+fn page_of_apps(persisted: &PersistedState, filter: &Filter, paging: &Paging) -> serde_json::Result<Vec<u8>> {
+    let mut last: BTreeMap<(&Text, &Text, &Text), Last<'_>> = BTreeMap::new();
+    for (name, incident) in &persisted.incidents {
+        let Some(summary) = incident.summary() else { continue };
+        let AppRef { namespace, kind, name: app } = &incident.app;
+        let known = last.entry((namespace, kind, app));
+        let known = known.or_insert(Last { name, incident, summary, count: 0 });
+        known.count += 1;
+        if summary.opened > known.summary.opened {
+            (known.name, known.incident, known.summary) = (name, incident, summary);
         }
     }
-    page.end()
-}
-
-fn shown_exemptions(persisted: &PersistedState, withheld: Option<&[Withheld]>) -> Vec<Exemption> {
-    let now = Timestamp::now();
-    let unread = &persisted.unread.exemptions;
-    let why_withheld = |name: &str| {
-        let place = format!("Exemption {name}");
-        withheld
-            .into_iter()
-            .flat_map(|withheld| withheld.iter())
-            .find(|withheld| withheld.place == place)
-            .map(|withheld| withheld.reason.clone())
-    };
-    let in_force = withheld.map(|_| ExemptionState::InForce);
-    let mut exemptions: Vec<Exemption> = Vec::new();
-    for (name, spec) in persisted.exemptions.iter().filter(|(name, _)| !unread.contains_key(*name)) {
-        let (state, error) = if let Err(error) = spec.rule() {
-            (Some(ExemptionState::Unreadable), Some(error.to_string()))
-        } else if let Some(until) = spec.until.filter(|until| *until <= now) {
-            (Some(ExemptionState::Over), Some(format!("its date has passed: {until}")))
-        } else if let Some(why) = why_withheld(name) {
-            (Some(ExemptionState::Withheld), Some(why))
-        } else {
-            (in_force, None)
-        };
-        exemptions.push(Exemption::new(name.clone(), spec, state, error));
+    let (mut selection, mut total) = (Selection::new(paging.clone()), 0_usize);
+    for last in last.into_values().filter(|last| filter.wants(last.name, last.incident)) {
+        total += 1;
+        let AppRef { namespace, kind, name } = &last.incident.app;
+        let value = (paging.order.by == "since").then(|| SortValue::from(since(last.summary)));
+        let app = [namespace, kind, name].map(SortValue::from);
+        selection.add(Place(value.into_iter().chain(app).collect()), last);
     }
-    for (name, UnreadExemption { error, spec }) in unread {
-        let then = if persisted.exemptions.contains_key(name) {
-            "the last version that could be read counts"
-        } else {
-            "nothing new is blocked that it may cover"
-        };
-        let (name, error) = (name.clone(), Some(format!("{error}; {then}")));
-        exemptions.push(Exemption {
-            name,
-            spec: spec.clone(),
-            state: Some(ExemptionState::Unreadable),
-            error,
+    let mut page = Page::new(paging.limit);
+    page.more(selection.last_of_full().is_some());
+    let shown =
+        selection.into_entries().into_iter().filter_map(|(place, Last { name, incident, count, .. })| {
+            let app = App::from(&incident.app);
+            Some((place, ListedApp::of(app, count, incident.readable_document(name)?)))
         });
-    }
-    exemptions.sort_by(|a, b| a.name.cmp(&b.name));
-    exemptions
-}
-
-pub(super) async fn enforcement(State(api): State<Api>, _: NoParameters) -> Response {
-    let EnforcementSpec { mode: operators, reason, by } = api.views.persisted.borrow().enforcement.clone();
-    let mode = api.views.mode().into();
-    let shown = Enforcement { mode, operators: operators.map(Mode::from), reason, by };
-    Json(shown).into_response()
+    page.placed("apps", paging, shown)?;
+    page.member("total", &total)?;
+    page.end()
 }

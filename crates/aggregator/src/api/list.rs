@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::budget::Budget;
 use super::negotiation::Encoding;
-use super::pieces::{MAX_REPLACED, Pieces, ReplacedLists, length_of, write_whole};
+use super::pieces::{Cmdlines, MAX_REPLACED, Pieces, ReplacedLists, length_of, write_whole};
 use crate::worker::Worker;
 
 /// 10,000 records, 3.5 MB, become 0.8 MB in 75 ms. Level 9 needs half as long again for the same; level 4 half as long, and is
@@ -34,9 +34,10 @@ const MAX_WHOLE: usize = 4 << 20;
 /// The shortest time between two lists of more than [`MAX_WHOLE`]. With so many records, nearly every snapshot has a change.
 const LONG_LIST_PERIOD: Duration = Duration::from_secs(1);
 
-/// The list that is current, and what goes with it.
+/// The list that is current, with command lines in one form, and what goes with it.
 #[derive(Debug)]
 pub(super) struct Lists {
+    cmdlines: Cmdlines,
     current: Mutex<Option<Current>>,
     replaced: Mutex<ReplacedLists>,
     compressor: Arc<Compressor>,
@@ -56,18 +57,10 @@ pub(super) struct Current {
 }
 
 impl Lists {
-    /// Nothing yet. Bodies count in `budget`, and plain forms are written by `writer`.
-    pub(super) fn new(budget: Arc<Budget>, writer: Arc<Worker>) -> Self {
-        let compressor = Compressor {
-            turn: Semaphore::new(1),
-            budget,
-            writer,
-            worker: Worker::new("compression"),
-            #[cfg(test)]
-            started: std::sync::atomic::AtomicUsize::new(0),
-        };
+    /// Nothing yet.
+    pub(super) fn new(cmdlines: Cmdlines, compressor: Arc<Compressor>) -> Self {
         let replaced = Mutex::new(ReplacedLists::new(MAX_REPLACED));
-        Self { current: Mutex::default(), replaced, compressor: Arc::new(compressor) }
+        Self { cmdlines, current: Mutex::default(), replaced, compressor }
     }
 
     /// The list of `snapshot`. If another request has brought a later snapshot, the list of that one: a list never goes back in
@@ -101,9 +94,10 @@ impl Lists {
         let fresh = Current {
             at: snapshot.at,
             since: snapshot.at.uptime(),
-            list: same.unwrap_or_else(|| Arc::new(List::of(snapshot, self.compressor.clone()))),
+            list: same
+                .unwrap_or_else(|| Arc::new(List::of(snapshot, self.cmdlines, self.compressor.clone()))),
             coverage: snapshot.coverage,
-            headers: headers(snapshot.coverage),
+            headers: coverage_headers(snapshot.coverage),
         };
         // The plain form is begun here and not by a request. Otherwise the list could be replaced before it has pieces, and
         // [`ReplacedLists`] would never count those.
@@ -132,7 +126,7 @@ impl Lists {
 }
 
 /// Coverage belongs to every answer; this one's shape has no room for it but in the headers.
-fn headers(coverage: Coverage) -> [(HeaderName, HeaderValue); 4] {
+pub(super) fn coverage_headers(coverage: Coverage) -> [(HeaderName, HeaderValue); 4] {
     let of = |name, n: usize| (HeaderName::from_static(name), HeaderValue::from(n));
     [
         of("x-procscan-targets-expected", coverage.expected()),
@@ -177,6 +171,7 @@ impl PlainBody {
 pub(super) struct List {
     records: Arc<[Arc<Record>]>,
     changed: Timestamp,
+    cmdlines: Cmdlines,
     /// About how many bytes its plain form has, if it has few characters that are escaped.
     length: usize,
     compressor: Arc<Compressor>,
@@ -246,13 +241,17 @@ impl<T> Drop for BodySetter<T> {
 }
 
 impl List {
-    fn of(snapshot: &Snapshot, compressor: Arc<Compressor>) -> Self {
+    fn of(snapshot: &Snapshot, cmdlines: Cmdlines, compressor: Arc<Compressor>) -> Self {
         let (records, changed) = (snapshot.list.clone(), snapshot.list_changed_at);
-        let tag = |suffix| format!("\"{:x}-{:x}{suffix}\"", changed.as_nanosecond(), records.len());
+        let form = match cmdlines {
+            Cmdlines::Whole => "",
+            Cmdlines::Redacted => "-redacted",
+        };
+        let tag = |suffix| format!("\"{:x}-{:x}{form}{suffix}\"", changed.as_nanosecond(), records.len());
         let plain = Form::tagged(&tag(""));
         let (gzip, zstd) = (Form::tagged(&tag("-gzip")), Form::tagged(&tag("-zstd")));
         let length = records.iter().map(|record| length_of(record)).sum();
-        Self { records, changed, length, compressor, plain, gzip, zstd }
+        Self { records, changed, cmdlines, length, compressor, plain, gzip, zstd }
     }
 
     /// Whether its plain form is being made. Such a list is not replaced: it has no pieces yet that [`ReplacedLists`] could
@@ -312,11 +311,12 @@ impl List {
     }
 
     fn serialise(&self, outcome: BodySetter<PlainBody>) -> BoxFuture<'static, ()> {
-        let (records, changed, length) = (self.records.clone(), self.changed, self.length);
+        let (records, changed, cmdlines, length) =
+            (self.records.clone(), self.changed, self.cmdlines, self.length);
         // If readers of earlier lists have used up the budget, this list is stored in pieces, which do not count.
         let budget = Some(self.compressor.budget.clone())
             .filter(|budget| !self.is_long() && budget.find_room(0).is_ok());
-        let work = move || outcome.set(serialise(records, changed, length, budget.as_ref()).ok());
+        let work = move || outcome.set(serialise(records, changed, cmdlines, length, budget.as_ref()).ok());
         self.compressor.writer.run(work).map(drop).boxed()
     }
 
@@ -344,7 +344,7 @@ impl List {
 /// What all lists share to make their forms. One list is compressed at a time: lists may change faster than a small machine
 /// compresses them, and the collector needs its cores too.
 #[derive(Debug)]
-struct Compressor {
+pub(super) struct Compressor {
     turn: Semaphore,
     budget: Arc<Budget>,
     /// The thread that writes plain forms, and the API's pages.
@@ -355,19 +355,35 @@ struct Compressor {
     started: std::sync::atomic::AtomicUsize,
 }
 
+impl Compressor {
+    /// Bodies count in `budget`, and plain forms are written by `writer`.
+    pub(super) fn new(budget: Arc<Budget>, writer: Arc<Worker>) -> Self {
+        Self {
+            turn: Semaphore::new(1),
+            budget,
+            writer,
+            worker: Worker::new("compression"),
+            #[cfg(test)]
+            started: std::sync::atomic::AtomicUsize::new(0),
+        }
+    }
+}
+
 /// Writes a list as a whole if it is not too long for that and there is a `budget` in which it counts, and in pieces otherwise.
-fn serialise(
+/// `length` is about the length of its plain form.
+pub(super) fn serialise(
     records: Arc<[Arc<Record>]>,
     changed: Timestamp,
+    cmdlines: Cmdlines,
     length: usize,
     budget: Option<&Arc<Budget>>,
 ) -> io::Result<PlainBody> {
     if let Some(budget) = budget
-        && let Some(body) = write_whole(&records, changed, length, MAX_WHOLE)?
+        && let Some(body) = write_whole(&records, changed, cmdlines, length, MAX_WHOLE)?
     {
         return Ok(PlainBody::Whole(budget.count(body)));
     }
-    Ok(PlainBody::Pieces(Arc::new(Pieces::of(records, changed)?)))
+    Ok(PlainBody::Pieces(Arc::new(Pieces::of(records, changed, cmdlines)?)))
 }
 
 async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: Encoding) -> Option<Bytes> {
@@ -382,7 +398,7 @@ async fn compress_in_turn(list: Weak<List>, compressor: &Compressor, encoding: E
     compressor.worker.run(work).await.ok().flatten()
 }
 
-fn compress(plain: &PlainBody, encoding: Encoding) -> io::Result<Vec<u8>> {
+pub(super) fn compress(plain: &PlainBody, encoding: Encoding) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     match encoding {
         Encoding::Identity => write_all(&mut body, plain)?,

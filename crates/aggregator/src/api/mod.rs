@@ -6,21 +6,31 @@ mod budget;
 mod compat;
 mod cursor;
 mod decisions;
+mod exemptions;
 mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod health;
 mod incidents;
 mod list;
+mod namespace_list;
 mod negotiation;
 mod nodes;
+mod openapi;
 mod operator_commands;
 mod page;
+mod parameters;
+mod path;
 mod pieces;
 mod plan;
 mod problem;
-mod query;
+mod reader;
+mod redact;
+mod refusal;
+mod route;
+mod routes;
 mod server;
+mod sort;
 #[cfg(test)]
 mod tests;
 pub(crate) mod types;
@@ -30,12 +40,15 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post};
+use axum::routing::get;
 use procscan_core::policy::BrakeRules;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::Semaphore;
 
 pub(crate) use self::auth::Authenticator;
+use self::list::{Compressor, Lists};
+use self::namespace_list::NamespaceLists;
+use self::pieces::Cmdlines;
 pub(crate) use self::problem::Problem;
 pub(crate) use self::server::{MAX_CONNECTIONS, Routers, serve};
 
@@ -54,6 +67,10 @@ pub(crate) struct Operators {
     pub(crate) namespace: Option<String>,
     /// How many tenants an exemption may open without a confirmation.
     pub(crate) brake: BrakeRules,
+    /// Whether `GET /api/violations` answers without a token.
+    pub(crate) anonymous_violations: bool,
+    /// Whether secrets in command lines are hidden from callers without the right to whole command lines.
+    pub(crate) redacts: bool,
 }
 
 /// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
@@ -63,16 +80,16 @@ const PAGES: usize = 1;
 /// many bytes the answers in flight may take together that are in memory as a whole.
 pub(crate) fn routers(views: Views, operators: Operators, max_in_flight: usize) -> Routers {
     let api = Api::new(views, operators, max_in_flight);
-    Routers { all: routes(api.clone()), reserve: probes().fallback(all_taken).with_state(api) }
+    // These answers need little, and wait for no other request: the readiness without its details.
+    let reserve = router(routes::probes())
+        .route("/readyz", get(health::readyz_status))
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .fallback(all_taken);
+    Routers { all: routes(api.clone()), reserve: reserve.with_state(api) }
 }
 
-/// What operators' probes and those of the cluster ask for. These answers need little, and wait for no other request.
-fn probes() -> Router<Api> {
-    Router::new()
-        .route("/health", get(compat::health))
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .method_not_allowed_fallback(problem::method_not_allowed)
+fn router(routes: Vec<route::Route>) -> Router<Api> {
+    routes.into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
 async fn all_taken() -> Problem {
@@ -82,24 +99,37 @@ async fn all_taken() -> Problem {
 }
 
 fn routes(api: Api) -> Router {
-    Router::new()
-        .route("/api/violations", get(compat::violations))
-        .route("/api/v1/violations", get(violations::violations))
-        .route("/api/v1/nodes", get(nodes::nodes))
-        .route("/api/v1/plan", get(plan::plan))
-        .route("/api/v1/decisions", get(decisions::decisions))
-        .route("/api/v1/incidents", get(incidents::incidents))
-        .route("/api/v1/incidents/{name}", get(incidents::incident))
-        .route("/api/v1/incidents/{name}/approve", post(operator_commands::approve))
-        .route("/api/v1/incidents/{name}/release", post(operator_commands::release))
-        .route("/api/v1/exemptions", get(incidents::exemptions).post(operator_commands::exempt))
-        .route("/api/v1/exemptions/{name}", delete(operator_commands::remove_exemption))
-        .route("/api/v1/enforcement", get(incidents::enforcement).put(operator_commands::enforce))
-        .merge(probes())
+    router(routes::all())
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(api)
+}
+
+/// The list of `GET /api/violations` in both forms of its command lines.
+struct ListForms {
+    whole: Lists,
+    redacted: Lists,
+}
+
+impl ListForms {
+    fn new(budget: Arc<budget::Budget>, writer: Arc<Worker>) -> Self {
+        let compressor = Arc::new(Compressor::new(budget, writer));
+        let of = |cmdlines| Lists::new(cmdlines, compressor.clone());
+        Self { whole: of(Cmdlines::Whole), redacted: of(Cmdlines::Redacted) }
+    }
+
+    fn of(&self, cmdlines: Cmdlines) -> &Lists {
+        match cmdlines {
+            Cmdlines::Whole => &self.whole,
+            Cmdlines::Redacted => &self.redacted,
+        }
+    }
+
+    /// How many bytes of the budget the current lists take.
+    fn size(&self) -> usize {
+        self.whole.size() + self.redacted.size()
+    }
 }
 
 #[derive(Clone)]
@@ -107,7 +137,8 @@ struct Api {
     /// Shared, because every request has its own clone, and each receiver in it would be counted up and down.
     views: Arc<Views>,
     operators: Arc<Operators>,
-    lists: Arc<list::Lists>,
+    lists: Arc<ListForms>,
+    namespace_lists: Arc<NamespaceLists>,
     budget: Arc<budget::Budget>,
     /// One permit for each page that may be made at the same time.
     pages: Arc<Semaphore>,
@@ -121,10 +152,11 @@ impl Api {
     fn new(views: Views, operators: Operators, max_in_flight: usize) -> Self {
         let budget = budget::Budget::new(max_in_flight);
         let writer = Arc::new(Worker::new("api-writer"));
-        let lists = Arc::new(list::Lists::new(budget.clone(), writer.clone()));
+        let lists = Arc::new(ListForms::new(budget.clone(), writer.clone()));
+        let namespace_lists = Arc::default();
         let [pages, reading] = [PAGES, 1].map(|turns| Arc::new(Semaphore::new(turns)));
         let (views, operators) = (Arc::new(views), Arc::new(operators));
-        Self { views, operators, lists, budget, pages, writer, reading }
+        Self { views, operators, lists, namespace_lists, budget, pages, writer, reading }
     }
 
     /// The ledger as it is read now: the one way for all handlers.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use procscan_core::decision::{DecisionKind, Mode};
@@ -17,10 +17,12 @@ use procscan_core::state::{self, EnforcementSpec, ExemptionSpec, IncidentState};
 use serde_json::json;
 
 use super::Api;
-use super::auth::Right;
+use super::auth::{Caller, Right};
 use super::body::{Body, exemption_mistake};
+use super::parameters::NoParameters;
+use super::path::Name;
 use super::problem::Problem;
-use super::query::{NoParameters, invalid, refused};
+use super::refusal::{invalid, refused};
 use super::types::{
     self, ApproveRequest, CommandEffect, CommandResult, EnforceRequest, EnforcementChange, ExemptRequest,
     Incident, NewExemption, Pending, ReleaseRequest, Time,
@@ -42,34 +44,34 @@ struct Before {
 
 pub(super) async fn approve(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Name(name): Name,
     headers: HeaderMap,
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.authorized(&headers, "patch", "incidents", Some(&name)).await?;
+    let (operator_commands, caller) = api.authorized(&headers, "patch", "incidents", Some(&name)).await?;
     let ApproveRequest { reason } = body.read().await?;
-    let before = api.before(&name)?;
-    let reason = reason.map(String::from);
+    let before = api.before(&name, &caller)?;
+    let (by, reason) = (&caller.name, reason.map(String::from));
     let number = operator_commands.approve(&name, Approval { by: Some(by.clone()), reason }).await?;
-    let command = Command { incident: &name, decision: DecisionKind::Approved, by: &by, before };
+    let command = Command { incident: &name, decision: DecisionKind::Approved, by, before };
     api.outcome(number, command).await
 }
 
 pub(super) async fn release(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Name(name): Name,
     headers: HeaderMap,
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.authorized(&headers, "patch", "incidents", Some(&name)).await?;
+    let (operator_commands, caller) = api.authorized(&headers, "patch", "incidents", Some(&name)).await?;
     let ReleaseRequest { reason, until } = body.read().await?;
     let until = check_until(until, operator_commands.wall_time())?;
-    let before = api.before(&name)?;
-    let reason = reason.map(String::from);
+    let before = api.before(&name, &caller)?;
+    let (by, reason) = (&caller.name, reason.map(String::from));
     let number = operator_commands.release(&name, Release { by: Some(by.clone()), reason, until }).await?;
-    let command = Command { incident: &name, decision: DecisionKind::Released, by: &by, before };
+    let command = Command { incident: &name, decision: DecisionKind::Released, by, before };
     api.outcome(number, command).await
 }
 
@@ -79,7 +81,7 @@ pub(super) async fn exempt(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.authorized(&headers, "create", "exemptions", None).await?;
+    let (operator_commands, caller) = api.authorized(&headers, "create", "exemptions", None).await?;
     let request: ExemptRequest = body.read().await?;
     let id = request.id.clone();
     let id = id.unwrap_or_else(|| format!("exemption-{:x}", Timestamp::now().as_microsecond()));
@@ -87,24 +89,35 @@ pub(super) async fn exempt(
         return Err(invalid("id", &id, "small letters, digits, hyphens and dots, as in a host name"));
     }
     check_until(request.until, operator_commands.wall_time())?;
-    let exemption = request.spec(Some(by));
+    let exemption = request.spec(Some(caller.name.clone()));
+    if !reaches(&caller, &exemption) {
+        let detail =
+            "the scopes of this token reach some namespaces only, so `namespace.exact` must be one of them";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
     api.check_opening(&exemption)?;
     operator_commands.add_exemption(&id, &exemption).await?;
+    let location = HeaderValue::from_str(&format!("/api/v1/exemptions/{id}")).ok();
     let answer = NewExemption { name: id, exemption: types::ExemptionSpec::from(&exemption) };
-    Ok((StatusCode::CREATED, Json(answer)).into_response())
+    let mut response = (StatusCode::CREATED, Json(answer)).into_response();
+    response.headers_mut().extend(location.map(|location| (header::LOCATION, location)));
+    Ok(response)
 }
 
 pub(super) async fn remove_exemption(
     State(api): State<Api>,
-    Path(name): Path<String>,
+    Name(name): Name,
     headers: HeaderMap,
     _: NoParameters,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.authorized(&headers, "delete", "exemptions", Some(&name)).await?;
+    let (operator_commands, caller) = api.authorized(&headers, "delete", "exemptions", Some(&name)).await?;
     // Read before, because what it covers is known only while it exists.
     let removed = api.views.persisted.borrow().exemptions.get(&name).cloned();
-    operator_commands.remove_exemption(&name, &by, removed.as_ref()).await?;
-    tracing::info!(exemption = name, actor = by, "an exemption is removed");
+    if !removed.as_ref().map_or(caller.scopes.reach(None), |removed| reaches(&caller, removed)) {
+        return Err(OperatorCommandError::Unknown("exemption", name).into());
+    }
+    operator_commands.remove_exemption(&name, &caller.name, removed.as_ref()).await?;
+    tracing::info!(exemption = name, actor = caller.name, "an exemption is removed");
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -114,15 +127,27 @@ pub(super) async fn enforce(
     _: NoParameters,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (operator_commands, by) = api.authorized(&headers, "patch", "enforcements", None).await?;
+    let (operator_commands, caller) = api.authorized(&headers, "patch", "enforcements", None).await?;
+    if !caller.scopes.reach(None) {
+        let detail =
+            "the mode is that of all namespaces, and the scopes of this token reach some of them only";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    }
     let EnforceRequest { mode, reason } = body.read().await?;
     let declared = mode.map(Mode::from);
-    let spec = EnforcementSpec { mode: declared, reason: reason.map(String::from), by: Some(by) };
+    let spec =
+        EnforcementSpec { mode: declared, reason: reason.map(String::from), by: Some(caller.name.clone()) };
     operator_commands.set_enforcement(&spec).await?;
     let name = declared.map_or("as configured", mode_name);
     tracing::warn!(mode = name, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
     let in_force = declared.unwrap_or(api.views.configured_mode).into();
     Ok(Json(EnforcementChange { mode, in_force, reason: spec.reason, by: spec.by }).into_response())
+}
+
+/// Whether the scopes of `caller` reach all that an exemption covers.
+fn reaches(caller: &Caller, exemption: &ExemptionSpec) -> bool {
+    let namespace = exemption.namespace.as_ref().and_then(|namespace| namespace.exact.as_deref());
+    caller.scopes.reach(namespace)
 }
 
 /// Refuses a name that no object of Kubernetes has: it becomes part of the path of a request to the API server.
@@ -162,24 +187,24 @@ impl From<OperatorCommandError> for Problem {
 }
 
 impl Api {
-    /// Authenticates and authorizes a request. Returns where its command goes, and the name of the operator.
+    /// Authenticates and authorizes a request. Returns where its command goes, and the operator.
     async fn authorized(
         &self,
         headers: &HeaderMap,
         verb: &'static str,
         resource: &'static str,
         name: Option<&str>,
-    ) -> Result<(OperatorCommands, String), Problem> {
+    ) -> Result<(OperatorCommands, Arc<Caller>), Problem> {
         let caller = self.operators.auth.authenticate(headers).await?;
         name.map_or(Ok(()), check_name)?;
-        let right = Right {
+        let right = Right::Object {
             verb,
             resource,
             namespace: self.operators.namespace.clone(),
             name: name.map(str::to_owned),
         };
-        self.operators.auth.authorize(&caller, right).await?;
-        Ok((self.operators.commands.clone(), caller.name))
+        self.operators.auth.authorize(&caller, &right).await?;
+        Ok((self.operators.commands.clone(), caller))
     }
 
     /// Refuses an exemption that would open many tenants at once, unless it confirms their number.
@@ -199,10 +224,15 @@ impl Api {
         Err(Problem::new(StatusCode::CONFLICT, detail).with(&more))
     }
 
-    /// The state of an incident before a command. Refuses commands for an incident that has ended.
-    fn before(&self, name: &str) -> Result<Before, Problem> {
+    /// The state of an incident before a command. Refuses commands for an incident that has ended, and for one that the
+    /// scopes of `caller` do not reach.
+    fn before(&self, name: &str, caller: &Caller) -> Result<Before, Problem> {
         let persisted = self.views.persisted.borrow().clone();
-        let summary = persisted.incidents.get(name).and_then(|incident| incident.summary());
+        let incident = persisted.incidents.get(name);
+        if !caller.scopes.reach(incident.map(|incident| &*incident.app.namespace)) {
+            return Err(OperatorCommandError::Unknown("incident", name.to_owned()).into());
+        }
+        let summary = incident.and_then(|incident| incident.summary());
         // An incident that this replica has not seen yet may exist all the same.
         if summary.is_some_and(|summary| summary.state == IncidentState::Ended) {
             let detail = "the incident has ended: its App is not blocked, and nothing of it is held";

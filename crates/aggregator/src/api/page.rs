@@ -11,12 +11,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::budget::busy;
 use super::problem::Problem;
-use super::query::{EXPECTED_CURSOR, EXPECTED_LIMIT, MAX_LIMIT, limit, set, unknown};
+use super::sort::{Paging, Place};
 use super::{Api, cursor};
 
 /// The length at which a page ends, in bytes. The entry that reaches it is its last one.
@@ -32,48 +31,13 @@ pub(super) const SMALL_PAGE_ENTRIES: usize = 200;
 /// How long a request waits until its answer can be made.
 pub(super) const MAX_WAIT_FOR_PAGE: Duration = Duration::from_secs(5);
 
-/// The page that a query asks for.
-#[derive(Debug)]
-pub(super) struct Paging<C> {
-    limit: Option<usize>,
-    /// The last entry of the page before.
-    pub(super) after: Option<C>,
-}
-
-impl<C> Default for Paging<C> {
-    fn default() -> Self {
-        Self { limit: None, after: None }
-    }
-}
-
-impl<C: Serialize + DeserializeOwned> Paging<C> {
-    /// From the query of an endpoint that has no other parameters.
-    pub(super) fn of(query: Vec<(String, String)>) -> Result<Self, Problem> {
-        let mut paging = Self::default();
-        for (parameter, value) in query {
-            let (name, value) = (parameter.as_str(), value.as_str());
-            paging.take(name, value).unwrap_or_else(|| Err(unknown(name, value, "limit, cursor")))?;
-        }
-        Ok(paging)
-    }
-
-    /// Takes a parameter if it is `limit` or `cursor`.
-    pub(super) fn take(&mut self, name: &str, value: &str) -> Option<Result<(), Problem>> {
-        match name {
-            "limit" => Some(set(&mut self.limit, name, value, EXPECTED_LIMIT, limit)),
-            "cursor" => Some(set(&mut self.after, name, value, EXPECTED_CURSOR, cursor::read)),
-            _ => None,
-        }
-    }
-
-    /// How many entries a page has at most; `default` without a `limit`.
-    pub(super) fn limit_or(&self, default: usize) -> usize {
-        self.limit.unwrap_or(default)
-    }
-
-    pub(super) fn limit(&self) -> usize {
-        self.limit_or(MAX_LIMIT)
-    }
+/// An entry of a page with its place.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Placed<T> {
+    #[serde(skip)]
+    place: Place,
+    shown: T,
 }
 
 /// A page that is being written: a JSON object with one list or several.
@@ -134,6 +98,17 @@ impl Page {
             self.last = Some(cursor::write(&place(&last))?);
         }
         Ok(before - self.left)
+    }
+
+    /// Writes entries with their places.
+    pub(super) fn placed<T: Serialize>(
+        &mut self,
+        name: &str,
+        paging: &Paging,
+        entries: impl IntoIterator<Item = (Place, T)>,
+    ) -> serde_json::Result<usize> {
+        let entries = entries.into_iter().map(|(place, shown)| Placed { place, shown });
+        self.list(name, entries, |entry| paging.cursor(entry.place.clone()))
     }
 
     /// Notes that more entries follow than the lists were given.

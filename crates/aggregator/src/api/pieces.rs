@@ -20,7 +20,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use jiff::Timestamp;
 use procscan_core::report::{Claim, Record, RecordRef};
 use serde::Serialize;
+use serde::ser::Serializer;
 use zstd::bulk::{Compressor, Decompressor};
+
+use super::redact::redacted;
 
 /// The least length of a piece but the last, in bytes: a piece ends with the record that reaches it. A connection holds about two
 /// pieces.
@@ -52,6 +55,31 @@ fn length_without_claim(record: &Record) -> usize {
     RECORD_OVERHEAD + texts.map(str::len).iter().sum::<usize>()
 }
 
+/// How command lines are shown in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cmdlines {
+    /// As the agents gave them.
+    Whole,
+    /// Without secrets: see [`redacted`].
+    Redacted,
+}
+
+/// A record as a list shows it.
+struct Shown<'a>(&'a Record, Cmdlines);
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(record, cmdlines) = self;
+        match cmdlines {
+            Cmdlines::Whole => record.serialize(serializer),
+            Cmdlines::Redacted => {
+                let cmdline = redacted(&record.cmdline);
+                RecordRef { cmdline: &cmdline, ..record.view() }.serialize(serializer)
+            }
+        }
+    }
+}
+
 /// A list in pieces of about [`PIECE_BYTES`] bytes.
 #[derive(Debug)]
 pub(super) struct Pieces {
@@ -60,6 +88,7 @@ pub(super) struct Pieces {
     /// The first record of each piece.
     starts: Vec<usize>,
     changed: Timestamp,
+    cmdlines: Cmdlines,
     content: Mutex<Content>,
 }
 
@@ -87,20 +116,24 @@ struct ClosingMembers {
 
 impl Pieces {
     /// Writes all pieces of the list and compresses them.
-    pub(super) fn of(records: Arc<[Arc<Record>]>, changed: Timestamp) -> io::Result<Self> {
+    pub(super) fn of(
+        records: Arc<[Arc<Record>]>,
+        changed: Timestamp,
+        cmdlines: Cmdlines,
+    ) -> io::Result<Self> {
         let mut compressor = Compressor::new(ZSTD_LEVEL)?;
         let (mut starts, mut compressed, mut length, mut next) = (Vec::new(), Vec::new(), 0, 0);
         let mut piece = Vec::new();
         while starts.is_empty() || next < records.len() {
             starts.push(next);
             piece.clear();
-            write(&records, changed, &mut next, &mut piece)?;
+            write(&records, changed, cmdlines, &mut next, &mut piece)?;
             length += piece.len();
             let bytes = compressor.compress(&piece)?.into();
             compressed.push(CompressedPiece { bytes, length: piece.len() });
         }
         let content = Mutex::new(Content { records: Some(records), compressed });
-        Ok(Self { length, starts, changed, content })
+        Ok(Self { length, starts, changed, cmdlines, content })
     }
 
     /// The length of the whole list, in bytes.
@@ -130,7 +163,7 @@ impl Pieces {
         let mut next = self.starts.get(number).copied().unwrap_or(records.len());
         // The record that ends a piece is nearly always shorter than a piece.
         let mut piece = Vec::with_capacity(2 * PIECE_BYTES);
-        write(&records, self.changed, &mut next, &mut piece)?;
+        write(&records, self.changed, self.cmdlines, &mut next, &mut piece)?;
         // A slow client holds it for long.
         piece.shrink_to_fit();
         Ok(piece.into())
@@ -157,12 +190,13 @@ fn decompress(bytes: &[u8], length: usize) -> io::Result<Vec<u8>> {
 pub(super) fn write_whole(
     records: &[Arc<Record>],
     changed: Timestamp,
+    cmdlines: Cmdlines,
     length: usize,
     most: usize,
 ) -> serde_json::Result<Option<Vec<u8>>> {
     let (mut body, mut next) = (Vec::with_capacity(length), 0);
     while body.is_empty() || next < records.len() {
-        write(records, changed, &mut next, &mut body)?;
+        write(records, changed, cmdlines, &mut next, &mut body)?;
         if body.len() > most {
             return Ok(None);
         }
@@ -174,6 +208,7 @@ pub(super) fn write_whole(
 fn write(
     records: &[Arc<Record>],
     changed: Timestamp,
+    cmdlines: Cmdlines,
     next: &mut usize,
     piece: &mut Vec<u8>,
 ) -> serde_json::Result<()> {
@@ -185,7 +220,7 @@ fn write(
         if *next > 0 {
             piece.push(b',');
         }
-        serde_json::to_writer(&mut *piece, record)?;
+        serde_json::to_writer(&mut *piece, &Shown(record, cmdlines))?;
         *next += 1;
     }
     if *next == records.len() {

@@ -1,7 +1,9 @@
 mod decisions;
 mod list;
 mod names;
+mod openapi;
 mod pages;
+mod readers;
 mod refusals;
 mod violations;
 
@@ -35,7 +37,7 @@ use crate::state::{FileStore, PersistedState};
 /// The whole router over views that the test sets.
 struct Stage {
     router: Router,
-    lists: Arc<super::list::Lists>,
+    lists: Arc<ListForms>,
     ledger: Ledger,
     clock: Clock,
     publisher: SnapshotPublisher,
@@ -44,6 +46,8 @@ struct Stage {
     output: watch::Sender<OutputStatus>,
     decided: watch::Sender<Arc<Decided>>,
     api: Api,
+    /// The token of requests without another one.
+    token: Option<&'static str>,
 }
 
 const RECORD: &str = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","cmdline":"<b>","regex":"^x","status":"active","type":"app","name":"p","timestamp":"2025-12-22T18:30:00+08:00"}"#;
@@ -53,7 +57,8 @@ fn target(node: &str) -> Target {
 }
 
 fn without_cluster() -> Config {
-    let text = "discovery: {mode: static, targets: [a]}\noutput: {mode: directory}\n";
+    // On a loopback address, command lines are whole.
+    let text = "aggregator: {address: 127.0.0.1}\ndiscovery: {mode: static, targets: [a]}\noutput: {mode: directory}\n";
     Config::parse(text, "test", [], jiff::Timestamp::UNIX_EPOCH).unwrap()
 }
 
@@ -110,10 +115,24 @@ impl Stage {
             auth: Authenticator::new(config, None).unwrap(),
             namespace: None,
             brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
+            anonymous_violations: config.api.anonymous_violations,
+            redacts: config.redacts(),
         };
         let api = Api::new(views, operators, config.api.max_in_flight);
         let (router, lists) = (routes(api.clone()), api.lists.clone());
-        Self { router, lists, ledger, clock, publisher, snapshots: shown, targets, output, decided, api }
+        Self {
+            router,
+            lists,
+            ledger,
+            clock,
+            publisher,
+            snapshots: shown,
+            targets,
+            output,
+            decided,
+            api,
+            token: None,
+        }
     }
 
     fn publish(&mut self) {
@@ -145,7 +164,15 @@ impl Stage {
     }
 
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {
-        self.ask(Request::get(path).body(Body::empty()).unwrap()).await
+        self.get_with(self.token, path).await
+    }
+
+    async fn get_with(&self, token: Option<&str>, path: &str) -> (StatusCode, HeaderMap, String) {
+        let mut request = Request::get(path);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        self.ask(request.body(Body::empty()).unwrap()).await
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) async fn decisions(args: args::operators::Decisions) -> Result<(), Co
     if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
-    let DecisionPage { decisions, more } = client.read(&body)?;
+    let DecisionPage { decisions, more, .. } = client.read(&body)?;
     if decisions.is_empty() {
         printed::note("There are no such decisions.");
         return Ok(());

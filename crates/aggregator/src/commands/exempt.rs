@@ -100,7 +100,7 @@ async fn list(args: &args::Exempt) -> Result<(), CommandError> {
     if let Some(document) = client.document(&body, args.output)? {
         return Ok(printed::print(&document)?);
     }
-    let ExemptionPage { exemptions, withheld } = client.read(&body)?;
+    let ExemptionPage { exemptions, withheld, .. } = client.read(&body)?;
     if withheld.is_none() {
         printed::note(UNKNOWN);
     }

@@ -1,4 +1,4 @@
-//! `api`: which accounts may use the HTTP API, and how much memory its answers take.
+//! `api`: which accounts may use the HTTP API, what they see, and how much memory its answers take.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Checks;
 
-/// Which accounts may change things by the HTTP API, and how much memory its answers take.
+/// Which accounts may use the HTTP API, what they see, and how much memory its answers take.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Api {
@@ -16,17 +16,29 @@ pub(crate) struct Api {
     /// `GET /api/violations` with 503.
     #[serde(with = "SizeText")]
     pub(crate) max_in_flight: usize,
-    /// The authority that authenticates and authorizes requests that change something. Without it:
-    /// `kubernetes` if the configuration needs a cluster, else `tokens` if there is a `token_file`, else `none`.
+    /// The authority that authenticates and authorizes requests. Without it: `kubernetes` if the configuration needs a
+    /// cluster, else `tokens` if there is a `token_file`, else `none`.
     pub(crate) auth: Option<Auth>,
-    /// With `auth: tokens`: a file with one line `NAME TOKEN` for each person. The aggregator reads it again when it
-    /// changes.
+    /// With `auth: tokens`: a file with one line `NAME TOKEN SCOPE…` for each account. The aggregator reads it again
+    /// when it changes.
     pub(crate) token_file: Option<PathBuf>,
+    /// Whether `GET /api/violations` answers requests without a token too, as the first version did.
+    pub(crate) anonymous_violations: bool,
+    /// Whether passwords, tokens, wallet addresses and the users in URLs are hidden in command lines. An account with
+    /// the right to `violations/cmdline` sees whole command lines all the same. Without it: `true`, unless
+    /// `aggregator.address` is a loopback address.
+    pub(crate) redact: Option<bool>,
 }
 
 impl Default for Api {
     fn default() -> Self {
-        Self { max_in_flight: 8 << 20, auth: None, token_file: None }
+        Self {
+            max_in_flight: 8 << 20,
+            auth: None,
+            token_file: None,
+            anonymous_violations: false,
+            redact: None,
+        }
     }
 }
 
@@ -36,7 +48,7 @@ impl Default for Api {
 pub(crate) enum Auth {
     /// The cluster, by its accounts and its RBAC.
     Kubernetes,
-    /// The token file; each person in it may do everything.
+    /// The token file, by the scopes in it.
     Tokens,
     /// No authority: every client may read, and no client may change anything.
     None,

@@ -100,7 +100,7 @@ pub struct Config {
     pub(crate) state: State,
     /// How the cluster is reached, where it is needed.
     pub kubernetes: Kubernetes,
-    /// Which accounts may change things by the HTTP API, and how much memory its answers take.
+    /// Which accounts may use the HTTP API, what they see, and how much memory its answers take.
     pub(crate) api: Api,
     /// Values that are valid but probably mistakes, each with its place.
     #[serde(skip)]
@@ -211,6 +211,11 @@ impl Config {
         } else {
             Auth::None
         })
+    }
+
+    /// Whether secrets in command lines are hidden from accounts without a right to whole command lines.
+    pub(crate) fn redacts(&self) -> bool {
+        self.api.redact.unwrap_or(!self.aggregator.address.is_loopback())
     }
 
     /// The ledger's rules of evidence.

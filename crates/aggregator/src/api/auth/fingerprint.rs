@@ -29,6 +29,16 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+impl From<hmac::Tag> for Fingerprint {
+    fn from(tag: hmac::Tag) -> Self {
+        let mut bytes = [0; 32];
+        for (byte, of_tag) in bytes.iter_mut().zip(tag.as_ref()) {
+            *byte = *of_tag;
+        }
+        Self(bytes)
+    }
+}
+
 impl Fingerprints {
     pub(super) fn new() -> Result<Self, AuthError> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
@@ -36,11 +46,17 @@ impl Fingerprints {
     }
 
     pub(super) fn of(&self, secret: &[u8]) -> Fingerprint {
-        let mut bytes = [0; 32];
-        for (byte, of_tag) in bytes.iter_mut().zip(hmac::sign(&self.0, secret).as_ref()) {
-            *byte = *of_tag;
+        Fingerprint::from(hmac::sign(&self.0, secret))
+    }
+
+    /// Of several texts in their order. Other texts have another fingerprint, even if they are the same one after the other.
+    pub(super) fn of_all<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Fingerprint {
+        let mut context = hmac::Context::with_key(&self.0);
+        for text in texts {
+            context.update(&text.len().to_be_bytes());
+            context.update(text.as_bytes());
         }
-        Fingerprint(bytes)
+        Fingerprint::from(context.sign())
     }
 }
 
@@ -55,5 +71,8 @@ mod tests {
         assert_ne!(one.of(b"secret"), one.of(b"secret2"));
         assert_ne!(one.of(b"secret"), other.of(b"secret"));
         assert_ne!(one.of(b"secret").0[16..], [0; 16]);
+        assert_eq!(one.of_all(["a", "bc"]), one.of_all(["a", "bc"]));
+        assert_ne!(one.of_all(["a", "bc"]), one.of_all(["ab", "c"]));
+        assert_ne!(one.of_all(["a", ""]), one.of_all(["a"]));
     }
 }

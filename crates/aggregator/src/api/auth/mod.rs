@@ -1,7 +1,8 @@
 //! Authentication by bearer token and authorization of a request, by the cluster or by a token file.
 //!
-//! Each request that changes something is checked here first. Where no authority can check a request, nothing is changed.
+//! Each request but probes is checked here first. Where no authority can check a request, nothing is changed.
 
+mod denial;
 mod fingerprint;
 mod remembered;
 mod reviews;
@@ -18,12 +19,14 @@ use self::fingerprint::Fingerprints;
 use self::reviews::Reviews;
 use self::tokens::Tokens;
 use super::problem::Problem;
-use crate::config::token_file::{TokenFileError, is_token};
+use crate::config::token_file::{Scopes, TokenFileError, is_token};
 use crate::config::{Auth, Config};
 use crate::kubernetes::Cluster;
 
 /// The API group that rights are granted in.
 pub(super) const GROUP: &str = "procscan.sealos.io";
+/// The subresource for whole command lines.
+const CMDLINES: &str = "violations/cmdline";
 
 /// Authenticates callers and authorizes what they request. Clones share the answers that they remember.
 #[derive(Clone, Debug)]
@@ -34,7 +37,7 @@ pub(crate) struct Authenticator(Arc<Authority>);
 enum Authority {
     Cluster(Box<Reviews>),
     File(Tokens),
-    /// None: requests may read, and change nothing.
+    /// None: every request may read, and none may change anything.
     None,
 }
 
@@ -49,19 +52,26 @@ pub(crate) struct Caller {
     pub(crate) groups: Vec<String>,
     /// The extra attributes that the cluster's authenticators give the account.
     pub(crate) extra: BTreeMap<String, Vec<String>>,
+    /// What the token file lets the account do. The cluster decides by its RBAC rules, so its accounts have all scopes.
+    pub(crate) scopes: Scopes,
 }
 
 /// A right that a request needs, in the terms of an RBAC rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Right {
-    /// `get` and `list`, or a verb that changes something.
-    pub(crate) verb: &'static str,
-    /// The plural of a resource in `procscan.sealos.io`.
-    pub(crate) resource: &'static str,
-    /// The namespace; `None` stands for all.
-    pub(crate) namespace: Option<String>,
-    /// The name of the object; `None` stands for all.
-    pub(crate) name: Option<String>,
+pub(crate) enum Right {
+    /// A right to objects of `procscan.sealos.io`.
+    Object {
+        /// `get` and `list`, or a verb that changes something.
+        verb: &'static str,
+        /// The plural of a resource, or `PLURAL/SUBRESOURCE`.
+        resource: &'static str,
+        /// The namespace; `None` stands for all.
+        namespace: Option<String>,
+        /// The name of the object; `None` stands for all.
+        name: Option<String>,
+    },
+    /// The right to get a path that stands for no object (`nonResourceURLs`).
+    Path(&'static str),
 }
 
 /// Why requests can't be authenticated at all.
@@ -98,8 +108,8 @@ impl Authenticator {
     /// The account of a request. The problem is 401 without a valid token, 400 if the header is malformed, 503 if the cluster
     /// gives no answer.
     ///
-    /// With [`Auth::None`] every account is `anonymous`.
-    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
+    /// With [`Auth::None`] every account is [`Caller::anonymous`].
+    pub(crate) async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Caller>, Problem> {
         match &*self.0 {
             Authority::Cluster(reviews) => {
                 let needed = "a bearer token of the cluster is needed, such as `kubectl create token NAME -n NAMESPACE` makes";
@@ -113,12 +123,16 @@ impl Authenticator {
             }
             Authority::File(tokens) => {
                 let needed = "a bearer token is needed, one of those in `api.token_file`";
-                let name = tokens.name_of(bearer(headers, needed)?).await;
-                name.map(|name| Caller::named(&name))
-                    .ok_or_else(|| unknown("this token is not in `api.token_file`"))
+                let caller = tokens.caller(bearer(headers, needed)?).await;
+                caller.map(Arc::new).ok_or_else(|| unknown("this token is not in `api.token_file`"))
             }
-            Authority::None => Ok(Caller::named("anonymous")),
+            Authority::None => Ok(Arc::new(Caller::anonymous())),
         }
+    }
+
+    /// Whether a request needs a token.
+    pub(super) fn needs_token(&self) -> bool {
+        !matches!(*self.0, Authority::None)
     }
 
     /// Why known tokens may not be accepted; `None` if they are.
@@ -129,30 +143,79 @@ impl Authenticator {
         }
     }
 
-    /// Whether `caller` has `right`. The problem is 403 without it, and names the missing rule; 503 if the cluster gives no answer.
-    pub(crate) async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
+    /// Whether `caller` has `right`. The problem is 403 without it, and names the missing rule or scope; 503 if the cluster gives
+    /// no answer.
+    pub(crate) async fn authorize(&self, caller: &Caller, right: &Right) -> Result<(), Problem> {
+        if self.may(caller, right).await? { Ok(()) } else { Err(self.denial(caller, right)) }
+    }
+
+    /// Whether `caller` has `right`. The problem is 503 if the cluster gives no answer.
+    pub(super) async fn may(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
         match &*self.0 {
-            Authority::Cluster(reviews) => reviews.authorize(caller, right).await,
-            Authority::File(_) => Ok(()),
-            Authority::None if right.is_to_read() => Ok(()),
-            Authority::None => Err(Problem::new(
-                StatusCode::FORBIDDEN,
-                "no request may change anything while `api.auth` is `none`: set it to `kubernetes`, or to `tokens` with an \
-                 `api.token_file`",
-            )),
+            Authority::Cluster(reviews) => reviews.may(caller, right).await,
+            Authority::File(_) => Ok(right.is_within(&caller.scopes)),
+            // Whole command lines are a right of their own, which nobody has without an authority.
+            Authority::None => Ok(right.is_to_read() && !right.is_to_cmdlines()),
+        }
+    }
+
+    /// The problem of a caller without `right`. It names what the caller has, and nothing of other accounts.
+    fn denial(&self, caller: &Caller, right: &Right) -> Problem {
+        match &*self.0 {
+            Authority::Cluster(_) => denial::by_rules(caller, right),
+            Authority::File(_) => denial::by_scopes(caller, right),
+            Authority::None => denial::without_authority(),
         }
     }
 }
 
 impl Caller {
-    fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), uid: None, groups: Vec::new(), extra: BTreeMap::new() }
+    /// An account of which only the name and the scopes are known.
+    fn named(name: &str, scopes: Scopes) -> Self {
+        Self { name: name.to_owned(), uid: None, groups: Vec::new(), extra: BTreeMap::new(), scopes }
+    }
+
+    /// The account of requests that no authority has checked.
+    pub(super) fn anonymous() -> Self {
+        Self::named("anonymous", Scopes::everything())
     }
 }
 
 impl Right {
+    /// The right to read violations, and what has come of them, in `namespace` or everywhere.
+    pub(super) fn to_read(verb: &'static str, namespace: Option<&str>) -> Self {
+        Self::Object { verb, resource: "violations", namespace: namespace.map(str::to_owned), name: None }
+    }
+
+    /// The right to read whole command lines, in `namespace` or everywhere.
+    pub(super) fn to_cmdlines(namespace: Option<&str>) -> Self {
+        Self::Object { verb: "get", resource: CMDLINES, namespace: namespace.map(str::to_owned), name: None }
+    }
+
     fn is_to_read(&self) -> bool {
-        matches!(self.verb, "get" | "list" | "watch")
+        match self {
+            Self::Object { verb, .. } => matches!(*verb, "get" | "list" | "watch"),
+            Self::Path(_) => true,
+        }
+    }
+
+    fn is_to_cmdlines(&self) -> bool {
+        matches!(self, Self::Object { resource, .. } if *resource == CMDLINES)
+    }
+
+    /// Whether the scopes of a line of the token file include this right. An operator command is also checked against the
+    /// namespaces of the scopes, once its App is known.
+    fn is_within(&self, scopes: &Scopes) -> bool {
+        match self {
+            Self::Object { namespace, .. } if self.is_to_cmdlines() => {
+                scopes.cmdline && scopes.reach(namespace.as_deref())
+            }
+            Self::Object { namespace, .. } if self.is_to_read() => {
+                scopes.read && scopes.reach(namespace.as_deref())
+            }
+            Self::Object { .. } => scopes.operate,
+            Self::Path(_) => scopes.metrics || (scopes.read && scopes.reach(None)),
+        }
     }
 }
 

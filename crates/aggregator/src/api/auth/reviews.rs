@@ -3,32 +3,41 @@
 //!
 //! Clients can send any number of invalid tokens. So answers are remembered for some seconds, and only so many reviews are
 //! requested at the same time.
+//!
+//! While the API server gives no answer, an account may still read what it has just read: that is when operators need the
+//! metrics most. It may change nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Request, StatusCode, header};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec, SubjectAccessReviewStatus,
+    NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+    SubjectAccessReviewStatus,
 };
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::super::problem::Problem;
-use super::fingerprint::Fingerprints;
-use super::remembered::Remembered;
+use super::fingerprint::{Fingerprint, Fingerprints};
+use super::remembered::{Lifetime, Remembered};
 use super::{Caller, GROUP, Right};
+use crate::config::token_file::Scopes;
 use crate::kubernetes::{Ask, Cluster, Refusal, RefusalKind};
 
+/// How long a valid token or a right to read counts while the API server gives no answer.
+const KEPT: Duration = Duration::from_mins(10);
 /// How long a valid token is accepted without another review. A revoked token may be accepted for that long.
-const KNOWN_FOR: Duration = Duration::from_secs(10);
+const KNOWN: Lifetime = Lifetime { holds: Duration::from_secs(10), kept: KEPT };
 /// How long an invalid token is refused without another review. The token of a new account may be refused for that long.
-const UNKNOWN_FOR: Duration = Duration::from_secs(3);
-/// How long the answer about a right holds.
-const RIGHT_FOR: Duration = Duration::from_secs(3);
+const UNKNOWN: Lifetime = Lifetime { holds: Duration::from_secs(3), kept: Duration::ZERO };
+/// How long the answer about a right to read holds, if the account has it.
+const READ: Lifetime = Lifetime { holds: Duration::from_secs(3), kept: KEPT };
+/// How long any other answer about a right holds.
+const OTHER: Lifetime = Lifetime { holds: Duration::from_secs(3), kept: Duration::ZERO };
 /// How many reviews of one kind are requested at the same time.
 const MAX_CONCURRENT_REVIEWS: usize = 8;
 /// How long a review waits for its place. While the API server answers, a thousand reviews get their places within that time.
@@ -39,7 +48,7 @@ const MAX_WAIT_FOR_REVIEW: Duration = Duration::from_secs(1);
 pub(super) struct Reviews {
     cluster: Cluster,
     fingerprints: Fingerprints,
-    callers: Remembered<Option<Caller>>,
+    callers: Remembered<Option<Arc<Caller>>>,
     rights: Remembered<bool>,
     /// Separate from `right_places`, so that clients with invalid tokens never delay authenticated ones.
     token_places: Semaphore,
@@ -82,71 +91,76 @@ impl Reviews {
     }
 
     /// The account of a token; `None` if the token is invalid.
-    pub(super) async fn caller(&self, token: &str) -> Result<Option<Caller>, Problem> {
+    pub(super) async fn caller(&self, token: &str) -> Result<Option<Arc<Caller>>, Problem> {
         let fingerprint = self.fingerprints.of(token.as_bytes());
         if let Some(caller) = self.callers.get(&fingerprint) {
             return Ok(caller);
         }
-        let _place = place(&self.token_places).await?;
+        let kept = |missing: NoAnswer| missing.or(self.callers.kept(&fingerprint));
+        let _place = match place(&self.token_places).await {
+            Ok(place) => place,
+            Err(missing) => return kept(missing),
+        };
         // Another request may have had the same token reviewed meanwhile.
         if let Some(caller) = self.callers.get(&fingerprint) {
             return Ok(caller);
         }
         let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: None };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let status: TokenReviewStatus = self.ask(&TOKEN_REVIEW, &review).await?;
+        let status: TokenReviewStatus = match self.ask(&TOKEN_REVIEW, &review).await {
+            Ok(status) => status,
+            Err(missing) => return kept(missing),
+        };
         let is_known = status.authenticated == Some(true);
-        let caller = status.user.filter(|_| is_known).and_then(caller);
+        let caller = status.user.filter(|_| is_known).and_then(caller).map(Arc::new);
         if caller.is_none() {
             let error = status.error.unwrap_or_default().replace(token, "…");
             tracing::debug!(error, "a token was refused");
         }
-        let lifetime = if caller.is_some() { KNOWN_FOR } else { UNKNOWN_FOR };
+        let lifetime = if caller.is_some() { KNOWN } else { UNKNOWN };
         self.callers.put(fingerprint, caller.clone(), lifetime);
         Ok(caller)
     }
 
     /// Whether `caller` has `right`.
-    pub(super) async fn authorize(&self, caller: &Caller, right: Right) -> Result<(), Problem> {
-        let attributes = ResourceAttributes {
-            group: Some(GROUP.to_owned()),
-            resource: Some(right.resource.to_owned()),
-            verb: Some(right.verb.to_owned()),
-            namespace: right.namespace.clone(),
-            name: right.name.clone(),
-            ..ResourceAttributes::default()
-        };
-        let spec = SubjectAccessReviewSpec {
-            user: Some(caller.name.clone()),
-            uid: caller.uid.clone(),
-            groups: Some(caller.groups.clone()),
-            extra: Some(caller.extra.clone()),
-            resource_attributes: Some(attributes),
-            non_resource_attributes: None,
-        };
-        if self.may(spec, &right).await? { Ok(()) } else { Err(denied(caller, &right)) }
-    }
-
-    async fn may(&self, spec: SubjectAccessReviewSpec, right: &Right) -> Result<bool, Problem> {
-        let fingerprint = self.fingerprints.of(json!(spec).to_string().as_bytes());
+    pub(super) async fn may(&self, caller: &Caller, right: &Right) -> Result<bool, Problem> {
+        let fingerprint = self.fingerprint(caller, right);
         if let Some(may) = self.rights.get(&fingerprint) {
             return Ok(may);
         }
-        let _place = place(&self.right_places).await?;
-        let caller = spec.user.clone();
-        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        let status: SubjectAccessReviewStatus = self.ask(&ACCESS_REVIEW, &review).await?;
+        let answer = async {
+            let _place = place(&self.right_places).await?;
+            let review =
+                SubjectAccessReview { spec: question(caller, right), ..SubjectAccessReview::default() };
+            self.ask::<SubjectAccessReviewStatus>(&ACCESS_REVIEW, &review).await
+        };
+        let status = match answer.await {
+            Ok(status) => status,
+            // Only rights to read are kept.
+            Err(missing) => return missing.or(self.rights.kept(&fingerprint)),
+        };
         let may = status.allowed && status.denied != Some(true);
         if !may {
-            let Right { verb, resource, namespace, name } = right;
             let why = status.evaluation_error.or(status.reason);
-            tracing::info!(caller, verb, resource, namespace, name, why, "denied");
+            tracing::info!(caller = caller.name, ?right, why, "denied");
         }
-        self.rights.put(fingerprint, may, RIGHT_FOR);
+        self.rights.put(fingerprint, may, if may && right.is_to_read() { READ } else { OTHER });
         Ok(may)
     }
 
-    async fn ask<S: DeserializeOwned>(&self, kind: &Kind, review: &impl Serialize) -> Result<S, Problem> {
+    fn fingerprint(&self, Caller { name, uid, groups, extra, .. }: &Caller, right: &Right) -> Fingerprint {
+        let account = format!("{name:?} {uid:?} {groups:?} {extra:?}");
+        let right = match right {
+            Right::Object { verb, resource, namespace, name } => {
+                let [namespace, name] = [namespace, name].map(|text| text.as_deref().unwrap_or_default());
+                ["object", verb, resource, namespace, name]
+            }
+            Right::Path(path) => ["path", path, "", "", ""],
+        };
+        self.fingerprints.of_all(right.into_iter().chain([account.as_str()]))
+    }
+
+    async fn ask<S: DeserializeOwned>(&self, kind: &Kind, review: &impl Serialize) -> Result<S, NoAnswer> {
         let ask = Ask { verb: "create", resource: kind.resource, namespace: None, name: None };
         let request = async {
             let body = serde_json::to_vec(review).map_err(kube::Error::SerdeError)?;
@@ -183,21 +197,72 @@ fn caller(user: UserInfo) -> Option<Caller> {
         uid: user.uid,
         groups: user.groups.unwrap_or_default(),
         extra: user.extra.unwrap_or_default(),
+        scopes: Scopes::everything(),
     })
 }
 
-async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
+/// What the API server is asked about a right.
+fn question(caller: &Caller, right: &Right) -> SubjectAccessReviewSpec {
+    let (mut resource_attributes, mut non_resource_attributes) = (None, None);
+    match right {
+        Right::Object { verb, resource, namespace, name } => {
+            let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+            resource_attributes = Some(ResourceAttributes {
+                group: Some(GROUP.to_owned()),
+                resource: Some(resource.to_owned()),
+                subresource: Some(subresource.to_owned()).filter(|subresource| !subresource.is_empty()),
+                verb: Some((*verb).to_owned()),
+                namespace: namespace.clone(),
+                name: name.clone(),
+                ..ResourceAttributes::default()
+            });
+        }
+        Right::Path(path) => {
+            let (path, verb) = (Some((*path).to_owned()), Some("get".to_owned()));
+            non_resource_attributes = Some(NonResourceAttributes { path, verb });
+        }
+    }
+    SubjectAccessReviewSpec {
+        user: Some(caller.name.clone()),
+        uid: caller.uid.clone(),
+        groups: Some(caller.groups.clone()),
+        extra: Some(caller.extra.clone()),
+        resource_attributes,
+        non_resource_attributes,
+    }
+}
+
+/// Why a question has no answer.
+struct NoAnswer {
+    problem: Problem,
+    /// It may have one in a moment, and the last one counts meanwhile. The API server has not refused it.
+    is_for_now: bool,
+}
+
+impl NoAnswer {
+    /// The last answer in the place of the missing one.
+    fn or<T>(self, last: Option<T>) -> Result<T, Problem> {
+        last.filter(|_| self.is_for_now).ok_or(self.problem)
+    }
+}
+
+async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, NoAnswer> {
     match tokio::time::timeout(MAX_WAIT_FOR_REVIEW, places.acquire()).await {
         // The semaphore is never closed, so this is the time limit.
         Ok(Ok(place)) => Ok(place),
-        _ => Err(later(1, "too many requests wait for their token or access reviews; try again later")),
+        _ => {
+            let problem =
+                later(1, "too many requests wait for their token or access reviews; try again later");
+            Err(NoAnswer { problem, is_for_now: true })
+        }
     }
 }
 
 /// The problem for clients that may not be authenticated: it does not show the address of the API server.
-fn unanswered(refusal: &Refusal) -> Problem {
+fn unanswered(refusal: &Refusal) -> NoAnswer {
     let subject = &refusal.subject;
-    later(
+    let is_for_now = refusal.kind != RefusalKind::Forbidden;
+    let problem = later(
         5,
         match refusal.kind {
             RefusalKind::Forbidden => {
@@ -212,28 +277,11 @@ fn unanswered(refusal: &Refusal) -> Problem {
                 "the API server can't be reached, or is not well: it has not answered `{subject}`; the log says more"
             ),
         },
-    )
+    );
+    NoAnswer { problem, is_for_now }
 }
 
 fn later(seconds: u32, detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
         .with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
-}
-
-fn denied(caller: &Caller, right: &Right) -> Problem {
-    let Right { verb, resource, namespace, name } = right;
-    let which = name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-    let place = match namespace {
-        Some(namespace) => format!("in namespace {namespace}"),
-        None => "in all namespaces".to_owned(),
-    };
-    let mut rule = json!({"apiGroups": [GROUP], "resources": [resource], "verbs": [verb]});
-    if let (Some(name), Some(rule)) = (name, rule.as_object_mut()) {
-        rule.insert("resourceNames".to_owned(), json!([name]));
-    }
-    Problem::new(
-        StatusCode::FORBIDDEN,
-        format!("{} may not {verb} {resource}.{GROUP}{which} {place}: no RBAC rule allows it", caller.name),
-    )
-    .with(&json!({"user": caller.name, "namespace": namespace, "rule": rule}))
 }

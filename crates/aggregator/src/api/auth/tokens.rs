@@ -1,4 +1,4 @@
-//! Authentication by a token file. A person in the file may do everything.
+//! Authentication by a token file.
 //!
 //! A file with a mistake may be half-written, and a failing disk must not shut out all operators, so the last tokens stay in
 //! force. An operator may remove the file on purpose, so no token is accepted while the file is missing or may not be read.
@@ -12,8 +12,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use super::AuthError;
+use super::Caller;
 use super::fingerprint::{Fingerprint, Fingerprints};
-use crate::config::token_file::{self, Person, TokenFile, TokenFileError};
+use crate::config::token_file::{self, Account, Scopes, TokenFile, TokenFileError};
 
 /// How often the file is read again at most. It is read even if its times have not changed, because two changes within one tick of
 /// the file system's clock have the same time.
@@ -31,7 +32,8 @@ pub(super) struct Tokens {
 
 #[derive(Debug)]
 struct List {
-    names: HashMap<Fingerprint, Arc<str>>,
+    /// The name and the scopes of each token.
+    accounts: HashMap<Fingerprint, Arc<(String, Scopes)>>,
     is_open: bool,
     /// What was wrong with the file when it was last read.
     error: Option<String>,
@@ -41,24 +43,27 @@ struct List {
 impl Tokens {
     pub(super) fn open(path: PathBuf, fingerprints: Fingerprints) -> Result<Self, AuthError> {
         let contents = token_file::read(&path)?;
-        let mut list = List { names: HashMap::new(), is_open: false, error: None, looked_at: Instant::now() };
+        let mut list =
+            List { accounts: HashMap::new(), is_open: false, error: None, looked_at: Instant::now() };
         list.accept(&contents, &path, &fingerprints);
         Ok(Self { fingerprints: Arc::new(fingerprints), path, list: Arc::new(Mutex::new(list)) })
     }
 
-    /// The name of the person with this token; `None` if there is none.
-    pub(super) async fn name_of(&self, token: &str) -> Option<Arc<str>> {
+    /// The account of this token; `None` if there is none.
+    pub(super) async fn caller(&self, token: &str) -> Option<Caller> {
         let fingerprint = self.fingerprints.of(token.as_bytes());
-        self.look().await.names.get(&fingerprint).cloned()
+        let account = self.look().await.accounts.get(&fingerprint).cloned()?;
+        let (name, scopes) = &*account;
+        Some(Caller::named(name, scopes.clone()))
     }
 
-    /// What is wrong with the file, without its path: every client may read `/readyz`.
+    /// What is wrong with the file, without its path.
     pub(super) async fn trouble(&self) -> Option<String> {
         let Ok(list) = tokio::time::timeout(MIN_CHECK_PAUSE, self.look()).await else {
             return Some("api.token_file is not read in time".to_owned());
         };
         let error = list.error.as_ref()?;
-        let then = match list.names.len() {
+        let then = match list.accounts.len() {
             0 => "no token is accepted".to_owned(),
             tokens => format!("the last {tokens} tokens are accepted"),
         };
@@ -93,29 +98,29 @@ impl Tokens {
 impl List {
     fn accept(&mut self, contents: &TokenFile, path: &Path, fingerprints: &Fingerprints) {
         let file = path.display();
-        let person = |person: &Person| {
-            (fingerprints.of(person.token.as_bytes()), Arc::<str>::from(person.name.as_str()))
+        let account = |Account { name, token, scopes }: &Account| {
+            (fingerprints.of(token.as_bytes()), Arc::new((name.clone(), scopes.clone())))
         };
-        let names: HashMap<_, _> = contents.people.iter().map(person).collect();
-        if self.error.take().is_some() || names != self.names {
-            tracing::info!(%file, tokens = names.len(), "token file read");
+        let accounts: HashMap<_, _> = contents.accounts.iter().map(account).collect();
+        if self.error.take().is_some() || accounts != self.accounts {
+            tracing::info!(%file, tokens = accounts.len(), "token file read");
         }
         if contents.is_open && !self.is_open {
             tracing::warn!(%file, "every user of this machine may read the token file");
         }
-        self.names = names;
+        self.accounts = accounts;
         self.is_open = contents.is_open;
     }
 
     fn refuse(&mut self, error: &TokenFileError, path: &Path) {
         let (file, text) = (path.display(), error.to_string());
         if error.is_absence() {
-            let taken = std::mem::take(&mut self.names).len();
+            let taken = std::mem::take(&mut self.accounts).len();
             if self.error.as_ref() != Some(&text) {
                 tracing::error!(%file, error = text, taken, "token file can't be read; none of its tokens is accepted until it can");
             }
         } else if self.error.as_ref() != Some(&text) {
-            tracing::error!(%file, error = text, tokens = self.names.len(), "token file refused; the last tokens stay in force");
+            tracing::error!(%file, error = text, tokens = self.accounts.len(), "token file refused; the last tokens stay in force");
         }
         self.error = Some(text);
     }

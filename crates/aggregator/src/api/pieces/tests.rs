@@ -21,7 +21,7 @@ fn records(count: usize, cmdline: &str) -> Arc<[Arc<Record>]> {
 }
 
 fn pieces(records: &Arc<[Arc<Record>]>) -> Arc<Pieces> {
-    Arc::new(Pieces::of(records.clone(), Timestamp::UNIX_EPOCH).unwrap())
+    Arc::new(Pieces::of(records.clone(), Timestamp::UNIX_EPOCH, Cmdlines::Whole).unwrap())
 }
 
 fn text(pieces: &Pieces) -> String {

@@ -64,11 +64,11 @@ async fn every_form_is_the_same_list_under_its_own_tag() {
             (status, &headers["content-encoding"]),
             (StatusCode::OK, &HeaderValue::from_static(encoding))
         );
-        assert_eq!(headers["vary"], "Accept-Encoding");
+        assert_eq!(headers["vary"], "Accept-Encoding, Authorization");
         assert_eq!(headers["content-length"], body.len().to_string());
         assert_eq!(
             (&headers["content-type"], &headers["cache-control"]),
-            (&"application/json".parse().unwrap(), &"no-cache".parse().unwrap())
+            (&"application/json".parse().unwrap(), &"private, no-cache".parse().unwrap())
         );
         assert_eq!(headers["x-procscan-targets-fresh"], "1");
         assert!(body.len() * 4 < plain.len());
@@ -89,7 +89,10 @@ async fn no_form_is_sent_again_to_who_has_it() {
         let polled = [asked, &[("if-none-match", tag.to_str().unwrap())]].concat();
         let (status, headers, body) = stage.list(&polled).await;
         assert_eq!((status, body.len()), (StatusCode::NOT_MODIFIED, 0));
-        assert_eq!((&headers["etag"], &headers["vary"]), (&tag, &"Accept-Encoding".parse().unwrap()));
+        assert_eq!(
+            (&headers["etag"], &headers["vary"]),
+            (&tag, &"Accept-Encoding, Authorization".parse().unwrap())
+        );
         assert!(
             headers.contains_key("x-procscan-targets-fresh") && !headers.contains_key("content-encoding")
         );
@@ -118,7 +121,7 @@ async fn a_poll_that_finds_no_change_makes_nothing() {
         let (status, ..) = stage.list(&[("accept-encoding", "gzip, zstd"), ("if-none-match", known)]).await;
         assert_eq!(status, StatusCode::NOT_MODIFIED);
     }
-    assert_eq!(stage.lists.compressions(), 0);
+    assert_eq!(stage.lists.whole.compressions(), 0);
 }
 
 #[tokio::test]
@@ -127,7 +130,7 @@ async fn a_small_list_stays_as_it_is_and_who_refuses_that_gets_it_compressed() {
     stage.answer("n1", &format!("[{RECORD}]"));
     let (_, headers, plain) = stage.list(ZSTD).await;
     assert!(!headers.contains_key("content-encoding"));
-    assert_eq!(headers["vary"], "Accept-Encoding");
+    assert_eq!(headers["vary"], "Accept-Encoding, Authorization");
     let (_, headers, body) = stage.list(&[("accept-encoding", "zstd, identity;q=0")]).await;
     assert_eq!(
         (headers["content-encoding"].as_bytes(), decoded(&headers, &body)),
@@ -140,7 +143,7 @@ async fn a_small_list_stays_as_it_is_and_who_refuses_that_gets_it_compressed() {
         (status, &headers["content-type"]),
         (StatusCode::NOT_ACCEPTABLE, &"application/problem+json".parse().unwrap())
     );
-    assert_eq!(headers["vary"], "Accept-Encoding");
+    assert_eq!(headers["vary"], "Accept-Encoding, Authorization");
     let problem = json(std::str::from_utf8(&body).unwrap());
     assert_eq!(
         (&problem["parameter"], &problem["value"], &problem["expected"]),
@@ -182,7 +185,7 @@ async fn however_many_ask_at_once_each_form_is_made_once_and_shared() {
                     .iter()
                     .all(|body| body.as_ptr() == bodies[0].as_ptr() && body.len() == bodies[0].len())
             );
-            assert_eq!(stage.lists.compressions(), (changes - 1) * 2 + n);
+            assert_eq!(stage.lists.whole.compressions(), (changes - 1) * 2 + n);
         }
     }
 }
@@ -192,7 +195,7 @@ async fn a_list_that_no_request_waits_for_is_not_compressed_and_any_other_is_onc
     let mut stage = Stage::new();
     stage.answer("n1", &large("a"));
     let lists = stage.lists.clone();
-    let hold = lists.hold().await;
+    let hold = lists.whole.hold().await;
     let ask = || tokio::spawn(stage.router.clone().oneshot(list(Method::GET, GZIP)));
     let soon = || tokio::time::sleep(std::time::Duration::from_millis(50));
     // The first goes away while it waits; the second gets what was begun for the first.
@@ -202,10 +205,10 @@ async fn a_list_that_no_request_waits_for_is_not_compressed_and_any_other_is_onc
     assert!(gone.await.is_err());
     drop(hold);
     assert_eq!(stays.await.unwrap().unwrap().headers()["content-encoding"], "gzip");
-    assert_eq!(stage.lists.compressions(), 1);
+    assert_eq!(stage.lists.whole.compressions(), 1);
 
     stage.answer("n1", &large("b"));
-    let hold = lists.hold().await;
+    let hold = lists.whole.hold().await;
     let gone = tokio::spawn(stage.router.clone().oneshot(list(Method::GET, GZIP)));
     soon().await;
     gone.abort();
@@ -215,7 +218,7 @@ async fn a_list_that_no_request_waits_for_is_not_compressed_and_any_other_is_onc
     drop(hold);
     let (_, headers, body) = stage.list(GZIP).await;
     assert!(String::from_utf8(decoded(&headers, &body)).unwrap().contains(r#""pod":"c""#));
-    assert_eq!(stage.lists.compressions(), 2);
+    assert_eq!(stage.lists.whole.compressions(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,7 +226,7 @@ async fn a_list_that_is_not_compressed_in_time_is_sent_as_it_is() {
     let mut stage = Stage::new();
     stage.answer("n1", &large("a"));
     let lists = stage.lists.clone();
-    let hold = lists.hold().await;
+    let hold = lists.whole.hold().await;
     let asked = tokio::time::Instant::now();
     let (status, headers, body) = stage.list(GZIP).await;
     assert_eq!((status, headers.get("content-encoding")), (StatusCode::OK, None));
@@ -240,16 +243,16 @@ async fn an_earlier_snapshot_does_not_bring_an_old_list_back() {
     let old = stage.shown();
     stage.answer("n1", &large("b"));
     let new = stage.shown();
-    let current = stage.lists.current(&new).list;
+    let current = stage.lists.whole.current(&new).list;
     let etag = current.etag(Encoding::Gzip).clone();
     assert!(current.plain().await.is_some());
-    let overtaken = stage.lists.current(&old).list;
+    let overtaken = stage.lists.whole.current(&old).list;
     assert_eq!(overtaken.etag(Encoding::Gzip), &etag);
     assert!(Arc::ptr_eq(&current, &overtaken));
     // The same list goes on as long as nothing in it changes, with the coverage of its time; and an old one goes.
     stage.answer("n2", "[]");
     let later = stage.shown();
-    let shown = stage.lists.current(&later);
+    let shown = stage.lists.whole.current(&later);
     assert!(Arc::ptr_eq(&current, &shown.list));
     assert_eq!(shown.headers[1].1, "2");
     let weak = Arc::downgrade(&current);
@@ -309,12 +312,12 @@ async fn a_long_list_is_replaced_once_a_second_at_most() {
     stage.answer("n1", &long("n1", "a"));
     stage.answer("n2", &long("n2", "b"));
     let old = stage.shown();
-    let current = stage.lists.current(&old).list;
+    let current = stage.lists.whole.current(&old).list;
     assert!(current.plain().await.is_some());
     stage.answer("n2", &long("n2", "c"));
     for (millis, is_old) in [(0, true), (999, true), (1000, false)] {
         let new = later(&stage, &old, Duration::from_millis(millis));
-        assert_eq!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), is_old, "{millis}");
+        assert_eq!(Arc::ptr_eq(&stage.lists.whole.current(&new).list, &current), is_old, "{millis}");
     }
 }
 
@@ -332,14 +335,14 @@ async fn a_long_list_that_was_made_is_replaced_although_the_client_that_began_it
     stage.answer("n1", &long("n1", "a"));
     stage.answer("n2", &long("n2", "b"));
     let old = stage.shown();
-    let current = stage.lists.current(&old).list;
+    let current = stage.lists.whole.current(&old).list;
     assert!(current.plain().now_or_never().is_none());
     stage.answer("n2", &long("n2", "c"));
     let new = later(&stage, &old, Duration::from_mins(1));
-    assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), "it is being made");
+    assert!(Arc::ptr_eq(&stage.lists.whole.current(&new).list, &current), "it is being made");
     drop(busy);
     stage.api.writer.run(|| ()).await.unwrap();
-    assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    assert!(!Arc::ptr_eq(&stage.lists.whole.current(&new).list, &current));
 }
 
 #[tokio::test]
@@ -349,20 +352,20 @@ async fn a_short_list_in_pieces_is_replaced_only_when_it_is_made() {
     let _in_flight = stage.api.budget.count(vec![0; without_cluster().api.max_in_flight]);
     stage.answer("n1", &large("a"));
     let old = stage.shown();
-    let current = stage.lists.current(&old).list;
+    let current = stage.lists.whole.current(&old).list;
     stage.answer("n1", &large("b"));
     let new = later(&stage, &old, Duration::from_millis(100));
-    assert!(Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    assert!(Arc::ptr_eq(&stage.lists.whole.current(&new).list, &current));
     drop(busy);
     let Some(PlainBody::Pieces(pieces)) = current.plain().await else { panic!("the budget is used up") };
-    assert!(!Arc::ptr_eq(&stage.lists.current(&new).list, &current));
+    assert!(!Arc::ptr_eq(&stage.lists.whole.current(&new).list, &current));
     // It counts as a replaced list: when too many records have changed, its readers are cut off.
     for (seconds, texts, is_cut_off) in [(1, "xx", false), (2, "yy", true)] {
         for node in ["n1", "n2"] {
             stage.answer(node, &long(node, "c").replace("xx", texts));
         }
         let new = later(&stage, &new, Duration::from_secs(seconds));
-        stage.lists.current(&new).list.plain().await.unwrap();
+        stage.lists.whole.current(&new).list.plain().await.unwrap();
         assert_eq!(pieces.iter().any(|piece| piece.is_err()), is_cut_off, "{texts}");
     }
 }
@@ -373,7 +376,7 @@ async fn a_list_that_escapes_make_long_is_held_in_pieces_and_replaced_once_a_sec
     let answer = |last| long("n1", last).replace("xx", r"\u0001\u0001");
     stage.answer("n1", &answer("a"));
     let old = stage.shown();
-    let current = stage.lists.current(&old).list;
+    let current = stage.lists.whole.current(&old).list;
     let Some(plain) = current.plain().await else { panic!("the list can be made") };
     assert!(matches!(plain, PlainBody::Pieces(_)));
     assert_eq!(stage.lists.size(), 0);
@@ -383,7 +386,7 @@ async fn a_list_that_escapes_make_long_is_held_in_pieces_and_replaced_once_a_sec
     stage.answer("n1", &answer("b"));
     for (millis, is_old) in [(999, true), (1000, false)] {
         let new = later(&stage, &old, Duration::from_millis(millis));
-        assert_eq!(Arc::ptr_eq(&stage.lists.current(&new).list, &current), is_old, "{millis}");
+        assert_eq!(Arc::ptr_eq(&stage.lists.whole.current(&new).list, &current), is_old, "{millis}");
     }
 }
 
@@ -398,7 +401,7 @@ async fn a_reader_of_a_long_list_gets_all_of_it_although_it_is_replaced() {
     let mut body = response.into_body();
     let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
     stage.answer("n2", &long("n2", "c"));
-    stage.lists.current(&later(&stage, &stage.shown(), Duration::from_secs(1)));
+    stage.lists.whole.current(&later(&stage, &stage.shown(), Duration::from_secs(1)));
     let rest = body.collect().await.unwrap().to_bytes();
     assert_eq!([first, rest].concat(), plain);
 }

@@ -181,8 +181,8 @@ async fn incidents_are_listed_by_their_time_and_those_that_come_meanwhile_move_n
             .map(|it| it["name"].as_str().unwrap().to_owned())
             .collect()
     };
-    // The latest first, those of one time by name.
-    assert_eq!(names(&first), ["web-6", "web-4", "web-5"]);
+    // The latest first, those of one time by name, the last first.
+    assert_eq!(names(&first), ["web-6", "web-5", "web-4"]);
     let OperatorCommands::File(store) = &full.stage.api.operators.commands else { panic!() };
     let status = json!({"state": "Held", "opened": Timestamp::now()});
     let spec = IncidentSpec::of(&App::new("ns-a", "app", "new"));
@@ -192,7 +192,7 @@ async fn incidents_are_listed_by_their_time_and_those_that_come_meanwhile_move_n
     let rest = full.ask(&format!("incidents?cursor={cursor}")).await;
     assert_eq!(
         (names(&rest), &rest["total"]),
-        (vec!["web-2".into(), "web-3".into(), "web-0".into(), "web-1".into()], &json!(8))
+        (vec!["web-3".into(), "web-2".into(), "web-1".into(), "web-0".into()], &json!(8))
     );
 }
 

@@ -27,7 +27,8 @@ impl OperatorStage {
         let spec = IncidentSpec::of(&App::new("ns-a", "app", "web"));
         let incident = Incident { name: "web".into(), spec, status: serde_json::from_value(status).unwrap() };
         assert!(store.save(vec![incident]).await.is_empty());
-        let stage = Stage::under(&config, OperatorCommands::File(store.clone()), store.shown());
+        let mut stage = Stage::under(&config, OperatorCommands::File(store.clone()), store.shown());
+        stage.token = Some(TOKEN);
         Self { stage, directory }
     }
 
@@ -181,19 +182,29 @@ async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
         ("decisions?namespace=NS_A", "namespace", "1 to 63 of a-z"),
         ("decisions?actor=", "actor", "1 character"),
         ("decisions?app=web", "app", "namespace, name, decision"),
+        ("decisions?sort=name", "sort", "one of at"),
+        ("decisions?since=0s", "since", "24h"),
         ("incidents?state=gone", "state", "watched, grace, held"),
         ("incidents?state=Held&state=Held", "state", "watched, grace, held"),
         ("incidents?namespace=", "namespace", "1 to 63 of a-z"),
         ("incidents?limit=0", "limit", "a whole number from 1 to 1000"),
         ("incidents?cursor=x", "cursor", "next"),
-        ("incidents?app=web", "app", "namespace, name, state, limit, cursor"),
+        (
+            "incidents?app=web",
+            "app",
+            "namespace, name, type, state, process, rule, node, sort, limit, cursor",
+        ),
+        ("incidents?sort=name", "sort", "one of opened, since, app, maybe with - in front"),
+        ("apps?sort=-opened", "sort", "one of app, since"),
         ("decisions?cursor=5b5d", "cursor", "next"),
-        ("incidents/web?state=Held", "state", "no parameters"),
-        ("nodes?state=fresh", "state", "limit, cursor"),
+        ("incidents/web?state=Held", "state", "namespace"),
+        ("exemptions/web?state=Held", "state", "namespace"),
+        ("nodes?state=ready", "state", "fresh, stale, unusable, never_seen"),
+        ("nodes?namespace=ns-a", "namespace", "node, state, q, sort, limit, cursor"),
         ("nodes?limit=1001", "limit", "a whole number from 1 to 1000"),
-        ("plan?namespace=ns-a", "namespace", "limit, cursor"),
+        ("plan?list=blocked", "list", "blocks, notices, held, disputes"),
         ("plan?cursor=22", "cursor", "next"),
-        ("exemptions?name=a", "name", "limit, cursor"),
+        ("exemptions?name=a", "name", "namespace, state, q, sort, limit, cursor"),
         ("exemptions?cursor=", "cursor", "next"),
         ("enforcement?mode=paused", "mode", "no parameters"),
     ];
@@ -219,9 +230,10 @@ async fn every_list_refuses_the_same_limits_and_every_unknown_parameter() {
     for path in ["decisions?limit=1", "decisions?limit=1000", "decisions", "nodes", "plan?", "exemptions"] {
         assert_eq!(operator.stage.get(&format!("/api/v1/{path}")).await.0, StatusCode::OK, "{path}");
     }
-    // Probes and the older list take whatever is asked, as before.
-    for path in ["/health?x=1", "/livez?x=1", "/api/violations?x=1"] {
-        assert_eq!(operator.stage.get(path).await.0, StatusCode::OK, "{path}");
+    for path in ["/health?x=1", "/livez?x=1", "/readyz?x=1", "/openapi.json?x=1", "/api/violations?x=1"] {
+        let (status, _, body) = operator.stage.get(path).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(json(&body)["parameter"], "x", "{path}: {body}");
     }
 }
 
@@ -355,16 +367,24 @@ async fn a_body_is_waited_for_only_if_its_sender_is_admitted_and_then_not_for_lo
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_says_that_the_tokens_are_gone() {
+async fn readiness_says_what_is_wrong_with_the_token_file() {
     let operator = OperatorStage::open().await;
     let auth = async || json(&operator.stage.get("/readyz").await.2)["auth"].clone();
     assert_eq!(auth().await, json!({"ok": true}));
-    std::fs::remove_file(operator.directory.path().join("tokens")).unwrap();
+    let tokens = operator.directory.path().join("tokens");
+    std::fs::write(&tokens, "alice\n").unwrap();
     tokio::time::advance(std::time::Duration::from_secs(1)).await;
-    let auth = auth().await;
-    assert_eq!(auth["ok"], false);
-    let error = auth["error"].as_str().unwrap();
-    assert!(error.starts_with("api.token_file: can't be read: ") && error.contains("no token"), "{error}");
+    let refused = auth().await;
+    assert_eq!(refused["ok"], false);
+    let error = refused["error"].as_str().unwrap();
+    assert!(
+        error.starts_with("api.token_file: line 1: ") && error.ends_with("the last 1 tokens are accepted"),
+        "{error}"
+    );
+    // Without the file no token is accepted, so no caller sees the details.
+    std::fs::remove_file(tokens).unwrap();
+    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    assert_eq!(auth().await, Value::Null);
     let body = r#"{"mode": "paused"}"#;
     let kind = Some("application/json");
     let (status, _) = operator.send(Method::PUT, "/api/v1/enforcement", kind, body).await;

@@ -98,7 +98,8 @@ async fn what_cannot_be_meant_is_refused_with_what_can() {
     let cut = &cursor[..cursor.len() - 1];
     let table = [
         ("namespaces=ns-a", "namespaces", "ns-a", "namespace, name, type"),
-        ("sort=", "sort", "", "namespace, name, type"),
+        ("sort=", "sort", "", "one of key, first_seen, last_seen, maybe with - in front"),
+        ("sort=--key", "sort", "--key", "one of key, first_seen, last_seen"),
         ("Limit=1", "Limit", "1", "limit"),
         ("namespace=", "namespace", "", "1 to 63 of a-z"),
         ("namespace=NS_A", "namespace", "NS_A", "1 to 63 of a-z"),
@@ -106,8 +107,7 @@ async fn what_cannot_be_meant_is_refused_with_what_can() {
         ("type=", "type", "", "1 character"),
         ("process=", "process", "", "1 character"),
         ("node=", "node", "", "1 character"),
-        ("state=gone", "state", "gone", "active, unconfirmed or cleared"),
-        ("state=Active", "state", "Active", "active, unconfirmed or cleared"),
+        ("state=gone", "state", "gone", "one of active, unconfirmed, cleared"),
         ("q=", "q", "", "1 to 256 bytes"),
         (&format!("q={long}"), "q", &long[..200], "1 to 256 bytes"),
         ("limit=0", "limit", "0", "from 1 to 1000"),
@@ -120,7 +120,7 @@ async fn what_cannot_be_meant_is_refused_with_what_can() {
         ("cursor=abc", "cursor", "abc", "next"),
         (&format!("cursor={cut}"), "cursor", cut, "next"),
         ("limit=1&limit=2", "limit", "2", "from 1 to 1000"),
-        ("state=active&state=active", "state", "active", "active, unconfirmed or cleared"),
+        ("state=active&state=active", "state", "active", "one of active, unconfirmed, cleared"),
     ];
     for (query, parameter, value, expected) in table {
         let (status, headers, body) = stage.get(&format!("/api/v1/violations?{query}")).await;

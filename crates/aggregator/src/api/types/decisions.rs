@@ -5,22 +5,26 @@ use procscan_core::decision;
 use procscan_core::names::{App, Text};
 use procscan_core::state::Declaration;
 use procscan_core::state::incident::{self, LoggedKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::is_false;
 
 /// A page of the log of decisions.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct DecisionPage {
     /// The decisions, the latest first.
     pub(crate) decisions: Vec<Decision>,
     /// How many decisions follow this page.
     #[serde(default)]
     pub(crate) more: u64,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<String>,
 }
 
 /// An entry of the log of decisions.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Decision {
     pub(crate) at: Timestamp,
     /// `None` if an operator has declared something for more than one App.

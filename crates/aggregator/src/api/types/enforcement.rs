@@ -1,11 +1,12 @@
 //! `GET` and `PUT /api/v1/enforcement`.
 
 use procscan_core::decision;
+use schemars::JsonSchema;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 /// The mode of enforcement, as the API writes it. Requests may use `dry-run` too, as the configuration does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Mode {
     Enforce,
@@ -47,7 +48,7 @@ impl From<Mode> for decision::Mode {
 }
 
 /// The mode in force, and what operators have declared.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Enforcement {
     /// The mode in force.
     pub(crate) mode: Mode,
@@ -60,7 +61,7 @@ pub(crate) struct Enforcement {
 }
 
 /// The answer to an operator who declares a mode.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct EnforcementChange {
     /// The mode that was declared; `None` if the configuration counts again.
     pub(crate) mode: Option<Mode>,

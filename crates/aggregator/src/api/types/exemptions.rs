@@ -3,27 +3,32 @@
 use jiff::Timestamp;
 use procscan_core::policy;
 use procscan_core::state;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::requests::Part;
 
 /// A page of the exemptions.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ExemptionPage {
     /// The exemptions that operators have declared at run time, by name.
     pub(crate) exemptions: Vec<Exemption>,
     /// The exemptions that need to be confirmed, those of the configuration included. `None` where it is not known, because the
     /// replica does not lead.
     pub(crate) withheld: Option<Vec<Withheld>>,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<String>,
 }
 
 /// An exemption in the list.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Exemption {
     pub(crate) name: String,
     /// The members of an [`ExemptionSpec`]; of an exemption that can't be read, the members that were written.
     #[serde(flatten)]
+    #[schemars(with = "ExemptionSpec")]
     pub(crate) spec: Value,
     /// Whether it has an effect. `None` where only the leader knows whether it is withheld.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +51,7 @@ impl Exemption {
 }
 
 /// Whether an exemption has an effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ExemptionState {
     InForce,
@@ -59,6 +64,16 @@ pub(crate) enum ExemptionState {
 }
 
 impl ExemptionState {
+    /// The name of the state, as the API writes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::InForce => "in_force",
+            Self::Withheld => "withheld",
+            Self::Over => "over",
+            Self::Unreadable => "unreadable",
+        }
+    }
+
     /// The state as a text for people.
     pub(crate) fn as_text(self) -> &'static str {
         match self {
@@ -71,7 +86,7 @@ impl ExemptionState {
 }
 
 /// An exemption that has no effect until it is confirmed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Withheld {
     /// `Exemption NAME`, or its place in the configuration.
     pub(crate) place: String,
@@ -85,14 +100,14 @@ impl From<&policy::Withheld> for Withheld {
 }
 
 /// The answer to an operator who has made an exemption.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct NewExemption {
     pub(crate) name: String,
     pub(crate) exemption: ExemptionSpec,
 }
 
 /// What an exemption covers, and why.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ExemptionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<Part>,

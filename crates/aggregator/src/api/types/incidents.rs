@@ -1,12 +1,13 @@
 //! `GET /api/v1/incidents`, `GET /api/v1/incidents/NAME`, and the answers to `approve` and `release`.
 
-mod parts;
+pub(super) mod parts;
 
 use jiff::Timestamp;
 use procscan_core::decision::DecisionKind;
 use procscan_core::names::{App, Text};
 use procscan_core::state;
 use procscan_core::state::incident::{self, LoggedKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::parts::{
@@ -16,17 +17,20 @@ use self::parts::{
 use super::{ClearedBy, is_zero};
 
 /// A page of incidents.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct IncidentPage {
     /// The incidents, the latest first.
     pub(crate) incidents: Vec<Incident>,
     /// How many incidents match, on this page and on all others.
     #[serde(default)]
     pub(crate) total: usize,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) next: Option<String>,
 }
 
 /// The state of an incident.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum IncidentState {
     /// Not due, exempt, or released by an operator.
@@ -71,7 +75,7 @@ impl From<state::IncidentState> for IncidentState {
 }
 
 /// An incident: all that is persisted of one App. The members are described at [`state::IncidentStatus`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Incident {
     pub(crate) name: String,
     pub(crate) app: App,
@@ -186,7 +190,7 @@ impl From<state::Incident> for Incident {
 }
 
 /// The answer to an operator command that was carried out: the incident, and what the command has changed.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct CommandResult {
     #[serde(flatten)]
     pub(crate) incident: Incident,
@@ -194,7 +198,7 @@ pub(crate) struct CommandResult {
 }
 
 /// What an operator command has changed.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct CommandEffect {
     pub(crate) decision: LoggedKind,
     /// The state of the incident before. `None` if the replica did not know it.
@@ -213,14 +217,14 @@ impl CommandEffect {
 }
 
 /// The answer to an operator command that is persisted and not carried out yet.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Pending {
     pub(crate) status: PendingStatus,
     pub(crate) detail: String,
 }
 
 /// The status of a command that is not carried out yet.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PendingStatus {
     #[default]

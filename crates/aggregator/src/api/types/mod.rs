@@ -3,14 +3,17 @@
 //! All names of members are in `snake_case`, and so are all values of enumerations. The objects in the cluster and the state
 //! file have the names of Kubernetes instead, so the API writes none of their documents unchanged.
 
+mod apps;
 mod decisions;
 mod enforcement;
 mod exemptions;
 mod incidents;
 mod nodes;
+mod plan;
 mod requests;
 mod violations;
 
+pub(crate) use self::apps::{AppPage, ListedApp};
 pub(crate) use self::decisions::{Decision, DecisionPage};
 pub(crate) use self::enforcement::{Enforcement, EnforcementChange, Mode};
 pub(crate) use self::exemptions::{
@@ -19,11 +22,22 @@ pub(crate) use self::exemptions::{
 pub(crate) use self::incidents::{
     CommandEffect, CommandResult, Incident, IncidentPage, IncidentState, Pending,
 };
-pub(crate) use self::nodes::Node;
+pub(crate) use self::nodes::{Node, NodePage};
+pub(crate) use self::plan::PlanPage;
 pub(crate) use self::requests::{
     ApproveRequest, EnforceRequest, ExemptRequest, Part, Reason, ReleaseRequest, Time,
 };
-pub(crate) use self::violations::{ClearedBy, Violation};
+pub(crate) use self::violations::{ClearedBy, Violation, ViolationList, ViolationPage};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// The answer of a probe.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Status {
+    /// `ok`.
+    pub(crate) status: &'static str,
+}
 
 /// For members that are left out where they are `false`.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks like this")]

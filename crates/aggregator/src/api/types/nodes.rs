@@ -3,12 +3,25 @@
 use jiff::Timestamp;
 use procscan_core::names::{NodeName, Text};
 use procscan_core::report::{FailureReason, Rejections};
-use procscan_core::snapshot::{Snapshot, TargetState, TargetView};
+use procscan_core::snapshot::{Coverage, Snapshot, TargetState, TargetView};
 use procscan_core::time::CompactTimestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
+/// A page of targets.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct NodePage {
+    /// The targets.
+    nodes: Vec<Node>,
+    /// How many of the targets answer.
+    coverage: Coverage,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
 /// A target, and what is known of its node.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct Node {
     #[serde(rename = "node")]
     name: NodeName,
@@ -31,7 +44,7 @@ pub(crate) struct Node {
 }
 
 /// The last failure of a target.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct Failure {
     at: Timestamp,
     reason: FailureReason,

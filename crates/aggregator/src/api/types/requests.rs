@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use procscan_core::state::{ExemptionSpec, Match};
+use schemars::JsonSchema;
 use serde::de::{Deserializer, Error as _, Unexpected};
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use crate::config::values;
 use crate::reason;
 
 /// `POST /api/v1/incidents/NAME/approve`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ApproveRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -18,7 +19,7 @@ pub(crate) struct ApproveRequest {
 }
 
 /// `POST /api/v1/incidents/NAME/release`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ReleaseRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,11 +29,12 @@ pub(crate) struct ReleaseRequest {
 }
 
 /// `POST /api/v1/exemptions`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExemptRequest {
     /// The name of the exemption; made from the time if it is `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"))]
     pub(crate) id: Option<String>,
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<Part>,
@@ -73,7 +75,7 @@ fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Res
 }
 
 /// `PUT /api/v1/enforcement`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EnforceRequest {
     /// `null` for the mode of the configuration. It must be given, so that a forgotten mode does not lift a pause.
@@ -84,7 +86,7 @@ pub(crate) struct EnforceRequest {
 }
 
 /// A part of an exemption: a text, or a regular expression.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Part {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
@@ -119,8 +121,9 @@ impl From<&Match> for Part {
 }
 
 /// The text of a [`Part`]: up to [`PartText::MAX_CHARS`] characters.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("minLength" = 1, "maxLength" = Self::MAX_CHARS))]
 struct PartText(String);
 
 impl PartText {
@@ -141,8 +144,9 @@ impl<'de> Deserialize<'de> for PartText {
 }
 
 /// The reason of an operator command: not blank, and of a bounded length.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(extend("minLength" = 1, "maxLength" = 1024, "pattern" = r"\S"))]
 pub(crate) struct Reason(String);
 
 impl Reason {
@@ -170,7 +174,7 @@ impl<'de> Deserialize<'de> for Reason {
 }
 
 /// A time with its zone.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub(crate) struct Time(pub(crate) Timestamp);
 

@@ -3,12 +3,54 @@
 use jiff::Timestamp;
 use procscan_core::clearing::{Cleared, Presence};
 use procscan_core::names::{Key, NodeName, Text};
-use procscan_core::snapshot::{self, State};
+use procscan_core::snapshot::{self, Coverage, State};
 use procscan_core::state::incident;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The list of `GET /api/violations`.
+#[derive(Deserialize, JsonSchema)]
+#[expect(dead_code, reason = "the list is written from the records; this is its schema")]
+pub(crate) struct ViolationList {
+    /// The active and unconfirmed violations, ordered by namespace, Pod and process.
+    violations: Vec<ListedViolation>,
+    /// When the list last changed.
+    update_time: Timestamp,
+    /// How many violations there are.
+    total_count: usize,
+}
+
+/// A violation as the agent last gave it.
+#[derive(Deserialize, JsonSchema)]
+#[expect(dead_code, reason = "the list is written from the records; this is its schema")]
+struct ListedViolation {
+    pod: String,
+    namespace: String,
+    process: String,
+    /// Secrets in it are replaced by `***`, unless the caller has the right to whole command lines.
+    cmdline: String,
+    regex: String,
+    status: String,
+    #[serde(rename = "type")]
+    kind: String,
+    name: String,
+    timestamp: String,
+}
+
+/// A page of violations.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ViolationPage<'a> {
+    /// The violations.
+    violations: Vec<Violation<'a>>,
+    /// How many of the targets answer.
+    coverage: Coverage,
+    /// The `cursor` of the next page, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
 /// A violation with the evidence of each node. It has no command line, because command lines may hold secrets.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct Violation<'a> {
     #[serde(flatten)]
     pub(crate) key: &'a Key,
@@ -29,7 +71,7 @@ pub(crate) struct Violation<'a> {
 }
 
 /// The evidence of one node.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct Evidence<'a> {
     node: &'a NodeName,
     presence: Presence,
@@ -43,7 +85,7 @@ pub(crate) struct Evidence<'a> {
 }
 
 /// By which rule evidence cleared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ClearedBy {
     /// Its node has answered for long enough without it.
@@ -81,14 +123,16 @@ impl From<incident::ClearedBy> for ClearedBy {
     }
 }
 
-impl<'a> From<&'a snapshot::Violation> for Violation<'a> {
-    fn from(violation: &'a snapshot::Violation) -> Self {
+impl<'a> Violation<'a> {
+    /// A violation, for a reader that `sees` what belongs to some namespaces.
+    pub(crate) fn of(violation: &'a snapshot::Violation, sees: impl Fn(&str) -> bool) -> Self {
         let evidence = violation.evidence().map(|evidence| Evidence {
             node: &evidence.node,
             presence: evidence.presence,
             was_fresh: evidence.fresh_at.is_some(),
             cleared: evidence.cleared.map(ClearedBy::from),
-            hidden_by: evidence.hidden_by.as_deref(),
+            // Another tenant may have the process that hides this one.
+            hidden_by: evidence.hidden_by.as_deref().filter(|key| sees(&key.namespace)),
         });
         Self {
             key: &violation.key,

@@ -8,7 +8,7 @@ use crate::decision::DecisionKind;
 use crate::names::Text;
 
 /// A kind of decision. Kinds that only another version knows are persisted as they are.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum LoggedKind {
     /// A kind that this version knows.

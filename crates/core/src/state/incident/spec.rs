@@ -35,7 +35,7 @@ pub struct AppRef {
     pub namespace: Text,
     /// `app` or `devbox`.
     #[serde(rename = "type")]
-    pub(crate) kind: Text,
+    pub kind: Text,
     /// Its name.
     pub name: Text,
 }

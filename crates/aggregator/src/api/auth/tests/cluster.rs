@@ -54,8 +54,11 @@ impl Server {
         server
             .answer(&question, |question| {
                 let (spec, right) = (&question["spec"], &question["spec"]["resourceAttributes"]);
-                let may =
-                    spec["user"] == "alice" && right["namespace"] == "ns-a" && right["verb"] == "release";
+                let may = spec["user"] == "alice"
+                    && ((right["namespace"] == "ns-a"
+                        && (right["verb"] == "release" || right["verb"] == "list"))
+                        || (right["subresource"] == "cmdline" && right["resource"] == "violations")
+                        || spec["nonResourceAttributes"] == json!({"path": "/metrics", "verb": "get"}));
                 json!({"allowed": may})
             })
             .await
@@ -94,8 +97,9 @@ async fn the_cluster_says_who_asks() {
         uid: Some("u-1".to_owned()),
         groups: ["ops", "system:authenticated"].map(str::to_owned).to_vec(),
         extra: [("example.com/scopes".to_owned(), ["a", "b"].map(str::to_owned).to_vec())].into(),
+        scopes: Scopes::everything(),
     };
-    assert_eq!(caller, expected);
+    assert_eq!(*caller, expected);
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": ALICE}});
     assert_eq!(*server.asked.lock().unwrap(), [review]);
 
@@ -150,7 +154,7 @@ async fn a_flood_of_bad_tokens_neither_floods_the_cluster_nor_locks_out_who_is_k
     assert_eq!((server.waiting.load(Ordering::Relaxed), server.asked()), (8, 1 + 8));
     // A known account does not wait, and neither does an access review.
     let alice = auth.authenticate(&with(ALICE)).await.unwrap();
-    auth.authorize(&alice, release_in(Some("ns-a"))).await.unwrap();
+    auth.authorize(&alice, &release_in(Some("ns-a"))).await.unwrap();
     assert_eq!(server.waiting.load(Ordering::Relaxed), 8);
     server.gate.add_permits(1000);
     while let Some(answer) = flood.join_next().await {
@@ -177,22 +181,27 @@ async fn who_waits_for_the_same_answer_takes_it() {
     assert_eq!(server.asked(), 8);
 }
 
+/// Answers that are none, and what their problem says.
+const NO_ANSWERS: [(u16, &str, [&str; 2]); 4] = [
+    (500, "broken", ["not answered `create ", "well"]),
+    (429, "", ["not answered `create ", "well"]),
+    (201, "{}", ["not answered `create ", "well"]),
+    (201, "{\"status\": {\"allowed\": \"yes\", \"authenticated\": \"yes\"}}", ["not answered", "well"]),
+];
+const FORBIDDEN: (u16, &str, [&str; 2]) = (
+    403,
+    r#"{"kind": "Status", "status": "Failure", "message": "cannot create", "code": 403}"#,
+    ["refuses `create ", "RBAC"],
+);
+
 #[tokio::test(start_paused = true)]
 async fn without_an_answer_of_the_cluster_no_caller_is_known_and_none_has_a_right() {
     let (server, auth) = Server::start();
-    let alice = auth.authenticate(&with(ALICE)).await.unwrap();
-    tokio::time::advance(Duration::from_secs(10)).await;
-    let forbidden = r#"{"kind": "Status", "status": "Failure", "message": "cannot create", "code": 403}"#;
-    for (code, body, says) in [
-        (403, forbidden, ["refuses `create ", "RBAC"]),
-        (500, "broken", ["not answered `create ", "well"]),
-        (429, "", ["not answered `create ", "well"]),
-        (201, "{}", ["not answered `create ", "well"]),
-        (201, "{\"status\": {\"allowed\": \"yes\", \"authenticated\": \"yes\"}}", ["not answered", "well"]),
-    ] {
+    let alice = Caller { name: "alice".to_owned(), ..Caller::anonymous() };
+    for (code, body, says) in [FORBIDDEN].into_iter().chain(NO_ANSWERS) {
         server.answers(code, body);
         let who = seen(auth.authenticate(&with(ALICE)).await).await;
-        let may = seen(auth.authorize(&alice, release_in(Some("ns-a"))).await).await;
+        let may = seen(auth.authorize(&alice, &release_in(Some("ns-a"))).await).await;
         for ((status, headers, problem), resource) in [(who, "tokenreviews"), (may, "subjectaccessreviews")] {
             assert_eq!((status, headers["retry-after"].to_str().unwrap()), (503, "5"), "{body}");
             let detail = problem["detail"].as_str().unwrap();
@@ -209,7 +218,56 @@ async fn without_an_answer_of_the_cluster_no_caller_is_known_and_none_has_a_righ
     server.gate.add_permits(1000);
     *server.answer.lock().unwrap() = None;
     auth.authenticate(&with(ALICE)).await.unwrap();
-    auth.authorize(&alice, release_in(Some("ns-a"))).await.unwrap();
+    auth.authorize(&alice, &release_in(Some("ns-a"))).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_cluster_gives_no_answer_an_account_may_read_what_it_could_read_and_change_nothing() {
+    let (server, auth) = Server::start();
+    let (read, write) = (Right::to_read("list", Some("ns-a")), release_in(Some("ns-a")));
+    let denied = Right::to_read("list", Some("ns-b"));
+    let alice = auth.authenticate(&with(ALICE)).await.unwrap();
+    auth.authorize(&alice, &read).await.unwrap();
+    auth.authorize(&alice, &write).await.unwrap();
+    assert_eq!(status(auth.authorize(&alice, &denied).await).await, 403);
+    assert_eq!(status(auth.authenticate(&with("token-of-mallory")).await).await, 401);
+    tokio::time::advance(Duration::from_secs(11)).await;
+    for (code, body, _) in NO_ANSWERS {
+        server.answers(code, body);
+        auth.authenticate(&with(ALICE)).await.unwrap();
+        auth.authorize(&alice, &read).await.unwrap();
+        assert_eq!(status(auth.authorize(&alice, &write).await).await, 503, "{body}");
+        assert_eq!(status(auth.authorize(&alice, &denied).await).await, 503, "{body}");
+        assert_eq!(status(auth.authenticate(&with("token-of-mallory")).await).await, 503, "{body}");
+    }
+    // The API server answers, and refuses the question.
+    server.answers(FORBIDDEN.0, FORBIDDEN.1);
+    assert_eq!(status(auth.authenticate(&with(ALICE)).await).await, 503);
+    assert_eq!(status(auth.authorize(&alice, &read).await).await, 503);
+    // Ten minutes after the last answer nothing is kept.
+    server.answers(500, "broken");
+    tokio::time::advance(Duration::from_secs(600)).await;
+    assert_eq!(status(auth.authenticate(&with(ALICE)).await).await, 503);
+    assert_eq!(status(auth.authorize(&alice, &read).await).await, 503);
+}
+
+#[tokio::test]
+async fn rights_to_subresources_and_paths_are_asked_in_the_terms_of_the_cluster() {
+    let (server, auth) = Server::start();
+    let alice = auth.authenticate(&with(ALICE)).await.unwrap();
+    auth.authorize(&alice, &Right::to_cmdlines(None)).await.unwrap();
+    auth.authorize(&alice, &Right::Path("/metrics")).await.unwrap();
+    let asked = server.asked.lock().unwrap().clone();
+    let expected = json!({"group": "procscan.sealos.io", "resource": "violations", "subresource": "cmdline", "verb": "get"});
+    assert_eq!(asked[1]["spec"]["resourceAttributes"], expected);
+    assert_eq!(asked[2]["spec"]["nonResourceAttributes"], json!({"path": "/metrics", "verb": "get"}));
+    let (_, _, problem) = seen(auth.authorize(&alice, &Right::Path("/other")).await).await;
+    assert_eq!(problem["rule"], json!({"nonResourceURLs": ["/other"], "verbs": ["get"]}));
+    let (_, _, problem) = seen(auth.authorize(&alice, &Right::to_read("list", None)).await).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.ends_with(
+        "no RBAC rule allows it; with a right in one namespace, ask for that one: `namespace=NAME`"
+    ));
 }
 
 #[tokio::test]
@@ -229,22 +287,26 @@ async fn an_api_server_that_is_gone_is_reported_as_unreachable() {
 async fn the_cluster_says_who_may() {
     let (server, auth) = Server::start();
     let alice = auth.authenticate(&with(ALICE)).await.unwrap();
-    let right = Right { name: Some("web".to_owned()), ..release_in(Some("ns-a")) };
-    auth.authorize(&alice, right.clone()).await.unwrap();
+    let of_web = |verb| {
+        let (namespace, name) = (Some("ns-a".to_owned()), Some("web".to_owned()));
+        Right::Object { verb, resource: "incidents", namespace, name }
+    };
+    let right = of_web("release");
+    auth.authorize(&alice, &right).await.unwrap();
     let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": {
         "user": "alice", "uid": "u-1", "groups": ["ops", "system:authenticated"], "extra": {"example.com/scopes": ["a", "b"]},
         "resourceAttributes": {"group": "procscan.sealos.io", "resource": "incidents", "verb": "release", "namespace": "ns-a", "name": "web"},
     }});
     assert_eq!(server.asked.lock().unwrap()[1], review);
 
-    let (status, _, problem) = seen(auth.authorize(&alice, release_in(None)).await).await;
+    let (status, _, problem) = seen(auth.authorize(&alice, &release_in(None)).await).await;
     assert_eq!(status, 403);
     assert_eq!(
         problem["detail"],
         "alice may not release incidents.procscan.sealos.io in all namespaces: no RBAC rule allows it"
     );
-    let denied = Right { name: Some("web".to_owned()), verb: "approve", ..release_in(Some("ns-a")) };
-    let (_, _, problem) = seen(auth.authorize(&alice, denied.clone()).await).await;
+    let denied = of_web("approve");
+    let (_, _, problem) = seen(auth.authorize(&alice, &denied).await).await;
     assert_eq!(
         problem["detail"],
         "alice may not approve incidents.procscan.sealos.io web in namespace ns-a: no RBAC rule allows it"
@@ -254,18 +316,18 @@ async fn the_cluster_says_who_may() {
 
     // Remembered for each caller and each right, for three seconds.
     assert_eq!(server.asked(), 4);
-    auth.authorize(&alice, right.clone()).await.unwrap();
-    assert_eq!(self::status(auth.authorize(&alice, denied).await).await, 403);
+    auth.authorize(&alice, &right).await.unwrap();
+    assert_eq!(self::status(auth.authorize(&alice, &denied).await).await, 403);
     assert_eq!(server.asked(), 4);
-    let bob = Caller { name: "bob".to_owned(), ..alice.clone() };
-    assert_eq!(self::status(auth.authorize(&bob, right.clone()).await).await, 403);
-    let demoted = Caller { groups: Vec::new(), ..alice.clone() };
-    auth.authorize(&demoted, right.clone()).await.unwrap();
+    let bob = Caller { name: "bob".to_owned(), ..(*alice).clone() };
+    assert_eq!(self::status(auth.authorize(&bob, &right).await).await, 403);
+    let demoted = Caller { groups: Vec::new(), ..(*alice).clone() };
+    auth.authorize(&demoted, &right).await.unwrap();
     assert_eq!(server.asked(), 6);
     tokio::time::advance(Duration::from_secs(3)).await;
     // A denial counts over an approval in the same answer.
     server.answers(201, r#"{"status": {"allowed": true, "denied": true}}"#);
-    assert_eq!(self::status(auth.authorize(&alice, right).await).await, 403);
+    assert_eq!(self::status(auth.authorize(&alice, &right).await).await, 403);
 }
 
 #[derive(Clone, Default)]

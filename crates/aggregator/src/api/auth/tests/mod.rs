@@ -21,7 +21,7 @@ fn with(token: &str) -> HeaderMap {
 
 fn release_in(namespace: Option<&str>) -> Right {
     let namespace = namespace.map(str::to_owned);
-    Right { verb: "release", resource: "incidents", namespace, name: None }
+    Right::Object { verb: "release", resource: "incidents", namespace, name: None }
 }
 
 /// A problem as a client sees it.
@@ -69,7 +69,7 @@ async fn only_a_bearer_token_is_asked_about() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_in_the_token_file_may_do_everything() {
+async fn an_account_of_the_token_file_without_scopes_may_do_everything() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_owned();
     let write = |text: &str| std::fs::write(&path, text).unwrap();
@@ -78,10 +78,10 @@ async fn who_is_in_the_token_file_may_do_everything() {
     let auth =
         Authenticator::new(&Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(), None)
             .unwrap();
-    let name = async |token: &str| auth.authenticate(&with(token)).await.map(|caller| caller.name);
+    let name = async |token: &str| auth.authenticate(&with(token)).await.map(|caller| caller.name.clone());
     let alice = auth.authenticate(&with("alice-alice-alice")).await.unwrap();
-    assert_eq!(alice, Caller::named("alice"));
-    auth.authorize(&alice, release_in(None)).await.unwrap();
+    assert_eq!(*alice, Caller::named("alice", Scopes::everything()));
+    auth.authorize(&alice, &release_in(None)).await.unwrap();
     let (status, headers, _) = seen(name("alice-alice-alicf").await).await;
     assert_eq!(
         (status, headers["www-authenticate"].to_str().unwrap()),
@@ -106,6 +106,54 @@ async fn who_is_in_the_token_file_may_do_everything() {
     assert_eq!(self::status(name("bobby-bobby-bobby").await).await, 401);
 }
 
+#[tokio::test]
+async fn the_scopes_of_a_token_say_what_its_account_may_do() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let lines = [
+        ("admin", ""),
+        ("reader", "read"),
+        ("tenant", "namespace=ns-a"),
+        ("auditor", "cmdline"),
+        ("scraper", "metrics"),
+        ("operator", "operate"),
+    ];
+    let text: String =
+        lines.iter().map(|(name, scopes)| format!("{name} {name}-{name}-{name}-{name} {scopes}\n")).collect();
+    std::fs::write(file.path(), text).unwrap();
+    let config = format!("{WITHOUT_CLUSTER}api: {{token_file: {}}}\n", file.path().display());
+    let config = Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let auth = Authenticator::new(&config, None).unwrap();
+    let rights = [
+        Right::to_read("list", None),
+        Right::to_read("get", Some("ns-a")),
+        Right::to_read("list", Some("ns-b")),
+        Right::to_cmdlines(None),
+        Right::to_cmdlines(Some("ns-a")),
+        Right::Path("/metrics"),
+        release_in(Some("ns-a")),
+    ];
+    for (name, expected) in [
+        ("admin", [true; 7]),
+        ("reader", [true, true, true, false, false, true, false]),
+        ("tenant", [false, true, false, false, false, false, false]),
+        ("auditor", [true, true, true, true, true, true, false]),
+        ("scraper", [false, false, false, false, false, true, false]),
+        ("operator", [true, true, true, false, false, true, true]),
+    ] {
+        let caller = auth.authenticate(&with(&format!("{name}-{name}-{name}-{name}"))).await.unwrap();
+        for (right, expected) in rights.iter().zip(expected) {
+            assert_eq!(auth.may(&caller, right).await.unwrap(), expected, "{name}: {right:?}");
+            if !expected {
+                let (status, _, problem) = seen(auth.authorize(&caller, right).await).await;
+                let detail = problem["detail"].as_str().unwrap();
+                assert!(status == 403 && detail.starts_with(&format!("{name} may not ")), "{problem}");
+                // It names its own scopes, and nothing of others.
+                assert!(detail.contains(&caller.scopes.to_string()), "{problem}");
+            }
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_token_file_that_is_gone_takes_its_tokens_with_it_until_it_is_back() {
     let directory = tempfile::tempdir().unwrap();
@@ -116,7 +164,8 @@ async fn a_token_file_that_is_gone_takes_its_tokens_with_it_until_it_is_back() {
     let auth =
         Authenticator::new(&Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap(), None)
             .unwrap();
-    let asked = async || auth.authenticate(&with("alice-alice-alice")).await.map(|caller| caller.name);
+    let asked =
+        async || auth.authenticate(&with("alice-alice-alice")).await.map(|caller| caller.name.clone());
     let gone = || std::fs::remove_file(&path).unwrap();
     let replaced = || {
         gone();
@@ -176,9 +225,9 @@ async fn where_no_caller_is_identified_every_caller_may_read_and_none_may_change
     .unwrap();
     let caller = auth.authenticate(&with(ALICE)).await.unwrap();
     assert_eq!(caller.name, "anonymous");
-    let read = Right { verb: "list", resource: "violations", namespace: None, name: None };
-    auth.authorize(&caller, read).await.unwrap();
-    let (status, _, problem) = seen(auth.authorize(&caller, release_in(None)).await).await;
+    auth.authorize(&caller, &Right::to_read("list", None)).await.unwrap();
+    assert!(!auth.may(&caller, &Right::to_cmdlines(None)).await.unwrap());
+    let (status, _, problem) = seen(auth.authorize(&caller, &release_in(None)).await).await;
     assert_eq!(status, 403);
     assert!(problem["detail"].as_str().unwrap().contains("`api.auth`"), "{problem}");
 }

@@ -3,12 +3,13 @@
 use jiff::Timestamp;
 use procscan_core::names::Text;
 use procscan_core::state::incident::{self, LoggedKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::api::types::{ClearedBy, is_false};
 
 /// See [`incident::WallClock`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct WallClock {
     believed: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -18,7 +19,7 @@ pub(super) struct WallClock {
 }
 
 /// See [`incident::DoubtedClock`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct DoubtedClock {
     time: Timestamp,
     since: Timestamp,
@@ -32,7 +33,7 @@ impl From<incident::WallClock> for WallClock {
 }
 
 /// The kinds of brakes on blocks: see [`incident::BrakeKind`].
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum BrakeKind {
     NewApps,
@@ -53,8 +54,8 @@ impl From<incident::BrakeKind> for BrakeKind {
 }
 
 /// See [`incident::HeldBy`].
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct HeldBy {
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(in crate::api::types) struct HeldBy {
     since: Timestamp,
     brake: BrakeKind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +69,7 @@ impl From<incident::HeldBy> for HeldBy {
 }
 
 /// See [`incident::Due`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Due {
     at: Timestamp,
     passed: bool,
@@ -79,14 +80,14 @@ pub(super) struct Due {
 }
 
 /// See [`incident::Accuser`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Accuser {
     node: Text,
     rule: Text,
 }
 
 /// See [`incident::Scope`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Scope {
     brake: BrakeKind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -104,7 +105,7 @@ impl From<incident::Due> for Due {
 }
 
 /// See [`incident::ReleaseDue`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct ReleaseDue {
     at: Timestamp,
     passed: bool,
@@ -119,7 +120,8 @@ impl From<incident::ReleaseDue> for ReleaseDue {
 }
 
 /// See [`incident::EvidenceStatus`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "IncidentEvidence")]
 pub(super) struct Evidence {
     pod: Text,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,7 +145,7 @@ pub(super) struct Evidence {
 }
 
 /// See [`incident::ClearedEvidence`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct ClearedEvidence {
     at: Timestamp,
     by: ClearedBy,
@@ -174,7 +176,7 @@ impl From<incident::EvidenceStatus> for Evidence {
 }
 
 /// See [`incident::PodProcess`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct PodProcess {
     pod: Text,
     process: Text,
@@ -187,7 +189,7 @@ impl From<incident::PodProcess> for PodProcess {
 }
 
 /// See [`incident::Exposure`].
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Exposure {
     #[serde(default)]
     services: Vec<Text>,
@@ -212,7 +214,7 @@ impl From<incident::Exposure> for Exposure {
 }
 
 /// The last notice to the tenant: see [`incident::NotificationStatus`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Notified {
     /// Of which phase.
     phase: NotifiedPhase,
@@ -227,7 +229,7 @@ pub(super) struct Notified {
 }
 
 /// The phase that a notice is of.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum NotifiedPhase {
     Grace,
@@ -248,7 +250,7 @@ impl From<incident::NotificationStatus> for Notified {
 }
 
 /// See [`incident::Grace`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Grace {
     until: Timestamp,
     until_by_clock: Timestamp,
@@ -280,7 +282,7 @@ impl From<incident::Grace> for Grace {
 }
 
 /// An accusation that an operator's release covers: see [`incident::StickyRelease`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct StickyRelease {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     process: Option<Text>,
@@ -300,7 +302,7 @@ impl From<incident::StickyRelease> for StickyRelease {
 }
 
 /// An entry of the incident's own log: see [`incident::IncidentDecision`].
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct LoggedDecision {
     at: Timestamp,
     decision: LoggedKind,

@@ -21,6 +21,11 @@ impl Clock {
         Self { origin: Instant::now() }
     }
 
+    /// Since when this clock runs.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
     /// The present reading of both clocks.
     pub(crate) fn now(&self) -> Moment {
         Moment::new(READING_AT_START + self.origin.elapsed(), Timestamp::now())

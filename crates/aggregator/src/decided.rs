@@ -2,9 +2,11 @@
 //! been written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use procscan_core::Moment;
 use procscan_core::names::{App, Text};
 use procscan_core::plan::{Dispute, HeldApp, Plan};
 use procscan_core::policy::{InheritedBlock, Withheld};
@@ -30,6 +32,8 @@ pub struct Decided {
     pub(crate) unverified: usize,
     /// Whether the cluster facts answer all look-up requests. Always `false` without a cluster.
     pub(crate) is_answered: bool,
+    /// The Apps that the policy has blocked in this term without a grace, each with the time of the evidence that led to it.
+    pub(crate) accused_since: Arc<BTreeMap<App, Moment>>,
     /// How many rounds were done when the decisions were made. A plan from before the first one is not written,
     /// because it knows too little.
     pub rounds: u64,
@@ -47,6 +51,7 @@ impl Decided {
             disputes: Vec::new(),
             unverified: 0,
             is_answered: false,
+            accused_since: Arc::default(),
             rounds: 0,
             permit: None,
         }

@@ -4,6 +4,7 @@
 //! resource and the namespace of an RBAC rule, or the CRD.
 
 mod ask;
+mod counted;
 mod kubeconfig;
 mod pace;
 mod reach;
@@ -29,6 +30,7 @@ use tower::util::MapResponseLayer;
 
 pub use self::ask::Refusal;
 pub(crate) use self::ask::{Ask, RefusalKind};
+use self::counted::CountRequests;
 use self::pace::Pace;
 pub(crate) use self::reach::Reach;
 pub(crate) use self::read::{Answer, Limit};
@@ -37,6 +39,7 @@ pub(crate) use self::trim::{Keep, Size, Trim};
 pub(crate) use self::watch::watch;
 pub use self::write_permit::WritePermit;
 use crate::config;
+use crate::counters::Counters;
 
 /// The variable that has the Pod's own namespace, which is never a tenant's.
 const OWN_NAMESPACE: &str = "POD_NAMESPACE";
@@ -55,6 +58,7 @@ pub struct Cluster {
     server_clock: ServerClock,
     /// Whether the API server can be reached; `None` if a test plays it.
     reach: Option<Reach>,
+    counters: Counters,
 }
 
 impl fmt::Debug for Cluster {
@@ -66,6 +70,14 @@ impl fmt::Debug for Cluster {
 impl Cluster {
     /// Reads the settings of the connection. The first request shows whether the cluster can be reached.
     pub async fn connect(settings: &config::Kubernetes) -> anyhow::Result<Self> {
+        Self::connect_counted(settings, Counters::default()).await
+    }
+
+    /// The same, with counters for its requests, and for what is written by it.
+    pub(crate) async fn connect_counted(
+        settings: &config::Kubernetes,
+        counters: Counters,
+    ) -> anyhow::Result<Self> {
         let options = KubeConfigOptions { context: settings.context.clone(), ..KubeConfigOptions::default() };
         let (mut config, is_inside) = if let Some(path) = &settings.kubeconfig {
             let place = || format!("kubernetes.kubeconfig: {}", path.display());
@@ -115,6 +127,7 @@ impl Cluster {
         let noting = server_clock.clone();
         // A layer below the typed API, which does not return headers.
         let client = builder
+            .with_layer(&CountRequests(counters.clone()))
             .with_layer(&reach)
             .with_layer(&MapResponseLayer::new(move |response: hyper::Response<_>| {
                 noting.note(response.status(), response.headers());
@@ -123,7 +136,7 @@ impl Cluster {
             .build();
         let pace = Arc::new(Pace::new(settings.requests_per_second));
         let (timeout, reach) = (settings.request_timeout, Some(reach));
-        Ok(Self { client, timeout, own_namespace, pace, server_clock, reach })
+        Ok(Self { client, timeout, own_namespace, pace, server_clock, reach, counters })
     }
 
     /// A connection by `client`.
@@ -141,13 +154,26 @@ impl Cluster {
     #[cfg(test)]
     pub(crate) fn of(client: Client, timeout: Duration) -> Self {
         let (pace, server_clock) = (Arc::new(Pace::new(1000)), ServerClock::default());
-        Self { client, timeout, own_namespace: None, pace, server_clock, reach: None }
+        Self {
+            client,
+            timeout,
+            own_namespace: None,
+            pace,
+            server_clock,
+            reach: None,
+            counters: Counters::default(),
+        }
     }
 
     /// The same connection with a shorter timeout.
     #[must_use]
     pub(crate) fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout: timeout.min(self.timeout), ..self.clone() }
+    }
+
+    /// The counters of its requests, and of what is written by it.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The client, for requests that are passed to [`Self::ask`].

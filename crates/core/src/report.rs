@@ -250,6 +250,22 @@ pub enum Rejection {
     NodeQuota,
 }
 
+impl Rejection {
+    /// The reason as a label, `snake_case`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotARecord => "not_a_record",
+            Self::MissingField => "missing_field",
+            Self::WrongType => "wrong_type",
+            Self::InvalidNamespace => "invalid_namespace",
+            Self::InvalidPod => "invalid_pod",
+            Self::InvalidTimestamp => "invalid_timestamp",
+            Self::OverLimit => "over_limit",
+            Self::NodeQuota => "node_quota",
+        }
+    }
+}
+
 /// How many records were refused, by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rejections(
@@ -261,6 +277,11 @@ pub struct Rejections(
 );
 
 impl Rejections {
+    /// The reasons for which records were refused, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (Rejection, u64)> {
+        self.0.iter().flat_map(|counts| counts.iter()).map(|(reason, count)| (*reason, *count))
+    }
+
     /// Counts one more refused record.
     pub fn count(&mut self, reason: Rejection) {
         *self.counts().entry(reason).or_default() += 1;

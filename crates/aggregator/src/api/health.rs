@@ -18,8 +18,6 @@ use crate::cluster_facts::ClusterFactsStatus;
 use crate::kubernetes::Reach;
 use crate::leader::Leadership;
 use crate::ledger_task::{ALL_REFUSE, Progress};
-use crate::output::OutputStatus;
-use crate::views::ApiServer;
 
 /// The ledger looks at the clock every second. If it has not for much longer, it hangs.
 const ALIVE: Duration = Duration::from_secs(30);
@@ -58,6 +56,30 @@ struct Details {
     /// Whether operators' tokens can be checked.
     auth: Part,
     leader: Leader,
+    config: ConfigHealth,
+    /// With TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<CertificateHealth>,
+}
+
+/// The configuration in force.
+#[derive(Serialize, JsonSchema)]
+struct ConfigHealth {
+    #[serde(flatten)]
+    part: Part,
+    /// Equal configurations have the same.
+    hash: String,
+    /// When it was read.
+    loaded: Timestamp,
+}
+
+/// The certificate of the HTTP API.
+#[derive(Serialize, JsonSchema)]
+struct CertificateHealth {
+    #[serde(flatten)]
+    part: Part,
+    /// When it expires.
+    expires: Timestamp,
 }
 
 /// Whether the API server can be reached.
@@ -147,18 +169,6 @@ impl From<ClusterFactsStatus> for ClusterFactsHealth {
     }
 }
 
-impl Part {
-    /// Adds why it can't be ok, if there is a reason.
-    fn and(mut self, error: Option<String>) -> Self {
-        self.error = match (self.error, error) {
-            (Some(own), Some(error)) => Some(format!("{error}; {own}")),
-            (own, error) => error.or(own),
-        };
-        self.ok = self.error.is_none();
-        self
-    }
-}
-
 impl From<Option<String>> for Part {
     fn from(error: Option<String>) -> Self {
         Self { ok: error.is_none(), error, suspended: Vec::new() }
@@ -188,11 +198,11 @@ fn readiness(api: &Api, details: Option<Details>) -> Response {
 }
 
 async fn details(api: &Api) -> Details {
+    let views = &api.views;
     let auth = api.operators.auth.trouble().await.into();
-    let Progress { rounds, coverage, all_refuse } = *api.views.snapshots.progress().borrow();
-    let api_server = api.views.api_server.as_ref();
-    // A part that sends no request at the moment has no error of its own.
-    let without = |needs: fn(&ApiServer) -> bool| api_server.filter(|it| needs(it))?.reach.trouble();
+    let Progress { rounds, coverage, all_refuse } = *views.snapshots.progress().borrow();
+    let evidence = views.cluster_facts.borrow().clone();
+    let suspended = views.output.borrow().suspended.clone();
     Details {
         rounds,
         targets: Targets {
@@ -202,38 +212,28 @@ async fn details(api: &Api) -> Details {
             never_seen: coverage.never_seen,
             error: all_refuse.then_some(ALL_REFUSE),
         },
-        discovery: api.views.targets.borrow().error.clone().into(),
-        api_server: api_server.map(|api_server| Server::from(&api_server.reach)),
-        evidence: {
-            let evidence = ClusterFactsHealth::from(api.views.cluster_facts.borrow().clone());
-            ClusterFactsHealth { part: evidence.part.and(without(|it| it.has_lookups)), ..evidence }
-        },
-        output: output(&api.views.output.borrow()).and(without(|it| it.has_output)),
-        state: {
-            let errors = [api.views.persist_error.borrow().clone(), api.views.state_error.borrow().clone()];
-            let mut errors: Vec<String> = errors.into_iter().flatten().collect();
-            if errors.is_empty() {
-                // No watch reports the rows of a state file that can't be read.
-                errors.extend(api.views.persisted.borrow().unreadable().into_values().take(3));
-            }
-            (!errors.is_empty()).then(|| errors.join("; ")).into()
-        },
+        discovery: views.targets.borrow().error.clone().into(),
+        api_server: views.api_server.as_ref().map(|api_server| Server::from(&api_server.reach)),
+        evidence: ClusterFactsHealth { part: views.evidence_trouble().into(), ..evidence.into() },
+        output: Part { suspended, ..views.output_trouble().into() },
+        state: views.state_trouble().into(),
         auth,
         leader: {
-            let error = api.views.lease_error.borrow().clone();
-            match &*api.views.leadership.borrow() {
+            let error = views.lease_error.borrow().clone();
+            match &*views.leadership.borrow() {
                 Leadership::Leading(permit) => {
                     Leader { leading: permit.holds(), name: Some(permit.identity().to_owned()), error }
                 }
                 Leadership::Following { leader } => Leader { leading: false, name: leader.clone(), error },
             }
         },
+        config: {
+            let config = views.config.borrow().clone();
+            ConfigHealth { part: config.trouble().into(), hash: config.hash, loaded: config.loaded }
+        },
+        certificate: {
+            let tls = views.tls.borrow().clone();
+            tls.expires.map(|expires| CertificateHealth { part: tls.error.into(), expires })
+        },
     }
-}
-
-fn output(status: &OutputStatus) -> Part {
-    let errors = [&status.error, &status.left_open, &status.deferred, &status.junk];
-    let errors: Vec<&str> = errors.into_iter().flatten().map(String::as_str).collect();
-    let error = (!errors.is_empty()).then(|| errors.join("; "));
-    Part { suspended: status.suspended.clone(), ..Part::from(error) }
 }

@@ -13,6 +13,7 @@ pub(crate) mod fuzz;
 mod health;
 mod incidents;
 mod list;
+mod metrics;
 mod namespace_list;
 mod negotiation;
 mod nodes;
@@ -40,8 +41,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use axum::routing::get;
-use procscan_core::policy::BrakeRules;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::Semaphore;
 
@@ -50,8 +51,9 @@ use self::list::{Compressor, Lists};
 use self::namespace_list::NamespaceLists;
 use self::pieces::Cmdlines;
 pub(crate) use self::problem::Problem;
-pub(crate) use self::server::{MAX_CONNECTIONS, Routers, serve};
+pub(crate) use self::server::{Endpoint, MAX_CONNECTIONS, Routers, serve};
 
+use crate::metrics::Metrics;
 use crate::state::OperatorCommands;
 use crate::views::Views;
 use crate::worker::Worker;
@@ -65,12 +67,12 @@ pub(crate) struct Operators {
     pub(crate) auth: Authenticator,
     /// The namespace of the persisted state; `None` without a cluster.
     pub(crate) namespace: Option<String>,
-    /// How many tenants an exemption may open without a confirmation.
-    pub(crate) brake: BrakeRules,
     /// Whether `GET /api/violations` answers without a token.
     pub(crate) anonymous_violations: bool,
     /// Whether secrets in command lines are hidden from callers without the right to whole command lines.
     pub(crate) redacts: bool,
+    /// The metrics.
+    pub(crate) metrics: Metrics,
 }
 
 /// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
@@ -85,7 +87,11 @@ pub(crate) fn routers(views: Views, operators: Operators, max_in_flight: usize) 
         .route("/readyz", get(health::readyz_status))
         .method_not_allowed_fallback(problem::method_not_allowed)
         .fallback(all_taken);
-    Routers { all: routes(api.clone()), reserve: reserve.with_state(api) }
+    let uncertified = router(routes::probes())
+        .route("/readyz", get(health::readyz_status))
+        .fallback(certificate_needed)
+        .with_state(api.clone());
+    Routers { all: routes(api.clone()), reserve: reserve.with_state(api), uncertified }
 }
 
 fn router(routes: Vec<route::Route>) -> Router<Api> {
@@ -96,6 +102,11 @@ async fn all_taken() -> Problem {
     let detail =
         format!("all {MAX_CONNECTIONS} places for connections are taken; only probes are answered now");
     budget::busy(1, detail)
+}
+
+async fn certificate_needed() -> Problem {
+    let detail = "a client certificate is needed for everything but probes (api.tls_client_ca)";
+    Problem::new(StatusCode::FORBIDDEN, detail)
 }
 
 fn routes(api: Api) -> Router {

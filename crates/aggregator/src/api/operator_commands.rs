@@ -140,7 +140,7 @@ pub(super) async fn enforce(
     operator_commands.set_enforcement(&spec).await?;
     let name = declared.map_or("as configured", mode_name);
     tracing::warn!(mode = name, actor = spec.by, reason = spec.reason, "the mode of enforcement is changed");
-    let in_force = declared.unwrap_or(api.views.configured_mode).into();
+    let in_force = declared.unwrap_or_else(|| api.views.configured_mode()).into();
     Ok(Json(EnforcementChange { mode, in_force, reason: spec.reason, by: spec.by }).into_response())
 }
 
@@ -210,8 +210,10 @@ impl Api {
     /// Refuses an exemption that would open many tenants at once, unless it confirms their number.
     pub(super) fn check_opening(&self, exemption: &ExemptionSpec) -> Result<(), Problem> {
         let rule = exemption.rule().map_err(|error| exemption_mistake(&error, exemption))?;
-        let (tenants, may) =
-            (rule.opens(&self.views.decided.borrow().plan), rule.may_open(self.operators.brake.max_releases));
+        let (tenants, may) = (
+            rule.opens(&self.views.decided.borrow().plan),
+            rule.may_open(self.views.policy.borrow().brake.max_releases),
+        );
         if tenants <= may {
             return Ok(());
         }

@@ -8,8 +8,8 @@ use super::types::{
     PlanPage, ReleaseRequest, Status, ViolationList, ViolationPage,
 };
 use super::{
-    compat, decisions, exemptions, filter, health, incidents, nodes, openapi, operator_commands, plan,
-    violations,
+    compat, decisions, exemptions, filter, health, incidents, metrics, nodes, openapi, operator_commands,
+    plan, violations,
 };
 
 /// The probes, which are answered even if all places for connections are taken.
@@ -39,6 +39,12 @@ pub(super) fn all() -> Vec<Route> {
             .summary("This document.")
             .access(Access::Authenticated)
             .answers::<serde_json::Value>(200, "An OpenAPI 3.1 document."),
+    );
+    all.push(
+        Route::get(metrics::PATH, "metrics", metrics::metrics)
+            .summary("The metrics in the text format of Prometheus, or as OpenMetrics for a client that accepts it.")
+            .access(Access::Path)
+            .answers_text("text/plain", 200, "The metrics."),
     );
     all.extend(lists());
     all.extend(commands());

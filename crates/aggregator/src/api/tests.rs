@@ -1,5 +1,6 @@
 mod decisions;
 mod list;
+mod metrics;
 mod names;
 mod openapi;
 mod pages;
@@ -26,13 +27,17 @@ use super::*;
 use crate::clock::Clock;
 use crate::cluster_facts::ClusterFactsStatus;
 use crate::config::Config;
+use crate::counters::Counters;
 use crate::decided::Decided;
 use crate::discovery::TargetSet;
 use crate::leader::Leadership;
 use crate::ledger_task::{self, SnapshotPublisher, Snapshots};
 use crate::output::OutputStatus;
 use crate::policy_task::Journal;
+use crate::reload::ConfigStatus;
 use crate::state::{FileStore, PersistedState};
+use crate::tls::TlsStatus;
+use crate::views::Queues;
 
 /// The whole router over views that the test sets.
 struct Stage {
@@ -94,6 +99,8 @@ impl Stage {
         let (output, outputs) = watch::channel(OutputStatus::default());
         let undecided = Decided::nothing(Plan::empty(Mode::Enforce, now.wall()));
         let (decided, decisions) = watch::channel(Arc::new(undecided));
+        let mut policy = config.policy();
+        policy.brake.max_releases = 2;
         let views = Views {
             snapshots,
             decided: decisions,
@@ -107,16 +114,21 @@ impl Stage {
             lease_error: watch::channel(None).1,
             leadership: crate::leader::alone(),
             journal: Journal::default(),
-            configured_mode: Mode::Enforce,
+            policy: watch::channel(Arc::new(policy)).1,
+            config: watch::channel(ConfigStatus::of(config)).1,
+            tls: watch::channel(TlsStatus::default()).1,
+            queues: Queues::default(),
             clock,
         };
+        let counters = Counters::default();
+        let metrics = Metrics::new(views.clone(), counters);
         let operators = Operators {
             commands: operator_commands,
             auth: Authenticator::new(config, None).unwrap(),
             namespace: None,
-            brake: BrakeRules { max_releases: 2, ..BrakeRules::default() },
             anonymous_violations: config.api.anonymous_violations,
             redacts: config.redacts(),
+            metrics,
         };
         let api = Api::new(views, operators, config.api.max_in_flight);
         let (router, lists) = (routes(api.clone()), api.lists.clone());

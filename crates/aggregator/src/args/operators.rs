@@ -78,9 +78,12 @@ Release or exempt the Apps that must not be blocked.")]
 pub(crate) struct Service {
     /// The HTTP API of any replica; the default is the variable `PROCSCAN_URL`, else `http://127.0.0.1:8090`.
     ///
-    /// The token is sent unencrypted, so use `kubectl port-forward` from outside of the cluster.
+    /// With http:// the token is sent unencrypted, so use https://, or `kubectl port-forward` from outside of the cluster.
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
+    /// A file with the certificates, in PEM, that certify the service's own with https://; the default is those of the system.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// A file that holds a bearer token and nothing else; the default is the token in the variable `PROCSCAN_TOKEN`.
     ///
     /// `kubectl create token NAME -n kube-system` makes a token.

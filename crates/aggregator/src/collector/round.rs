@@ -23,6 +23,7 @@ use super::health::Health;
 use super::lane::Lane;
 use super::{Observation, PROBATION_SHARE, Round};
 use crate::clock::Clock;
+use crate::counters::{Counters, count};
 use crate::discovery::TargetSet;
 
 /// How often targets are asked, and how many at a time.
@@ -63,6 +64,7 @@ pub(crate) struct Collector {
     round: Current,
     /// Observations that are not sent yet.
     unsent: Vec<Observation>,
+    counters: Counters,
 }
 
 #[derive(Debug)]
@@ -107,6 +109,7 @@ impl Collector {
         client: Client,
         clock: Clock,
         observations: mpsc::Sender<Observation>,
+        counters: Counters,
     ) -> Self {
         let probation = (cadence.concurrency / PROBATION_SHARE).max(1);
         Self {
@@ -121,6 +124,7 @@ impl Collector {
             asked: HashMap::new(),
             round: Current::begin(0, false),
             unsent: Vec::new(),
+            counters,
         }
     }
 
@@ -304,6 +308,9 @@ impl Collector {
         });
         let lane = if is_on_probation { &mut self.probation } else { &mut self.healthy };
         lane.finished(id);
+        if let Some(failure) = &failure {
+            count(&self.counters.target_failures, "reason", failure.reason.as_str());
+        }
         self.count(round, failure.is_none());
         self.note_health(&address, etag, failure);
     }
@@ -357,6 +364,7 @@ impl Collector {
         self.round.counts.took = self.round.started.elapsed();
         self.round.counts.lag =
             self.round.lag / u32::try_from(self.round.counts.asked.max(1)).unwrap_or(u32::MAX);
+        self.counters.round(self.round.counts.took);
         self.round.counts
     }
 }
@@ -423,7 +431,7 @@ mod tests {
             limits: procscan_core::report::Limits::default(),
         };
         let cadence = Cadence { interval: Duration::from_secs(1), concurrency: 4, max_backoff_rounds: 1 };
-        Collector::new(cadence, Client::new(options), Clock::start(), observations)
+        Collector::new(cadence, Client::new(options), Clock::start(), observations, Counters::default())
     }
 
     #[tokio::test]

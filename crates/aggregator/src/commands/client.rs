@@ -4,6 +4,7 @@
 
 mod access;
 mod pages;
+mod tls;
 
 use std::fmt::{Display, Write};
 use std::time::Duration;
@@ -16,11 +17,13 @@ use hyper_util::rt::TokioIo;
 use procscan_core::names::{SUBDOMAIN, is_dns_subdomain};
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use self::access::has_cluster;
 use self::access::{Place, TOKEN_VARIABLE};
+use self::tls::Tls;
 use super::CommandError;
 use super::printed::{escaped, harmless};
 use crate::args::operators::{Format, Service};
@@ -146,6 +149,8 @@ pub(super) struct Client {
     /// The path that the API is below, behind a proxy.
     prefix: String,
     token: Option<HeaderValue>,
+    /// With a URL of `https`.
+    tls: Option<Tls>,
 }
 
 struct Answer {
@@ -157,9 +162,12 @@ struct Answer {
 impl Client {
     /// For the service that the arguments name, or the environment.
     pub(super) async fn new(service: &Service) -> Result<Self, ClientError> {
-        let Place { authority, prefix } = access::place(service)?;
+        let Place { authority, prefix, is_https } = access::place(service)?;
         let token = access::token(service).await?;
-        Ok(Self { url: format!("http://{authority}{prefix}"), authority, prefix, token })
+        let host = authority.rsplit_once(':').map_or(&*authority, |(host, _)| host);
+        let tls = is_https.then(|| Tls::new(host, service.ca.as_deref())).transpose()?;
+        let scheme = if is_https { "https" } else { "http" };
+        Ok(Self { url: format!("{scheme}://{authority}{prefix}"), authority, prefix, token, tls })
     }
 
     /// Reads what is at `endpoint`.
@@ -234,7 +242,13 @@ impl Client {
         let doubt = if method == Method::GET { |error| error } else { ClientError::doubted };
         let exchange = async {
             let stream = self.connect().await?;
-            self.exchange(stream, method, endpoint, body).await.map_err(doubt)
+            match &self.tls {
+                None => self.exchange(stream, method, endpoint, body).await.map_err(doubt),
+                Some(tls) => {
+                    let stream = tls.connect(stream).await.map_err(|why| self.unreachable(why))?;
+                    self.exchange(stream, method, endpoint, body).await.map_err(doubt)
+                }
+            }
         };
         let answer = tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(TIMEOUT);
@@ -272,7 +286,7 @@ impl Client {
 
     async fn exchange(
         &self,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         method: Method,
         endpoint: &Endpoint,
         body: Option<Vec<u8>>,
@@ -382,7 +396,7 @@ mod tests {
     async fn an_answer_is_waited_for_15_s_and_a_command_without_one_may_have_been_carried_out() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let service = Service { url: Some(url.clone()), token_file: None };
+        let service = Service { url: Some(url.clone()), token_file: None, ca: None };
         let client = Client::new(&service).await.unwrap();
         let start = tokio::time::Instant::now();
         let error = client.get(&Endpoint::at(&["decisions"])).await.unwrap_err();

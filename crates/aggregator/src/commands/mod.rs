@@ -24,6 +24,7 @@ use std::time::Duration;
 use clap::Parser;
 use clap::error::Error as ArgumentError;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use self::printed::note;
 use crate::args::operators::Operate;
@@ -160,16 +161,17 @@ impl Stop {
         })
     }
 
-    /// Waits for SIGTERM or SIGINT. SIGHUP is only logged: a terminal sends it when it closes, and operators send it to have the
-    /// configuration read again. The service must end in neither case.
-    async fn wait_as_a_service(&mut self) {
+    /// Waits for SIGTERM or SIGINT. SIGHUP has the configuration read again: operators send it for that, and a terminal sends it
+    /// when it closes.
+    async fn wait_as_a_service(&mut self, reload: &Notify) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                Some(()) = self.hangup.recv() => tracing::warn!(
-                    "SIGHUP is ignored: the configuration is read at the start only; to reload it, restart the service"
-                ),
+                Some(()) = self.hangup.recv() => {
+                    tracing::info!("SIGHUP: the configuration is read again");
+                    reload.notify_one();
+                }
             }
         }
     }

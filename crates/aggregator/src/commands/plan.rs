@@ -14,6 +14,7 @@ use super::printed::{self, escaped};
 use super::service::environment;
 use super::{CommandError, Stop, check_config::warn, state_copy};
 use crate::config::{Config, Level, Logger};
+use crate::counters::Counters;
 use crate::decided::PersistedBlocks;
 use crate::decided::{Decided, TakeOver};
 use crate::leader;
@@ -46,7 +47,7 @@ pub(super) async fn plan(path: &Path, mut stop: Stop) -> Result<(), CommandError
 /// Decides after one round, and prints what would change. Returns whether anything would.
 async fn decide(config: &Config) -> anyhow::Result<bool> {
     let settings = config.settings();
-    let cluster = run::cluster(config).await?;
+    let cluster = run::cluster(config, Counters::default()).await?;
     let output = run::output(config, cluster.as_ref(), |path| Ok(Directory::at(path)))?;
     // Before the first start nothing is persisted.
     let nothing = PersistedState { is_complete: true, ..PersistedState::default() };
@@ -100,6 +101,7 @@ async fn inputs(
         leadership: leader::alone(),
         take_over,
         written: watch::channel(Arc::default()).1,
+        counters: Counters::default(),
     })
 }
 

@@ -1,21 +1,26 @@
 //! `run`: the service.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::service::{environment, until_stopped};
 use super::{CommandError, Stop, demo};
 use crate::config::Config;
+use crate::reload::ConfigFile;
 use crate::run::Service;
 use crate::telemetry;
 
-pub(super) async fn run(config: &Path, mut stop: Stop) -> Result<(), CommandError> {
-    let config = Config::load(config, environment())?;
+pub(super) async fn run(path: &Path, mut stop: Stop) -> Result<(), CommandError> {
+    let variables: Vec<_> = environment().collect();
+    let config = Config::load(path, variables.clone())?;
     telemetry::init(config.logger, false);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let service = Service::start(&config).await?;
+    let file = ConfigFile { path: path.to_owned(), variables, asked: Arc::default() };
+    let asked = file.asked.clone();
+    let service = Service::start_with(&config, Some(file)).await?;
     // Not before: a demo may be running there, and then the service does not start.
     demo::unmark(&config);
-    until_stopped(service, stop.wait_as_a_service()).await
+    until_stopped(service, stop.wait_as_a_service(&asked)).await
 }

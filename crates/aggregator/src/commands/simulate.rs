@@ -11,6 +11,7 @@ use super::printed::{self, escaped};
 use super::service::environment;
 use super::{CommandError, check_config::warn, state_copy};
 use crate::config::{Config, Level, Logger};
+use crate::counters::Counters;
 use crate::run;
 use crate::telemetry;
 
@@ -19,7 +20,7 @@ pub(super) async fn run(path: &Path, since: Duration) -> Result<(), CommandError
     let config = Config::load(path, environment())?;
     telemetry::init(Logger { level: Level::Error, ..config.logger }, false);
     warn(&config);
-    let cluster = run::cluster(&config).await?;
+    let cluster = run::cluster(&config, Counters::default()).await?;
     let no_state =
         || anyhow::anyhow!("state.directory: {}: there is no state", config.state.directory().display());
     let persisted = state_copy::read(&config, cluster.as_ref()).await?.ok_or_else(no_state)?;

@@ -1,6 +1,6 @@
 //! `api`: which accounts may use the HTTP API, what they see, and how much memory its answers take.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use procscan_core::size::SizeText;
 use schemars::JsonSchema;
@@ -28,6 +28,14 @@ pub(crate) struct Api {
     /// the right to `violations/cmdline` sees whole command lines all the same. Without it: `true`, unless
     /// `aggregator.address` is a loopback address.
     pub(crate) redact: Option<bool>,
+    /// The file with the certificate of the HTTP API and those that certify it, in PEM. With it, the API is served over
+    /// TLS only. The aggregator reads it and the key again when they change.
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The file with the private key of `tls_certificate`, in PEM.
+    pub(crate) tls_key: Option<PathBuf>,
+    /// The file with the certificates of those that certify clients, in PEM. With it, a client needs a certificate for
+    /// everything but probes.
+    pub(crate) tls_client_ca: Option<PathBuf>,
 }
 
 impl Default for Api {
@@ -38,6 +46,9 @@ impl Default for Api {
             token_file: None,
             anonymous_violations: false,
             redact: None,
+            tls_certificate: None,
+            tls_key: None,
+            tls_client_ca: None,
         }
     }
 }
@@ -69,5 +80,30 @@ impl Api {
             }
             (Auth::Tokens, Some(_)) | (_, None) => {}
         }
+        self.check_tls(checks);
+    }
+
+    fn check_tls(&self, checks: &mut Checks) {
+        for path in ["api.tls_certificate", "api.tls_key", "api.tls_client_ca"] {
+            checks.takes(path, "a file's path");
+        }
+        match (&self.tls_certificate, &self.tls_key, &self.tls_client_ca) {
+            (Some(_), None, _) => {
+                checks.say("api.tls_key", "missing value: expected a file's path with `api.tls_certificate`");
+            }
+            (None, Some(_), _) => {
+                checks.say("api.tls_certificate", "missing value: expected a file's path with `api.tls_key`");
+            }
+            (None, None, Some(file)) => {
+                checks.refuse("api.tls_client_ca", file.display(), "none without `api.tls_certificate`");
+            }
+            (Some(_), Some(_), _) | (None, None, None) => {}
+        }
+    }
+
+    /// The files of TLS, if it is configured: certificate, key, and the certificates for clients.
+    pub(crate) fn tls(&self) -> Option<(&Path, &Path, Option<&Path>)> {
+        let (certificate, key) = (self.tls_certificate.as_deref()?, self.tls_key.as_deref()?);
+        Some((certificate, key, self.tls_client_ca.as_deref()))
     }
 }

@@ -23,7 +23,7 @@ impl Config {
 
     /// [`Config::parse`], and the checks of the files that the configuration names, so that all mistakes are reported
     /// together.
-    pub(super) fn check_with_files(
+    pub(crate) fn check_with_files(
         text: &str,
         name: &str,
         variables: impl IntoIterator<Item = (String, OsString)>,

@@ -28,6 +28,7 @@ mod notification;
 mod output;
 #[cfg(test)]
 mod reference;
+mod reload;
 mod state;
 pub mod targets;
 #[cfg(test)]

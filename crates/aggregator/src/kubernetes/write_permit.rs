@@ -155,6 +155,12 @@ impl WritePermit {
         }
     }
 
+    /// For how long the holder may still write without another renewal; `None` if the permit never ends.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        let deadline = self.term.deadline.load(Ordering::Acquire);
+        (deadline != NO_DEADLINE).then(|| Duration::from_nanos(deadline.saturating_sub(self.elapsed())))
+    }
+
     fn deadline(&self) -> Instant {
         let deadline = Duration::from_nanos(self.term.deadline.load(Ordering::Acquire));
         self.term.began.checked_add(deadline).unwrap_or(self.term.began)

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use procscan_core::decision::Mode;
+use procscan_core::names::App;
 use procscan_core::plan::{Notice, NoticePhase, Plan};
 use procscan_core::policy::InheritedBlock;
 use procscan_core::resources::{self, Settings};
@@ -31,6 +32,8 @@ use self::difference::Difference;
 pub(crate) use self::directory::{Directory, DirectoryError, Pass, Written};
 pub use self::status::OutputStatus;
 use self::status::{forget, report};
+use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::decided::{Decided, PersistedBlocks, TakeOver, WrittenNotifications};
 use crate::kubernetes::WritePermit;
 use crate::kubernetes::{Refusal, RefusalKind};
@@ -115,7 +118,44 @@ impl Outcome {
     }
 }
 
+/// Observes how long it took from the evidence that led to a block to the write of the block.
+#[derive(Debug)]
+pub(crate) struct BlockDelays {
+    clock: Clock,
+    counters: Counters,
+    /// The blocks of this term that were observed.
+    observed: BTreeSet<App>,
+}
+
+impl BlockDelays {
+    pub(crate) fn new(clock: Clock, counters: Counters) -> Self {
+        Self { clock, counters, observed: BTreeSet::new() }
+    }
+
+    /// Every block of `decided` is written.
+    fn note_written(&mut self, decided: &Decided) {
+        let (since, now) = (&decided.accused_since, self.clock.now());
+        self.observed.retain(|app| since.contains_key(app));
+        for block in &decided.plan.blocks {
+            if let Some(since) = since.get(&block.app)
+                && self.observed.insert(block.app.clone())
+            {
+                self.counters.time_to_block.observe(now.since(*since).as_secs_f64());
+            }
+        }
+    }
+}
+
 impl Output {
+    /// The objects look different from now on.
+    fn forget_drafts(&self) {
+        match self {
+            Self::Directory(directory) => directory.forget_drafts(),
+            // Each pass compares the objects as they are rendered.
+            Self::Cluster(_) => {}
+        }
+    }
+
     /// Where, for people.
     fn place(&self) -> String {
         match self {
@@ -216,6 +256,10 @@ pub(crate) struct Channels {
     pub(crate) delivered: watch::Sender<Arc<WrittenNotifications>>,
     /// How it goes.
     pub(crate) status: watch::Sender<OutputStatus>,
+    /// What the objects look like, which may change while the task runs.
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    /// How long blocks have taken.
+    pub(crate) delays: BlockDelays,
 }
 
 /// Writes what the policy task decides. Returns when the policy task has ended and the last plan is written.
@@ -224,9 +268,10 @@ pub(crate) struct Channels {
 /// task answers when it has found out, however long that takes. Then it writes each change of the plan at once. After each
 /// `repair` it compares all objects with the plan, and puts right what other programs have changed or removed. It does not write
 /// what another replica has decided.
-pub(crate) async fn run(mut output: Output, settings: Settings, repair: Duration, channels: Channels) {
-    let Channels { mut take_over, mut decided, delivered, status } = channels;
-    let settings = Arc::new(settings);
+pub(crate) async fn run(mut output: Output, repair: Duration, channels: Channels) {
+    let Channels { mut take_over, mut decided, delivered, status, settings: mut configured, mut delays } =
+        channels;
+    let mut settings = configured.borrow_and_update().clone();
     let mut due = Instant::now();
     let mut backoff = MIN_BACKOFF;
     let (mut is_live, mut is_asked) = (true, true);
@@ -243,6 +288,12 @@ pub(crate) async fn run(mut output: Output, settings: Settings, repair: Duration
                 None => is_asked = false,
             },
             changed = decided.changed() => is_live = changed.is_ok(),
+            Ok(()) = configured.changed() => {
+                settings = configured.borrow_and_update().clone();
+                output.forget_drafts();
+                // All objects are compared with the plan.
+                (written, due) = (None, Instant::now());
+            }
             () = tokio::time::sleep_until(due) => {}
         }
         let now = decided.borrow_and_update().clone();
@@ -281,6 +332,9 @@ pub(crate) async fn run(mut output: Output, settings: Settings, repair: Duration
         };
         due = Instant::now() + pause;
         announce(&output, &now, &outcome, &settings, &delivered);
+        if outcome.problems.is_empty() {
+            delays.note_written(&now);
+        }
         written = outcome.problems.is_empty().then_some(now);
         let has_written = outcome.written > 0;
         report(&output, outcome, &status);

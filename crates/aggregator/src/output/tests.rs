@@ -340,6 +340,15 @@ fn one_file_that_can_not_be_written_stops_no_other() {
     assert_eq!(listing(temp.path()).iter().filter(|name| name.starts_with("notification_ns-a_")).count(), 1);
 }
 
+/// Settings that do not change.
+fn configured() -> watch::Receiver<Arc<Settings>> {
+    watch::channel(Arc::new(settings())).1
+}
+
+fn delays() -> BlockDelays {
+    BlockDelays::new(Clock::start(), Counters::default())
+}
+
 #[tokio::test]
 async fn a_replica_that_leads_no_longer_shows_no_errors_of_its_term() {
     let temp = tempfile::tempdir().unwrap();
@@ -349,9 +358,16 @@ async fn a_replica_that_leads_no_longer_shows_no_errors_of_its_term() {
     let (decide, decided) = watch::channel(Arc::new(decided));
     let (status, mut shown) = watch::channel(OutputStatus::default());
     let (_asks, take_over) = mpsc::channel(1);
-    let channels = Channels { take_over, decided, delivered: watch::channel(Arc::default()).0, status };
+    let channels = Channels {
+        take_over,
+        decided,
+        delivered: watch::channel(Arc::default()).0,
+        status,
+        settings: configured(),
+        delays: delays(),
+    };
     let output = Output::Directory(Directory::open(temp.path()).unwrap());
-    let task = tokio::spawn(run(output, settings(), Duration::from_mins(1), channels));
+    let task = tokio::spawn(run(output, Duration::from_mins(1), channels));
     let limit = Duration::from_secs(20);
     let failing = shown.wait_for(|status| status.error.is_some());
     tokio::time::timeout(limit, failing).await.unwrap().unwrap();

@@ -8,6 +8,7 @@ use procscan_core::decision::{Decision, DecisionKind, Mode};
 use procscan_core::policy::Alert;
 use procscan_core::state::EnforcementSpec;
 
+use crate::counters::{Counters, count};
 use crate::wire_names::mode_name;
 
 /// How many decisions the list has. Decisions about an incident are persisted with it; the list also has decisions
@@ -16,22 +17,41 @@ const MAX_DECISIONS: usize = 2000;
 
 /// The last decisions of this replica.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Journal(Arc<Mutex<VecDeque<Decision>>>);
+pub(crate) struct Journal {
+    last: Arc<Mutex<VecDeque<Decision>>>,
+    counters: Counters,
+}
 
 impl Journal {
+    /// An empty list, whose decisions are counted.
+    pub(crate) fn new(counters: Counters) -> Self {
+        Self { counters, ..Self::default() }
+    }
+
     /// The last decisions, the latest first.
     pub(crate) fn last(&self) -> Vec<Decision> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 
     /// Logs a decision, and adds it to the list.
     pub(super) fn report(&self, decision: &Decision) {
         log(decision);
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !decision.dry_run {
+            count(&self.counters.decisions, "decision", decision.kind.as_str());
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == MAX_DECISIONS {
             last.pop_front();
         }
         last.push_back(decision.clone());
+    }
+
+    /// Logs an alert, and counts brakes that begin to hold.
+    pub(super) fn raise(&self, alert: &Alert) {
+        if let Alert::Brake { brake, .. } = alert {
+            count(&self.counters.brakes, "brake", brake.kind());
+        }
+        raise(alert);
     }
 }
 
@@ -74,7 +94,7 @@ pub(super) fn log_mode(configured: Mode, declared: &EnforcementSpec) {
 const DECLARED: &str = "the mode of enforcement was declared at run time, which outlives restarts and counts over the configuration; \
     `resume` goes back to the configured one, `mode` changes it";
 
-pub(super) fn raise(alert: &Alert) {
+fn raise(alert: &Alert) {
     match alert {
         Alert::Brake { message, .. } => tracing::error!(alert = "brake", detail = message, "a brake holds"),
         Alert::Exemption { message } => {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use procscan_core::Moment;
 use procscan_core::decision::{Decision, Mode};
+use procscan_core::names::App;
 use procscan_core::policy::{ClusterFacts, Incidents, LookupRequests, Policy};
 use procscan_core::snapshot::Snapshot;
 use procscan_core::state::exemption::readable;
@@ -70,6 +71,8 @@ pub(super) struct LeaderTerm<'a> {
     evaluated: Option<EvaluatedInputs>,
     /// When time alone may change a decision.
     deadline: Option<Instant>,
+    /// See [`Decided::accused_since`].
+    accused_since: Arc<BTreeMap<App, Moment>>,
 }
 
 /// The result of one evaluation.
@@ -94,6 +97,8 @@ enum Wakeup {
     PersistedState(bool),
     /// The output has written notifications.
     Written(bool),
+    /// The configuration has other rules.
+    Policy,
     /// Another replica may lead.
     Leadership,
     /// A deadline has passed, or a failed write has to be tried again.
@@ -132,7 +137,7 @@ impl OpenChannels {
             Wakeup::Facts(is_open) => self.facts = is_open,
             Wakeup::PersistedState(is_open) => self.persisted = is_open,
             Wakeup::Written(is_open) => self.written = is_open,
-            Wakeup::RoundDone | Wakeup::Leadership | Wakeup::Due => {}
+            Wakeup::RoundDone | Wakeup::Policy | Wakeup::Leadership | Wakeup::Due => {}
         }
     }
 }
@@ -159,6 +164,7 @@ impl<'a> LeaderTerm<'a> {
             began,
             evaluated: None,
             deadline: None,
+            accused_since: Arc::default(),
         }
     }
 
@@ -170,7 +176,8 @@ impl<'a> LeaderTerm<'a> {
                 return end;
             }
             if !std::mem::replace(&mut is_mode_logged, true) {
-                journal::log_mode(self.task.policy.mode, &self.task.channels.persisted.borrow().enforcement);
+                let configured = self.task.policy.borrow().mode;
+                journal::log_mode(configured, &self.task.channels.persisted.borrow().enforcement);
             }
             let began = Instant::now();
             if let Err(end) = self.decide().await {
@@ -256,7 +263,7 @@ impl<'a> LeaderTerm<'a> {
         let retry = self.retry.map(|(at, _)| at);
         let look = self.task.store.next_look();
         let due = retry.into_iter().chain(self.deadline).chain(look).min();
-        let channels = &mut self.task.channels;
+        let PolicyTask { channels, policy, .. } = &mut *self.task;
         tokio::select! {
             changed = async {
                 tokio::time::sleep_until(rested).await;
@@ -266,6 +273,7 @@ impl<'a> LeaderTerm<'a> {
             changed = channels.facts.changed(), if open.facts => Wakeup::Facts(changed.is_ok()),
             changed = channels.persisted.changed(), if open.persisted => Wakeup::PersistedState(changed.is_ok()),
             changed = channels.written.changed(), if open.written => Wakeup::Written(changed.is_ok()),
+            Ok(()) = policy.changed() => Wakeup::Policy,
             Ok(()) = channels.leadership.changed() => Wakeup::Leadership,
             () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => Wakeup::Due,
         }
@@ -281,7 +289,7 @@ impl<'a> LeaderTerm<'a> {
             }
             Wakeup::PersistedState(_) => Ok(self.judge_persisted_state()),
             Wakeup::Written(_) => self.judge_written().await,
-            Wakeup::Facts(_) | Wakeup::Leadership | Wakeup::Due => Ok(NextStep::Evaluate),
+            Wakeup::Facts(_) | Wakeup::Policy | Wakeup::Leadership | Wakeup::Due => Ok(NextStep::Evaluate),
         }
     }
 
@@ -394,13 +402,25 @@ impl<'a> LeaderTerm<'a> {
             tracing::warn!(%error, "the persisted state is read again");
             return Step::Outdated;
         }
+        self.note_accusations(&policy);
         self.report_decisions();
         self.set_deadline(&policy, now);
         let plan = self.incidents.plan(&policy, &facts, now);
+        let accused_since = self.accused_since.clone();
         let (held, withheld) = (self.incidents.held(&policy), self.incidents.withheld());
         let (disputes, unverified) = (decided.disputes, decided.unverified);
         let permit = Some(self.permit.clone());
-        self.publish(Decided { plan, held, withheld, disputes, unverified, is_answered, rounds, permit });
+        self.publish(Decided {
+            plan,
+            held,
+            withheld,
+            disputes,
+            unverified,
+            is_answered,
+            accused_since,
+            rounds,
+            permit,
+        });
         if is_copy { Step::Done } else { self.clean_up_done(&done).await }
     }
 

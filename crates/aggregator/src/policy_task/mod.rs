@@ -22,6 +22,7 @@ use tokio::time::Instant;
 pub(crate) use self::journal::Journal;
 use self::leader_term::{LeaderTerm, TermEnd};
 use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::decided::{Decided, TakeOver, WrittenNotifications};
 use crate::kubernetes::WritePermit;
 use crate::leader::Leadership;
@@ -60,8 +61,8 @@ pub(crate) struct Channels {
 /// Decides while this replica leads.
 #[derive(Debug)]
 pub(crate) struct PolicyTask {
-    /// The rules from the configuration.
-    pub(crate) policy: Policy,
+    /// The rules from the configuration, which may change while the task runs.
+    pub(crate) policy: watch::Receiver<Arc<Policy>>,
     /// How long incidents stay persisted after their end.
     pub(crate) retention: Duration,
     /// Where incidents are persisted.
@@ -70,6 +71,8 @@ pub(crate) struct PolicyTask {
     pub(crate) clock: Clock,
     /// The log and the list of the last decisions.
     pub(crate) journal: Journal,
+    /// Counts what is persisted.
+    pub(crate) counters: Counters,
     /// The channels to the other tasks.
     pub(crate) channels: Channels,
 }
@@ -133,6 +136,7 @@ impl PolicyTask {
                 // Only the end of the ledger ends this task. A store that has ended changes nothing any more.
                 changed = snapshots.changed() => if changed.is_err() { return None },
                 Ok(()) = persisted.changed(), if has_rested => {}
+                Ok(()) = self.policy.changed() => shown = None,
                 () = tokio::time::sleep_until(rested), if !has_rested => {}
             }
         }
@@ -162,7 +166,7 @@ impl PolicyTask {
 
     /// The policy with operators' exemptions and mode.
     fn policy_now(&self, state: &PersistedState) -> Policy {
-        let mut policy = self.policy.clone();
+        let mut policy = Policy::clone(&self.policy.borrow());
         policy.mode = state.enforcement.mode.unwrap_or(policy.mode);
         let (rules, unread) = state.rules();
         policy.exemptions.extend(rules);

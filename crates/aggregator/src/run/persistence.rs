@@ -9,6 +9,7 @@ use procscan_core::state::EnforcementSpec;
 use tokio::sync::watch;
 
 use crate::config::{Config, OutputMode, StateMode};
+use crate::counters::Counters;
 use crate::kubernetes::Cluster;
 use crate::leader::{self, Election, Timing};
 use crate::output::cluster::ClusterOutput;
@@ -28,8 +29,11 @@ const AFTER_LOSS: &str = "the state file was damaged, and what operators declare
     release or exempt those that must not be blocked";
 
 /// Connects to the cluster, if the configuration needs one.
-pub(crate) async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
-    if config.needs_cluster() { Ok(Some(Cluster::connect(&config.kubernetes).await?)) } else { Ok(None) }
+pub(crate) async fn cluster(config: &Config, counters: Counters) -> anyhow::Result<Option<Cluster>> {
+    if !config.needs_cluster() {
+        return Ok(None);
+    }
+    Cluster::connect_counted(&config.kubernetes, counters).await.map(Some)
 }
 
 /// Where decisions are persisted, and the election of the replica that may write.

@@ -14,14 +14,17 @@ use crate::clock::Clock;
 use crate::cluster_facts::{ClusterFactsStatus, ClusterFactsTask, PodGone};
 use crate::collector::{Cadence, Client, ClientOptions, Collector, Observation, SMALL_ANSWER};
 use crate::config::{Config, DiscoveryMode, OutputMode};
+use crate::counters::Counters;
 use crate::decided::{Decided, TakeOver, WrittenNotifications};
 use crate::discovery::{self, Dns, Kubernetes, Polled, Port, Source, TargetFile, TargetSet};
 use crate::kubernetes::Cluster;
 use crate::leader::Leadership;
 use crate::output::OutputStatus;
 use crate::policy_task::{Journal, PolicyTask};
+use crate::reload::ConfigStatus;
 use crate::state::{PersistedState, Store};
-use crate::views::{ApiServer, Views};
+use crate::tls::TlsStatus;
+use crate::views::{ApiServer, Queues, Views};
 use crate::{ledger_task, policy_task};
 
 /// How many observations may wait for the ledger. A full channel slows the collector down.
@@ -37,6 +40,9 @@ pub(crate) struct Pipeline {
     pub(super) output: watch::Sender<OutputStatus>,
     pub(super) state_error: watch::Sender<Option<String>>,
     pub(super) lease_error: watch::Sender<Option<String>>,
+    pub(super) policy: watch::Sender<Arc<Policy>>,
+    pub(super) config: watch::Sender<ConfigStatus>,
+    pub(super) tls: watch::Sender<TlsStatus>,
     pub(super) stages: Vec<Stage>,
 }
 
@@ -53,6 +59,8 @@ pub(crate) struct PipelineInputs {
     pub(crate) take_over: mpsc::Sender<TakeOver>,
     /// The notices that the output has written.
     pub(crate) written: watch::Receiver<Arc<WrittenNotifications>>,
+    /// What the stages count.
+    pub(crate) counters: Counters,
 }
 
 impl Pipeline {
@@ -62,7 +70,7 @@ impl Pipeline {
         cluster: Option<&Cluster>,
         inputs: PipelineInputs,
     ) -> anyhow::Result<Self> {
-        let PipelineInputs { store, persisted, leadership, take_over, written } = inputs;
+        let PipelineInputs { store, persisted, leadership, take_over, written, counters } = inputs;
         let clock = Clock::start();
         let now = clock.now();
         let mut ledger = Ledger::new(config.detection(), now);
@@ -77,7 +85,10 @@ impl Pipeline {
         let (policy_error_tx, policy_error) = watch::channel(None);
         let (state_error_tx, state_error) = watch::channel(None);
         let (lease_error_tx, lease_error) = watch::channel(None);
-        let journal = Journal::default();
+        let (policy_tx, policy) = watch::channel(Arc::new(policy));
+        let (config_tx, config_status) = watch::channel(ConfigStatus::of(config));
+        let (tls_tx, tls) = watch::channel(TlsStatus::default());
+        let journal = Journal::new(counters.clone());
         let views = Views {
             snapshots,
             decided,
@@ -91,12 +102,15 @@ impl Pipeline {
             lease_error,
             leadership: leadership.clone(),
             journal: journal.clone(),
-            configured_mode: config.enforcement.mode,
+            policy: policy.clone(),
+            config: config_status,
+            tls,
+            queues: Queues::new(&channels.observations),
             clock,
         };
 
         let sources = CancellationToken::new();
-        let mut stages = source_stages(config, cluster, clock, channels, &sources)?;
+        let mut stages = source_stages(config, cluster, clock, channels, &counters, &sources)?;
         let inbox = ledger_task::Inbox { observations, targets, gone, reminders };
         stages.push(Stage::spawn("ledger", ledger_task::run(ledger, clock, inbox, publisher)));
         let channels = policy_task::Channels {
@@ -114,10 +128,11 @@ impl Pipeline {
             error: policy_error_tx,
         };
         let retention = config.state.retention;
-        let policy = PolicyTask { policy, retention, store, clock, journal, channels };
-        stages.push(Stage::spawn("policy", policy.run()));
+        let task = PolicyTask { policy, retention, store, clock, journal, counters, channels };
+        stages.push(Stage::spawn("policy", task.run()));
         let (output, state_error, lease_error) = (output_tx, state_error_tx, lease_error_tx);
-        Ok(Self { views, sources, output, state_error, lease_error, stages })
+        let (policy, config, tls) = (policy_tx, config_tx, tls_tx);
+        Ok(Self { views, sources, output, state_error, lease_error, policy, config, tls, stages })
     }
 
     /// Stops at once, because the caller has already read the decision.
@@ -175,11 +190,13 @@ fn source_stages(
     cluster: Option<&Cluster>,
     clock: Clock,
     channels: SourceChannels,
+    counters: &Counters,
     cancel: &CancellationToken,
 ) -> anyhow::Result<Vec<Stage>> {
     let SourceChannels { targets, observations, lookups, facts, gone, facts_status } = channels;
     let source = source(config, cluster)?;
-    let collector = Collector::new(cadence(config), Client::new(client(config)), clock, observations);
+    let collector =
+        Collector::new(cadence(config), Client::new(client(config)), clock, observations, counters.clone());
     let collecting = collector.run(targets.subscribe(), cancel.clone());
     let discovery = discovery::run(source, config.discovery.refresh, targets, cancel.clone());
     let mut stages = vec![Stage::spawn("discovery", discovery), Stage::threaded("collector", collecting)?];

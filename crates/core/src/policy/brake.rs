@@ -79,6 +79,19 @@ pub enum Brake {
 }
 
 impl Brake {
+    /// The kind of the brake as a label, `snake_case`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NewTenants => "new_tenants",
+            Self::Tenant(_) => "tenant",
+            Self::Node(_) => "node",
+            Self::Rule(_) => "rule",
+            Self::SharedService(_) => "shared_service",
+            Self::Releases => "releases",
+            Self::Gone => "gone",
+        }
+    }
+
     /// Why the brake holds, for people.
     pub(super) fn reason(&self, rules: &BrakeRules) -> String {
         let window = human(rules.window);

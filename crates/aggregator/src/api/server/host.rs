@@ -3,31 +3,59 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use axum::Router;
 use axum::http::{Request, StatusCode, Version, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::future::RouteFuture;
+use futures_util::FutureExt;
 use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
 use crate::api::problem::Problem;
+use crate::counters::Counters;
 
-/// A router that is asked only what has one host.
+/// A router that is asked only what has one host. Counts the answers.
 #[derive(Clone, Debug)]
-pub(super) struct Checked(pub(super) Router);
+pub(super) struct Checked {
+    pub(super) router: Router,
+    pub(super) counters: Counters,
+}
 
 impl Service<Request<Incoming>> for Checked {
     type Response = Response;
     type Error = Infallible;
-    type Future = Either<Ready<Result<Response, Infallible>>, RouteFuture<Infallible>>;
+    type Future = Counted;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        match mistake(&request) {
+        let answer = match mistake(&request) {
             Some(problem) => Either::Left(ready(Ok(problem.into_response()))),
-            None => Either::Right(tower::Service::call(&mut self.0.clone(), request)),
+            None => Either::Right(tower::Service::call(&mut self.router.clone(), request)),
+        };
+        Counted { answer, counters: self.counters.clone() }
+    }
+}
+
+/// An answer that is counted by its status.
+pub(super) struct Counted {
+    answer: Either<Ready<Result<Response, Infallible>>, RouteFuture<Infallible>>,
+    counters: Counters,
+}
+
+impl Future for Counted {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(self.answer.poll_unpin(context));
+        // It does not fail.
+        if let Ok(response) = &answer {
+            let status = u64::from(response.status().as_u16());
+            self.counters.http_answers.get_or_create(&[("code", status)]).inc();
         }
+        Poll::Ready(answer)
     }
 }
 

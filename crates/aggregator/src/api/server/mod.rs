@@ -22,14 +22,19 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use self::host::Checked;
 use self::pace::{Pace, Paced};
+use crate::counters::Counters;
 
 /// How many connections are served at the same time. As many more are answered if they ask for a probe.
 pub(crate) const MAX_CONNECTIONS: usize = 192;
@@ -47,6 +52,18 @@ pub(crate) struct Routers {
     pub(crate) all: Router,
     /// On the connections of the reserve: probes, and a refusal of anything else.
     pub(crate) reserve: Router,
+    /// On the connections of clients without a certificate, where one is needed: the same.
+    pub(crate) uncertified: Router,
+}
+
+/// Where the API listens, and how.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) listener: TcpListener,
+    /// The configuration of TLS for new connections; `None` without TLS.
+    pub(crate) tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    /// Whether a client needs a certificate for everything but probes.
+    pub(crate) needs_client_certificate: bool,
 }
 
 /// What clients may take.
@@ -72,11 +89,24 @@ const BOUNDS: Bounds = Bounds {
 };
 
 /// Serves until cancelled, then lets open requests finish for a moment.
-pub(crate) async fn serve(listener: TcpListener, routers: Routers, cancel: CancellationToken) {
-    serve_within(BOUNDS, listener, routers, cancel).await;
+pub(crate) async fn serve(
+    endpoint: Endpoint,
+    routers: Routers,
+    counters: Counters,
+    cancel: CancellationToken,
+) {
+    serve_within(BOUNDS, endpoint, routers, counters, cancel).await;
 }
 
-async fn serve_within(bounds: Bounds, listener: TcpListener, routers: Routers, cancel: CancellationToken) {
+async fn serve_within(
+    bounds: Bounds,
+    endpoint: Endpoint,
+    routers: Routers,
+    counters: Counters,
+    cancel: CancellationToken,
+) {
+    let Endpoint { listener, tls, needs_client_certificate } = endpoint;
+    let serving = Arc::new(Serving { bounds, routers, counters, tls, needs_client_certificate });
     let places = Arc::new(Semaphore::new(bounds.connections));
     let mut reserve = Reserve { most: bounds.reserve, oldest_first: VecDeque::new() };
     let graceful = GracefulShutdown::new();
@@ -86,7 +116,7 @@ async fn serve_within(bounds: Bounds, listener: TcpListener, routers: Routers, c
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => paced(stream, bounds.pace),
             Err(error) => {
                 // Out of file descriptors, for example: a pause lets others give some back.
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -94,26 +124,91 @@ async fn serve_within(bounds: Bounds, listener: TcpListener, routers: Routers, c
                 continue;
             }
         };
+        let serving = serving.clone();
         let Ok(place) = places.clone().try_acquire_owned() else {
-            let mut http = http(bounds.reserve_life);
-            let connection = http
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(paced(stream, bounds.pace)), Checked(routers.reserve.clone()));
+            serving.counters.connections_beyond.inc();
+            let connection = async move { serving.serve_reserve(stream).await };
             reserve.add(tokio::time::timeout(bounds.reserve_life, connection));
             continue;
         };
-        let connection = http(bounds.head)
-            .serve_connection(TokioIo::new(paced(stream, bounds.pace)), Checked(routers.all.clone()));
-        let connection = graceful.watch(connection);
+        let watcher = graceful.watcher();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
-            }
+            serving.serve_connection(stream, watcher).await;
             drop(place);
         });
     }
     drop((listener, reserve));
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, graceful.shutdown()).await;
+}
+
+/// What serves every connection.
+#[derive(Debug)]
+struct Serving {
+    bounds: Bounds,
+    routers: Routers,
+    counters: Counters,
+    tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    needs_client_certificate: bool,
+}
+
+impl Serving {
+    /// A connection that has a place.
+    async fn serve_connection(&self, stream: Paced<TcpStream>, watcher: Watcher) {
+        let Some(config) = self.tls.as_ref().map(|tls| tls.borrow().clone()) else {
+            return self.serve_http(stream, &self.routers.all, watcher).await;
+        };
+        let Some(stream) = self.shake_hands(stream, config).await else { return };
+        let is_certified = !self.needs_client_certificate || stream.get_ref().1.peer_certificates().is_some();
+        let router = if is_certified { &self.routers.all } else { &self.routers.uncertified };
+        self.serve_http(stream, router, watcher).await;
+    }
+
+    async fn serve_http(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        router: &Router,
+        watcher: Watcher,
+    ) {
+        let service = Checked { router: router.clone(), counters: self.counters.clone() };
+        let connection = http(self.bounds.head).serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended badly");
+        }
+    }
+
+    /// A connection of the reserve, which ends after one answer.
+    async fn serve_reserve(&self, stream: Paced<TcpStream>) {
+        match self.tls.as_ref().map(|tls| tls.borrow().clone()) {
+            None => self.answer_once(stream).await,
+            Some(config) => {
+                if let Some(stream) = self.shake_hands(stream, config).await {
+                    self.answer_once(stream).await;
+                }
+            }
+        }
+    }
+
+    async fn answer_once(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+        let service = Checked { router: self.routers.reserve.clone(), counters: self.counters.clone() };
+        let mut http = http(self.bounds.reserve_life);
+        let _ = http.keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    /// Begins TLS, within the time that a client has for the head of a request.
+    async fn shake_hands(
+        &self,
+        stream: Paced<TcpStream>,
+        config: Arc<ServerConfig>,
+    ) -> Option<TlsStream<Paced<TcpStream>>> {
+        let accepted = TlsAcceptor::from(config).accept(stream);
+        match tokio::time::timeout(self.bounds.head, accepted).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS connection was not established"),
+            Err(_) => tracing::debug!("a TLS connection was not established in time"),
+        }
+        self.counters.tls_failures.inc();
+        None
+    }
 }
 
 fn http(head: Duration) -> http1::Builder {

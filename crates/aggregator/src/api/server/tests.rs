@@ -32,13 +32,25 @@ struct Served {
 
 impl Served {
     async fn start(bounds: Bounds, all: Router) -> Self {
+        Self::start_over(bounds, all, None, false).await
+    }
+
+    async fn start_over(
+        bounds: Bounds,
+        all: Router,
+        tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+        needs_client_certificate: bool,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let probe = || Router::new().route("/livez", get(|| async { "alive" }));
         let busy = || async { Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy") };
-        let routers = Routers { all: all.merge(probe()), reserve: probe().fallback(busy) };
+        let uncertified = probe().fallback(busy);
+        let routers = Routers { all: all.merge(probe()), reserve: probe().fallback(busy), uncertified };
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(serve_within(bounds, listener, routers, cancel.clone()));
+        let endpoint = Endpoint { listener, tls, needs_client_certificate };
+        let counters = Counters::default();
+        let task = tokio::spawn(serve_within(bounds, endpoint, routers, counters, cancel.clone()));
         Self { address, cancel, task }
     }
 
@@ -191,4 +203,127 @@ async fn a_request_has_one_host() {
         }
     }
     served.stop().await;
+}
+
+/// A certificate for `localhost` in files, certified by itself, and one for a client.
+mod tls {
+    use std::fs;
+    use std::sync::Arc;
+
+    use axum::Router;
+    use axum::routing::get;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio_rustls::TlsConnector;
+
+    use super::{LONG, SMALL, Served};
+    use crate::counters::Counters;
+    use crate::tls::{TlsFiles, TlsStatus, TlsWatch};
+
+    struct Issued {
+        certificate: rcgen::Certificate,
+        key: rcgen::KeyPair,
+    }
+
+    fn issue() -> Issued {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        Issued { certificate: parameters.self_signed(&key).unwrap(), key }
+    }
+
+    fn connector(server: &Issued, client: Option<&Issued>) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(server.certificate.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(roots);
+        let config = match client {
+            None => builder.with_no_client_auth(),
+            Some(client) => {
+                let key = PrivateKeyDer::try_from(client.key.serialize_der()).unwrap();
+                builder.with_client_auth_cert(vec![client.certificate.der().clone()], key).unwrap()
+            }
+        };
+        TlsConnector::from(Arc::new(config))
+    }
+
+    async fn get_over(
+        served: &Served,
+        connector: &TlsConnector,
+        path: &str,
+    ) -> Result<String, std::io::Error> {
+        let stream = TcpStream::connect(served.address).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = connector.connect(name, stream).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+            .await?;
+        let mut answer = String::new();
+        let _ =
+            tokio::time::timeout(LONG, stream.read_to_string(&mut answer)).await.expect("it does not end");
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_certificate_gets_probes_only_where_one_is_needed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (server, client, stranger) = (issue(), issue(), issue());
+        let file = |name: &str, text: String| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let files = TlsFiles {
+            certificate: file("tls.crt", server.certificate.pem()),
+            key: file("tls.key", server.key.serialize_pem()),
+            client_ca: Some(file("ca.crt", client.certificate.pem())),
+        };
+        let loaded = files.load().unwrap();
+        let status = tokio::sync::watch::channel(TlsStatus::default()).0;
+        let (_watch, tls) = TlsWatch::new(files, &loaded, status, Counters::default());
+        let all = Router::new().route("/list", get(|| async { "all" }));
+        let served = Served::start_over(SMALL, all, Some(tls), true).await;
+        let with = connector(&server, Some(&client));
+        assert!(get_over(&served, &with, "/list").await.unwrap().ends_with("all"));
+        let without = connector(&server, None);
+        assert!(get_over(&served, &without, "/livez").await.unwrap().ends_with("alive"));
+        assert!(get_over(&served, &without, "/list").await.unwrap().starts_with("HTTP/1.1 503"));
+        // A certificate of another issuer ends the connection.
+        let other = get_over(&served, &connector(&server, Some(&stranger)), "/livez").await;
+        assert!(other.is_err() || other.unwrap().is_empty());
+        // So does plain HTTP, and a server that the client does not trust.
+        assert!(!served.get("/livez").await.contains("alive"));
+        assert!(get_over(&served, &connector(&stranger, None), "/livez").await.is_err());
+        served.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_begin_tls_gives_its_place_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = issue();
+        let (certificate, key) = (directory.path().join("tls.crt"), directory.path().join("tls.key"));
+        fs::write(&certificate, server.certificate.pem()).unwrap();
+        fs::write(&key, server.key.serialize_pem()).unwrap();
+        let files = TlsFiles { certificate, key, client_ca: None };
+        let loaded = files.load().unwrap();
+        let status = tokio::sync::watch::channel(TlsStatus::default()).0;
+        let (_watch, tls) = TlsWatch::new(files, &loaded, status, Counters::default());
+        let served = Served::start_over(SMALL, Router::new(), Some(tls), false).await;
+        let mut idle = Vec::new();
+        for _ in 0..SMALL.connections {
+            idle.push(served.connect().await);
+        }
+        for mut stream in idle {
+            let mut answer = Vec::new();
+            tokio::time::timeout(2 * LONG, stream.read_to_end(&mut answer))
+                .await
+                .expect("it does not end")
+                .ok();
+            assert!(answer.is_empty());
+        }
+        served.stop().await;
+    }
 }

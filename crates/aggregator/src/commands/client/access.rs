@@ -29,6 +29,8 @@ pub(super) struct Place {
     pub(super) authority: String,
     /// The path that the API is below, behind a proxy; else nothing.
     pub(super) prefix: String,
+    /// Whether it is reached over TLS.
+    pub(super) is_https: bool,
 }
 
 /// The place of the API.
@@ -64,14 +66,16 @@ fn variable(name: &str) -> Result<Option<String>, ClientError> {
 }
 
 fn parse(url: &str) -> Result<Place, String> {
-    const EXPECTED: &str = "expected http://HOST:PORT";
+    const EXPECTED: &str = "expected http://HOST:PORT or https://HOST:PORT";
     let shown = escaped(url);
     let refused = || format!("invalid value {shown}: {EXPECTED}");
-    if url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://")) {
-        return Err(format!("https is not served yet: {EXPECTED}, such as that of kubectl port-forward"));
-    }
     let parsed: Uri = url.parse().map_err(|_| refused())?;
-    let authority = parsed.authority().filter(|_| parsed.scheme_str() == Some("http")).ok_or_else(refused)?;
+    let is_https = match parsed.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        _ => return Err(refused()),
+    };
+    let authority = parsed.authority().ok_or_else(refused)?;
     if authority.as_str().contains('@') {
         // Not shown: there may be a password in it.
         return Err(format!("invalid value with a user or a password, which is not shown: {EXPECTED}"));
@@ -83,10 +87,11 @@ fn parse(url: &str) -> Result<Place, String> {
     let port = match authority.port_u16() {
         Some(port) => port,
         None if has_port => return Err(refused()),
+        None if is_https => 443,
         None => 80,
     };
     let prefix = parsed.path().trim_end_matches('/').to_owned();
-    Ok(Place { authority: format!("{}:{port}", authority.host()), prefix })
+    Ok(Place { authority: format!("{}:{port}", authority.host()), prefix, is_https })
 }
 
 async fn of_file(path: &Path) -> Result<HeaderValue, ClientError> {
@@ -127,22 +132,21 @@ mod tests {
 
     #[test]
     fn urls_name_a_host_and_a_port_and_maybe_a_path() {
-        let parts = |authority: &str, path: &str| {
-            Ok(Place { authority: authority.to_owned(), prefix: path.to_owned() })
+        let parts = |authority: &str, path: &str, is_https| {
+            Ok(Place { authority: authority.to_owned(), prefix: path.to_owned(), is_https })
         };
-        assert_eq!(parse("http://127.0.0.1:8090"), parts("127.0.0.1:8090", ""));
-        assert_eq!(parse("HTTP://aggregator.kube-system/"), parts("aggregator.kube-system:80", ""));
-        assert_eq!(parse("http://[::1]:8090/a/proxy/"), parts("[::1]:8090", "/a/proxy"));
+        assert_eq!(parse("http://127.0.0.1:8090"), parts("127.0.0.1:8090", "", false));
+        assert_eq!(parse("HTTP://aggregator.kube-system/"), parts("aggregator.kube-system:80", "", false));
+        assert_eq!(parse("http://[::1]:8090/a/proxy/"), parts("[::1]:8090", "/a/proxy", false));
+        assert_eq!(parse("HttpS://a"), parts("a:443", "", true));
+        assert_eq!(parse("https://[::1]:8090"), parts("[::1]:8090", "", true));
         for bad in
             ["", "127.0.0.1:8090", "localhost", "ftp://a:1", "http://", "http://a:99999", "http://a?b=c"]
         {
             let error = parse(bad).expect_err(bad);
-            assert!(
-                error.starts_with("invalid value ") && error.ends_with(": expected http://HOST:PORT"),
-                "{error}"
-            );
+            let expected = ": expected http://HOST:PORT or https://HOST:PORT";
+            assert!(error.starts_with("invalid value ") && error.ends_with(expected), "{error}");
         }
-        assert!(parse("HttpS://a:1").unwrap_err().starts_with("https is not served yet"));
         assert!(!parse("http://me:secret@a:1").unwrap_err().contains("secret"));
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::live::{Live, named, resource};
 use super::{ClusterOutput, FIELD_MANAGER};
+use crate::counters::WriteResult;
 use crate::kubernetes::{Ask, Refusal, RefusalKind};
 
 fn ask_for<'a>(verb: &'static str, plural: &'a str, object: &'a Object) -> Ask<'a> {
@@ -36,10 +37,9 @@ impl ClusterOutput {
         let body: Live = serde_json::to_value(object).and_then(serde_json::from_value).map_err(|error| {
             Refusal { kind: RefusalKind::Invalid, subject: named(object), text: error.to_string() }
         })?;
-        self.cluster
-            .write(&self.permit, ask, self.api(object, &resource).create(&params, &body))
-            .await
-            .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
+        let answer =
+            self.cluster.write(&self.permit, ask, self.api(object, &resource).create(&params, &body)).await;
+        self.counted(object, answer)
     }
 
     pub(super) async fn apply(&self, object: &Object, version: Option<String>) -> Result<Live, Refusal> {
@@ -63,10 +63,16 @@ impl ClusterOutput {
         let plural = object.kind.resource();
         let ask = ask_for("patch", &plural, object).of(&object.metadata.name);
         let api = self.api(object, &resource);
-        self.cluster
-            .write(&self.permit, ask, api.patch(&object.metadata.name, params, patch))
-            .await
-            .map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
+        let answer =
+            self.cluster.write(&self.permit, ask, api.patch(&object.metadata.name, params, patch)).await;
+        self.counted(object, answer)
+    }
+
+    /// Counts a write, and names the object in its refusal.
+    fn counted(&self, object: &Object, answer: Result<Live, Refusal>) -> Result<Live, Refusal> {
+        let result = if answer.is_ok() { WriteResult::Written } else { WriteResult::Failed };
+        self.cluster.counters().output_write(object.kind.name(), result);
+        answer.map_err(|refusal| Refusal { text: format!("{}: {}", named(object), refusal.text), ..refusal })
     }
 
     fn api(&self, object: &Object, resource: &ApiResource) -> Api<Live> {

@@ -139,6 +139,11 @@ pub(super) struct Memory {
 const MAX_DIRECTORY_CHECKS: u32 = 4;
 
 impl Memory {
+    /// Forgets what each text was made from.
+    pub(super) fn forget_drafts(&mut self) {
+        self.files.values_mut().for_each(|known| known.from = None);
+    }
+
     /// Whether no file has changed, by the directory's own stamp.
     pub(super) fn is_enough(&mut self, place: Stamp) -> bool {
         let is_enough = self.place == Some(place) && self.directory_checks < MAX_DIRECTORY_CHECKS;

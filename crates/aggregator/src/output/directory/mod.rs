@@ -30,6 +30,7 @@ use self::lease::Owner;
 use self::lock::Lock;
 use self::memory::{Known, Memory, Stamp};
 use super::difference::{self, Action, Difference};
+use crate::counters::Counters;
 use crate::kubernetes::Cluster;
 
 /// The first line of our files, by which we know them again.
@@ -76,12 +77,20 @@ pub(crate) struct Directory {
     is_made: bool,
     /// The cluster of its Lease, if it has one.
     home: Option<Arc<Home>>,
+    counters: Counters,
 }
 
 impl Directory {
     /// A directory that is read only: nothing is written in it, and if it is not there it counts as empty.
     pub(crate) fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), memory: Arc::default(), lock: Arc::default(), is_made: false, home: None }
+        Self {
+            path: path.into(),
+            memory: Arc::default(),
+            lock: Arc::default(),
+            is_made: false,
+            home: None,
+            counters: Counters::default(),
+        }
     }
 
     /// Makes the directory if it is not there. Another process may be writing in it.
@@ -89,6 +98,16 @@ impl Directory {
         let directory = Self { is_made: true, ..Self::at(path) };
         directory.make()?;
         Ok(directory)
+    }
+
+    /// With counters for what is written.
+    pub(crate) fn counted_by(self, counters: Counters) -> Self {
+        Self { counters, ..self }
+    }
+
+    /// The objects look different from now on, so no file is taken for written.
+    pub(crate) fn forget_drafts(&self) {
+        self.memory().forget_drafts();
     }
 
     fn make(&self) -> Result<(), DirectoryError> {

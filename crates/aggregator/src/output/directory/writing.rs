@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use procscan_core::resources::{Draft, Kind, Object, Settings, WritePolicy};
 
+use crate::counters::WriteResult;
+
 use super::found::{Damage, Found, parse, parse_whole};
 use super::memory::{Known, Memory, Stamp};
 use super::{
@@ -58,8 +60,13 @@ impl Directory {
                 known.wanted = pass;
             }
             match self.put(&mut memory, &name, &draft) {
-                Ok(is_written) => done.written += usize::from(is_written),
+                Ok(false) => {}
+                Ok(true) => {
+                    done.written += 1;
+                    self.counters.output_write(draft.kind.name(), WriteResult::Written);
+                }
                 Err(error) => {
+                    self.counters.output_write(draft.kind.name(), WriteResult::Failed);
                     unwritten.extend(draft.kind.blocking().map(|_| draft.kind));
                     failed.push((name, error));
                 }

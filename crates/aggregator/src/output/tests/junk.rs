@@ -109,9 +109,10 @@ async fn junk_in_the_place_of_one_file_is_an_error_that_names_it_and_delays_no_o
         let (status, mut shown) = watch::channel(OutputStatus::default());
         let (_asks, take_over) = mpsc::channel(1);
         let (delivered, written) = watch::channel(Arc::default());
-        let channels = Channels { take_over, decided, delivered, status };
+        let channels =
+            Channels { take_over, decided, delivered, status, settings: configured(), delays: delays() };
         let output = Output::Directory(Directory::open(temp.path()).unwrap());
-        let task = tokio::spawn(run(output, settings(), Duration::from_mins(1), channels));
+        let task = tokio::spawn(run(output, Duration::from_mins(1), channels));
         let failing = shown.wait_for(|status| status.error.is_some());
         let failing = tokio::time::timeout(Duration::from_secs(20), failing).await.unwrap().unwrap().clone();
         let expected = format!("{}: {why}", path.display());

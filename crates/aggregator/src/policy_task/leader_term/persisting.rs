@@ -13,6 +13,7 @@ use procscan_core::state::incident::IncidentDecision;
 use tokio::time::Instant;
 
 use super::{LeaderTerm, MAX_RETRY_PAUSE, MIN_RETRY_PAUSE, Step};
+use crate::counters::Counters;
 use crate::kubernetes::WritePermit;
 use crate::policy_task::history;
 use crate::state::{Changed, IncidentEntry, PendingCommand, PersistedState, StateError, Store};
@@ -171,7 +172,7 @@ impl LeaderTerm<'_> {
         let waiting: BTreeSet<App> = waiting.into_iter().collect();
         let mut failed: BTreeMap<String, StateError> = BTreeMap::new();
         let own = apps.iter().filter_map(|app| self.incidents.document(app));
-        save_in_parts(&mut self.task.store, &self.permit, own, &mut failed).await?;
+        save_in_parts(&mut self.task.store, &self.task.counters, &self.permit, own, &mut failed).await?;
         // An object that is not the App's current Incident may be the only one that has the decisions about the App.
         // So it is written only after the current Incident.
         let has_own = |app: &App| {
@@ -181,7 +182,14 @@ impl LeaderTerm<'_> {
         let may_end = |it: &Incident| may_try(&it.name) && has_own(&App::from(&it.spec.app));
         let history: Vec<Incident> = history.into_iter().filter(may_end).collect();
         let names: Vec<String> = history.iter().map(|incident| incident.name.clone()).collect();
-        save_in_parts(&mut self.task.store, &self.permit, history.into_iter(), &mut failed).await?;
+        save_in_parts(
+            &mut self.task.store,
+            &self.task.counters,
+            &self.permit,
+            history.into_iter(),
+            &mut failed,
+        )
+        .await?;
         for name in names.iter().filter(|name| !failed.contains_key(*name)) {
             self.reopened.remove(name);
         }
@@ -281,6 +289,7 @@ impl LeaderTerm<'_> {
 /// it is written.
 async fn save_in_parts(
     store: &mut Store,
+    counters: &Counters,
     permit: &WritePermit,
     mut left: impl Iterator<Item = Incident>,
     failed: &mut BTreeMap<String, StateError>,
@@ -290,7 +299,10 @@ async fn save_in_parts(
         if part.is_empty() {
             return Ok(());
         }
-        failed.extend(store.save(permit, part).await);
+        let count = part.len();
+        let unsaved = store.save(permit, part).await;
+        counters.state_written(count - unsaved.len().min(count), unsaved.len());
+        failed.extend(unsaved);
         if let Some(error) = failed.values().find(|error| error.is_lost() || error.is_outdated()) {
             return Err(error.clone());
         }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use procscan_core::decision::{Decision, DecisionKind};
-use procscan_core::policy::Alert;
+use procscan_core::decision::{Actor, Decision, DecisionKind};
+use procscan_core::names::App;
+use procscan_core::policy::{Alert, Incident, Policy};
 
 use super::LeaderTerm;
 use crate::decided::Decided;
 use crate::kubernetes::WritePermit;
-use crate::policy_task::journal;
 
 impl LeaderTerm<'_> {
     /// Notes which notices have been written. Returns whether a decision may follow from it.
@@ -33,11 +33,28 @@ impl LeaderTerm<'_> {
         }
     }
 
+    /// Notes since when the Apps are accused that have just been blocked. A block after a grace or by an operator's approval
+    /// has waited for that, so it says nothing about how fast the service is.
+    pub(super) fn note_accusations(&mut self, policy: &Policy) {
+        let blocked = self.decisions.iter().filter(|decision| decision.kind == DecisionKind::Blocked);
+        let by_policy = blocked.filter(|decision| decision.actor == Actor::Policy && policy.grace.is_zero());
+        for Decision { app, .. } in by_policy {
+            let since = self.incidents.incident(app).and_then(Incident::accused_since);
+            if let Some(since) = since {
+                Arc::make_mut(&mut self.accused_since).insert(app.clone(), since);
+            }
+        }
+        let is_blocked = |app: &App| self.incidents.incident(app).is_some_and(Incident::is_blocked);
+        if self.accused_since.keys().any(|app| !is_blocked(app)) {
+            Arc::make_mut(&mut self.accused_since).retain(|app, _| is_blocked(app));
+        }
+    }
+
     pub(super) fn raise_alerts(&mut self, alerts: &[Alert]) {
         let is_waiting = alerts.iter().any(|alert| matches!(alert, Alert::Notices { .. }));
         // While tenants wait, each evaluation raises this alert, but it is logged once.
         let is_new = |alert: &&Alert| !(self.has_waited && matches!(alert, Alert::Notices { .. }));
-        alerts.iter().filter(is_new).for_each(journal::raise);
+        alerts.iter().filter(is_new).for_each(|alert| self.task.journal.raise(alert));
         if self.has_waited && !is_waiting {
             tracing::info!("every tenant has been notified");
         }

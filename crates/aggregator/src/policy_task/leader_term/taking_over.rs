@@ -52,7 +52,8 @@ impl LeaderTerm<'_> {
             self.clear_error();
         }
         self.note_unreadable(unreadable);
-        let persisted = PersistedBlocks::of(&documents, self.task.policy.same_incident, self.now().wall());
+        let persisted =
+            PersistedBlocks::of(&documents, self.task.policy.borrow().same_incident, self.now().wall());
         let blocked = self.blocked(persisted.filter(|_| self.unreadable.is_empty())).await?;
         if !blocked.is_empty() && !self.is_copy {
             self.begin_after_loss().await?;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::collector::{Observation, Round, Share};
 use crate::config::Config;
+use crate::counters::Counters;
 use crate::decided::{Decided, TakeOver, WrittenNotifications};
 use crate::discovery::TargetSet;
 use crate::kubernetes::Cluster;
@@ -47,6 +48,8 @@ pub(super) struct Replica {
     /// Whether the leader that took over last may write to the objects, and whether all incidents could be read.
     pub(super) took_over: watch::Receiver<Option<(bool, bool)>>,
     pub(super) ledger: ledger_task::Snapshots,
+    /// The rules of the configuration.
+    pub(super) policy: watch::Sender<Arc<Policy>>,
     clock: Clock,
     /// The store's connection to the API server.
     cluster: Option<Cluster>,
@@ -172,12 +175,14 @@ impl Replica {
             decided: decided_tx,
             error: error_tx,
         };
+        let (policy_tx, policy) = watch::channel(Arc::new(policy));
         let task = PolicyTask {
             policy,
             retention: Duration::from_hours(24 * 30),
             store,
             clock,
             journal: Journal::default(),
+            counters: Counters::default(),
             channels,
         };
         let tasks = vec![ledger_task, output_task, tokio::spawn(task.run())];
@@ -192,6 +197,7 @@ impl Replica {
             written: written_tx,
             took_over,
             ledger: snapshots,
+            policy: policy_tx,
             clock,
             cluster: None,
             cancel,

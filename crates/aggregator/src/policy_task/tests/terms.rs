@@ -342,3 +342,19 @@ async fn a_clock_that_differs_from_the_api_servers_raises_one_alert() {
         assert_eq!(logged.count("differs from the API server's"), usize::from(is_wrong), "{hours}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn other_rules_of_the_configuration_count_at_once_and_without_another_term() {
+    let server = Server::default();
+    server.put(INCIDENTS, &name_of("web"), body("web", "Blocked"));
+    let replica = watching(&server);
+    settle().await;
+    assert_eq!(replica.blocked(), ["web"]);
+    let writers = || web(&server)["status"]["writer"].clone();
+    let before = writers();
+    // The App's namespace may not be blocked any more.
+    replica.policy.send_modify(|policy| Arc::make_mut(policy).protected.push("ns-a".to_owned()));
+    settle().await;
+    assert_eq!(replica.blocked(), Vec::<String>::new());
+    assert_eq!(writers(), before);
+}

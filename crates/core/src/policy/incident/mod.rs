@@ -113,6 +113,11 @@ impl Incident {
         self.persisted_mut().phase = phase;
     }
 
+    /// Whether its App is blocked.
+    pub fn is_blocked(&self) -> bool {
+        matches!(self.phase(), Phase::Blocked { .. })
+    }
+
     /// Its phase.
     pub fn phase(&self) -> Phase {
         self.persisted.phase
@@ -131,6 +136,15 @@ impl Incident {
     /// The number of the last operator command that has been done.
     pub fn observed(&self) -> i64 {
         self.persisted.observed
+    }
+
+    /// When the evidence was fresh that accuses its App now: the earliest of it. `None` if nothing accuses it now.
+    pub fn accused_since(&self) -> Option<Moment> {
+        self.accepted
+            .iter()
+            .filter(|(_, accepted)| accepted.active)
+            .map(|(_, accepted)| accepted.fresh_at)
+            .min()
     }
 
     /// The accusation, for people: its first accepted evidence, and how many more pieces there are.

@@ -8,8 +8,10 @@ use tokio::time::sleep;
 
 use super::world::{ApiServer, MESSAGES, PLUGINS};
 use super::*;
+use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::decided::{Decided, TakeOver, WrittenNotifications};
-use crate::output::{Channels, Output, OutputStatus, run};
+use crate::output::{BlockDelays, Channels, Output, OutputStatus, run};
 
 const REPAIR: Duration = Duration::from_mins(1);
 
@@ -29,9 +31,18 @@ impl Running {
         let (take_over, asked) = mpsc::channel(1);
         let (delivered_tx, delivered) = watch::channel(Arc::default());
         let (status_tx, status) = watch::channel(OutputStatus::default());
-        let channels = Channels { take_over: asked, decided, delivered: delivered_tx, status: status_tx };
+        let settings = watch::channel(Arc::new(Config::default().settings())).1;
+        let delays = BlockDelays::new(Clock::start(), Counters::default());
+        let channels = Channels {
+            take_over: asked,
+            decided,
+            delivered: delivered_tx,
+            status: status_tx,
+            settings,
+            delays,
+        };
         let output = Output::Cluster(Box::new(server.output_of(&permit)));
-        let task = tokio::spawn(run(output, Config::default().settings(), REPAIR, channels));
+        let task = tokio::spawn(run(output, REPAIR, channels));
         Self { decide, take_over, delivered, status, permit, task }
     }
 

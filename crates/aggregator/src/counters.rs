@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 /// Counters by one label.
@@ -17,19 +18,19 @@ pub(crate) type ByTexts = Family<Vec<(&'static str, String)>, Counter>;
 
 /// The counters. Clones count together.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Counters(Arc<Events>);
+pub(crate) struct Counters(Arc<Inner>);
 
 impl Deref for Counters {
-    type Target = Events;
+    type Target = Inner;
 
-    fn deref(&self) -> &Events {
+    fn deref(&self) -> &Inner {
         &self.0
     }
 }
 
 /// What is counted.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub(crate) struct Inner {
     /// Rounds that are done.
     pub(crate) rounds: Counter,
     /// How long they took, in seconds.
@@ -62,6 +63,8 @@ pub(crate) struct Events {
     pub(crate) stream_cut: By,
     /// Events of the stream.
     pub(crate) stream_events: Counter,
+    /// Clients of the stream at present.
+    pub(crate) stream_clients: Gauge,
 }
 
 /// The buckets of a round's duration, in seconds: from fast rounds of a demo to the longest interval.
@@ -69,7 +72,7 @@ const ROUND_BUCKETS: [f64; 12] = [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.
 /// The buckets of the time to block, in seconds.
 const BLOCK_BUCKETS: [f64; 12] = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
-impl Default for Events {
+impl Default for Inner {
     fn default() -> Self {
         Self {
             rounds: Counter::default(),
@@ -88,11 +91,12 @@ impl Default for Events {
             tls_failures: Counter::default(),
             stream_cut: By::default(),
             stream_events: Counter::default(),
+            stream_clients: Gauge::default(),
         }
     }
 }
 
-impl Events {
+impl Inner {
     /// A round that is done.
     pub(crate) fn round(&self, took: Duration) {
         self.rounds.inc();

@@ -32,6 +32,7 @@ mod discovery;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod hex;
 pub mod kubernetes;
 pub mod leader;
 pub mod ledger_task;

@@ -1,6 +1,6 @@
 //! Reads the configuration again when its file changes, and on SIGHUP.
 //!
-//! The file is compared by its contents every [`PERIOD`], because a ConfigMap's files are replaced by moving a link. A change
+//! The file is compared by its contents every [`PERIOD`], because the files of a `ConfigMap` are replaced by moving a link. A change
 //! counts once two looks have found the same contents, so that a half-written file is not read. A file with a mistake is
 //! refused as a whole, and the configuration in force stays. Of a good file, the sections that the running parts can take are
 //! applied; the other keys that have changed are named, and need a restart.
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Level};
 use crate::counters::{Counters, count};
+use crate::hex;
 use crate::plain_file;
 
 /// How often the file is compared.
@@ -239,7 +240,9 @@ impl Reload {
 fn hash(config: &Config) -> String {
     let text = serde_json::to_vec(config).unwrap_or_default();
     let digest = digest::digest(&digest::SHA256, &text);
-    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let mut hash = hex::encode(digest.as_ref());
+    hash.truncate(16);
+    hash
 }
 
 fn set_level(level: Level) {

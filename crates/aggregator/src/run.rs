@@ -2,30 +2,28 @@
 
 mod persistence;
 mod pipeline;
+mod serving;
 mod stage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::persistence::Persistence;
 pub(crate) use self::persistence::{LEASE, cluster, objects, output};
 pub(crate) use self::pipeline::{Pipeline, PipelineInputs};
+use self::serving::{Listening, Serving};
 use self::stage::{LEADER, Stage};
-use crate::api::{self, Authenticator, Endpoint, Operators};
+use crate::api::{self, Authenticator};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::kubernetes::{Cluster, WritePermit};
 use crate::leader::Leadership;
-use crate::metrics::Metrics;
 use crate::open_files;
 use crate::output::{self, BlockDelays, Directory, Output};
 use crate::reload::{ConfigFile, Receivers, Reload};
-use crate::tls::{TlsFiles, TlsWatch};
 use crate::views::Views;
 
 /// How many files and sockets may be open beside those of clients and agents: outputs, the state, the API server, the reserve.
@@ -33,11 +31,16 @@ const OTHER_FILES: usize = 512;
 /// How many requests of new leaders may wait for the output. A term sends one.
 const MAX_QUEUED_TAKE_OVERS: usize = 1;
 
-/// The files of TLS that the configuration names; `None` if the API is served without TLS.
-fn tls_files(config: &Config) -> Option<TlsFiles> {
-    let (certificate, key, client_ca) = config.api.tls()?;
-    let client_ca = client_ca.map(std::path::Path::to_owned);
-    Some(TlsFiles { certificate: certificate.to_owned(), key: key.to_owned(), client_ca })
+/// The output, opened for writing.
+fn opened_output(config: &Config, cluster: Option<&Cluster>, counters: &Counters) -> anyhow::Result<Output> {
+    let output = output(config, cluster, |path| {
+        Directory::open(path).map(|directory| directory.counted_by(counters.clone()))
+    })?;
+    if let Output::Directory(directory) = &output {
+        // Checked at the start, because a directory that can't be read does not become readable by waiting.
+        directory.check()?;
+    }
+    Ok(output)
 }
 
 /// The running service.
@@ -60,104 +63,61 @@ impl Service {
     pub(crate) async fn start_with(config: &Config, file: Option<ConfigFile>) -> anyhow::Result<Self> {
         let counters = Counters::default();
         // Twice the concurrency, because as many connections to agents may linger as are in use.
-        open_files::raise_limit(api::MAX_CONNECTIONS + 2 * config.collector.concurrency + OTHER_FILES);
+        open_files::raise_limit(
+            api::MAX_CONNECTIONS + api::MAX_STREAMS + 2 * config.collector.concurrency + OTHER_FILES,
+        );
         let cluster = cluster(config, counters.clone()).await?;
-        let mut output = output(config, cluster.as_ref(), |path| {
-            Directory::open(path).map(|directory| directory.counted_by(counters.clone()))
-        })?;
-        if let Output::Directory(directory) = &output {
-            // Checked at the start, because a directory that can't be read does not become readable by waiting.
-            directory.check()?;
-        }
-        let wanted = SocketAddr::new(config.aggregator.address, config.aggregator.port);
-        let listener =
-            TcpListener::bind(wanted).await.with_context(|| format!("can't listen on {wanted}"))?;
-        let address = listener.local_addr()?;
-        let tls = tls_files(config)
-            .map(|files| files.load().map(|loaded| (files, loaded)))
-            .transpose()
-            .context("api")?;
+        let mut output = opened_output(config, cluster.as_ref(), &counters)?;
+        let listening = Listening::open(config).await?;
+        let address = listening.address();
         let (take_over, take_overs) = mpsc::channel(MAX_QUEUED_TAKE_OVERS);
         let (written_tx, written) = watch::channel(Arc::default());
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         let persistence = Persistence::open(config, cluster.as_ref()).await?;
         persistence::lock(&mut output, persistence.election.as_ref())?;
         let auth = Authenticator::new(config, cluster.as_ref())?;
-        let inputs = PipelineInputs {
-            store: persistence.store,
-            persisted: persistence.persisted,
-            leadership,
-            take_over,
-            written,
-            counters: counters.clone(),
-        };
+        let Persistence { store, operator_commands, namespace, persisted, watching, election } = persistence;
+        let counted = counters.clone();
+        let inputs = PipelineInputs { store, persisted, leadership, take_over, written, counters: counted };
         let own_namespace = cluster.as_ref().and_then(Cluster::own_namespace).map(str::to_owned);
-        let pipeline = Pipeline::start(config, cluster.as_ref(), inputs)?;
-        let Pipeline {
-            views,
-            sources,
-            output: status,
-            state_error,
-            lease_error,
-            policy,
-            config: shown,
-            tls: certificate,
-            mut stages,
-        } = pipeline;
+        let mut pipeline = Pipeline::start(config, cluster.as_ref(), inputs)?;
+        let stages = &mut pipeline.stages;
         if let Some(cluster) = cluster {
-            stages.push(Stage::spawn("reach", cluster.check_while_idle(sources.clone())));
+            stages.push(Stage::spawn("reach", cluster.check_while_idle(pipeline.sources.clone())));
         }
         let (settings_tx, settings) = watch::channel(Arc::new(config.settings()));
         if let Some(file) = file {
-            let receivers = Receivers { policy, settings: settings_tx, status: shown };
+            let receivers =
+                Receivers { policy: pipeline.policy, settings: settings_tx, status: pipeline.config };
             let reload = Reload::new(file, config.clone(), own_namespace, receivers, counters.clone());
-            stages.push(Stage::spawn("reload", reload.run(sources.clone())));
+            stages.push(Stage::spawn("reload", reload.run(pipeline.sources.clone())));
         }
-        let interval = config.aggregator.scan_interval;
-        let delays = BlockDelays::new(views.clock, counters.clone());
         let channels = output::Channels {
             take_over: take_overs,
-            decided: views.decided.clone(),
+            decided: pipeline.views.decided.clone(),
             delivered: written_tx,
-            status,
+            status: pipeline.output,
             settings,
-            delays,
+            delays: BlockDelays::new(pipeline.views.clock, counters.clone()),
         };
-        stages.push(Stage::spawn("output", output::run(output, interval, channels)));
+        stages.push(Stage::spawn("output", output::run(output, config.aggregator.scan_interval, channels)));
         // The stages that write end before these two, so that another replica can take the Lease at once.
-        if let Some((watching, show)) = persistence.watching {
+        stages.extend(watching.map(|(watching, show)| {
             let cancel = CancellationToken::new();
-            let task = watching.run(show, state_error, cancel.clone());
-            stages.push(Stage::until(cancel, "state", task));
-        }
-        match persistence.election {
+            Stage::until(cancel.clone(), "state", watching.run(show, pipeline.state_error, cancel))
+        }));
+        match election {
             Some(election) => {
                 let cancel = CancellationToken::new();
-                let task = election.run(leadership_tx, lease_error, cancel.clone());
+                let task = election.run(leadership_tx, pipeline.lease_error, cancel.clone());
                 stages.push(Stage::until(cancel, LEADER, task));
             }
             None => drop(leadership_tx.send_replace(Leadership::Leading(WritePermit::always()))),
         }
-        let serving = CancellationToken::new();
-        let tls = tls.map(|(files, loaded)| {
-            let (watch, tls) = TlsWatch::new(files, &loaded, certificate, counters.clone());
-            stages.push(Stage::spawn("certificate", watch.run(sources.clone())));
-            tls
-        });
-        let operators = Operators {
-            commands: persistence.operator_commands,
-            auth,
-            namespace: persistence.namespace,
-            anonymous_violations: config.api.anonymous_violations,
-            redacts: config.redacts(),
-            metrics: Metrics::new(views.clone(), counters.clone()),
-        };
-        let routers = api::routers(views.clone(), operators, config.api.max_in_flight);
-        let endpoint =
-            Endpoint { listener, tls, needs_client_certificate: config.api.tls_client_ca.is_some() };
-        let api = api::serve(endpoint, routers, counters, serving.clone());
-        stages.push(Stage::until(serving, "api", api));
+        let serving = Serving { views: pipeline.views.clone(), operator_commands, auth, namespace, counters };
+        stages.extend(serving.start(config, listening, pipeline.tls, &pipeline.sources));
         tracing::info!(%address, "listening");
+        let Pipeline { views, sources, stages, .. } = pipeline;
         Ok(Self { address, views, sources, stages })
     }
 

@@ -26,7 +26,8 @@ fn configure(directory: &Path, port: u16, api: u16) {
         "aggregator: {{address: 127.0.0.1, port: {port}, scan_interval: 1s}}\n\
          collector: {{timeout: 1s, connect_timeout: 1s}}\n\
          discovery: {{mode: static, targets: [127.0.0.1:9]}}\n\
-         kubernetes: {{kubeconfig: kubeconfig, request_timeout: 1s}}\n"
+         kubernetes: {{kubeconfig: kubeconfig, request_timeout: 1s}}\n\
+         api: {{auth: none}}\n"
     );
     std::fs::write(directory.join("config.yaml"), config).unwrap();
 }

@@ -9,10 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::service::{LIMIT, closed, runtime, scene, start};
-use common::{PROGRAM, Process, get_json, try_get, wait_for};
+use common::{PROGRAM, Process, TOKEN, get_json, try_get, wait_for};
 use serde_json::Value;
-
-const TOKEN: &str = "0123456789abcdef";
 
 /// A service with an operator's token, one blocked App, and one App that a brake holds.
 fn stage(directory: &Path) -> (procscan_agent::simulate::Fleet, SocketAddr, Process) {

@@ -41,8 +41,7 @@ pub struct Block {
     pub since: Timestamp,
     /// The accusations that still support the block. Not empty when the block is new.
     pub grounds: Box<[Accusation]>,
-    /// The violations that the block is for, if no accusation supports it any more: tombstones, or those of an
-    /// inherited block. Ordered.
+    /// The violations of a block that no accusation supports any more: tombstones, or inherited. Ordered.
     #[serde(skip)]
     pub left: Box<[Key]>,
     /// How it is reached.

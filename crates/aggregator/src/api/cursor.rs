@@ -3,19 +3,16 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The place as JSON, in hexadecimal, which needs no escaping in a URL.
+use crate::hex;
+
+/// The place as JSON, in hexadecimal.
 pub(super) fn write(place: &impl Serialize) -> serde_json::Result<String> {
-    let json = serde_json::to_vec(place)?;
-    let digits = json.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    Ok(digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect())
+    Ok(hex::encode(&serde_json::to_vec(place)?))
 }
 
 /// `None` if `write` has not written it.
 pub(super) fn read<C: Serialize + DeserializeOwned>(cursor: &str) -> Option<C> {
-    let (pairs, []) = cursor.as_bytes().as_chunks::<2>() else { return None };
-    let digit = |byte: u8| if byte.is_ascii_uppercase() { None } else { char::from(byte).to_digit(16) };
-    let byte = |[high, low]: &[u8; 2]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok();
-    let json: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>()?;
+    let json = hex::decode(cursor)?;
     let place: C = serde_json::from_slice(&json).ok()?;
     // One place has one name.
     (serde_json::to_vec(&place).ok()? == json).then_some(place)
@@ -37,7 +34,7 @@ mod tests {
             assert_eq!(read::<Key>(&cursor[1..]), None);
             assert_eq!(read::<Key>(&cursor.to_uppercase()), None);
         }
-        let hex = |text: &str| text.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let hex = |text: &str| hex::encode(text.as_bytes());
         assert_eq!(read(&hex(r#"["a",7]"#)), Some(("a".to_owned(), 7)));
         for bad in ["", "{}", r#"["a"]"#, r#"["a", 7]"#, r#"["a",07]"#, r#"["a",7"#, r#"["\u0061",7]"#] {
             assert_eq!(read::<(String, u8)>(&hex(bad)), None, "{bad:?}");

@@ -140,7 +140,7 @@ pub(super) async fn decisions(
 }
 
 /// The next later time; `None` if there is none.
-fn just_after(at: Timestamp) -> Option<Timestamp> {
+pub(super) fn just_after(at: Timestamp) -> Option<Timestamp> {
     at.checked_add(SignedDuration::from_nanos(1)).ok()
 }
 

@@ -32,16 +32,19 @@ mod route;
 mod routes;
 mod server;
 mod sort;
+mod stream;
 #[cfg(test)]
 mod tests;
 pub(crate) mod types;
 mod violations;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use procscan_core::snapshot::Snapshot;
 use tokio::sync::Semaphore;
@@ -49,9 +52,12 @@ use tokio::sync::Semaphore;
 pub(crate) use self::auth::Authenticator;
 use self::list::{Compressor, Lists};
 use self::namespace_list::NamespaceLists;
+use self::parameters::NoParameters;
 use self::pieces::Cmdlines;
 pub(crate) use self::problem::Problem;
+use self::route::{Access, Route};
 pub(crate) use self::server::{Endpoint, MAX_CONNECTIONS, Routers, serve};
+pub(crate) use self::stream::{MAX_CLIENTS as MAX_STREAMS, Stream};
 
 use crate::metrics::Metrics;
 use crate::state::OperatorCommands;
@@ -73,6 +79,8 @@ pub(crate) struct Operators {
     pub(crate) redacts: bool,
     /// The metrics.
     pub(crate) metrics: Metrics,
+    /// The stream of changes.
+    pub(crate) stream: Stream,
 }
 
 /// How many pages are made at the same time: they cost as much as there are entries, and the collector needs the cores too.
@@ -94,7 +102,7 @@ pub(crate) fn routers(views: Views, operators: Operators, max_in_flight: usize) 
     Routers { all: routes(api.clone()), reserve: reserve.with_state(api), uncertified }
 }
 
-fn router(routes: Vec<route::Route>) -> Router<Api> {
+fn router(routes: Vec<Route>) -> Router<Api> {
     routes.into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
@@ -109,8 +117,32 @@ async fn certificate_needed() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, detail)
 }
 
+/// Every route, that of the document of them too.
+fn all_routes() -> Vec<Route> {
+    let mut all = routes::all();
+    let document = Route::get("/openapi.json", "openapi", openapi_document);
+    all.push(
+        document
+            .summary("This document.")
+            .access(Access::Authenticated)
+            .answers::<serde_json::Value>(200, "An OpenAPI 3.1 document."),
+    );
+    all
+}
+
+async fn openapi_document(
+    State(api): State<Api>,
+    headers: HeaderMap,
+    _: NoParameters,
+) -> Result<Response, Problem> {
+    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
+    api.operators.auth.authenticate(&headers).await?;
+    let document = DOCUMENT.get_or_init(|| Bytes::from(openapi::document(&all_routes()).to_string())).clone();
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document).into_response())
+}
+
 fn routes(api: Api) -> Router {
-    router(routes::all())
+    router(all_routes())
         .layer(DefaultBodyLimit::max(body::MAX_BODY))
         .fallback(problem::not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

@@ -44,12 +44,12 @@ pub(super) async fn nodes(
     api.find_room()?;
     let snapshot = api.snapshot().await;
     if snapshot.targets.len() <= SMALL_PAGE_ENTRIES {
-        return Ok(api.make_small(page(&snapshot, filter)));
+        return Ok(api.make_small(page(&snapshot, &filter)));
     }
     drop(snapshot);
     let turn = api.turn().await?;
     let snapshot = api.snapshot().await;
-    Ok(api.make(turn, move || page(&snapshot, filter)).await)
+    Ok(api.make(turn, move || page(&snapshot, &filter)).await)
 }
 
 impl Filter {
@@ -84,7 +84,7 @@ impl Filter {
     }
 }
 
-fn page(snapshot: &Snapshot, filter: Filter) -> serde_json::Result<Vec<u8>> {
+fn page(snapshot: &Snapshot, filter: &Filter) -> serde_json::Result<Vec<u8>> {
     let mut selection = Selection::new(filter.paging.clone());
     for target in snapshot.targets.iter().filter(|target| filter.wants(target)) {
         selection.add(filter.place(target, snapshot), target);

@@ -1,23 +1,15 @@
-//! `/openapi.json`: the OpenAPI 3.1 document of the routes. `docs/openapi.json` is a copy of it, which a test compares.
+//! `/openapi.json`: the `OpenAPI` 3.1 document of the routes. `docs/openapi.json` is a copy of it, which a test compares.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 
-use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use axum::http::StatusCode;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::Api;
-use super::parameters::NoParameters;
-use super::problem::Problem;
 use super::reader::Reading;
 use super::route::{Access, Route};
-use super::routes;
 
 /// The body of a problem (RFC 9457).
 #[derive(Serialize, JsonSchema)]
@@ -50,17 +42,6 @@ struct ProblemBody {
     /// How many tenants an exemption would open.
     #[serde(skip_serializing_if = "Option::is_none")]
     tenants: Option<usize>,
-}
-
-pub(super) async fn openapi(
-    State(api): State<Api>,
-    headers: HeaderMap,
-    _: NoParameters,
-) -> Result<Response, Problem> {
-    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
-    api.operators.auth.authenticate(&headers).await?;
-    let document = DOCUMENT.get_or_init(|| Bytes::from(document(&routes::all()).to_string())).clone();
-    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], document).into_response())
 }
 
 /// The document of `routes`.

@@ -1,4 +1,4 @@
-//! Parameters of queries. Each endpoint has a table of those that it takes: requests are read by it, and the OpenAPI document is
+//! Parameters of queries. Each endpoint has a table of those that it takes: requests are read by it, and the `OpenAPI` document is
 //! made from it.
 //!
 //! A parameter that is unknown or given twice is refused: with a misspelt filter the answer would show everything.
@@ -48,7 +48,7 @@ pub(super) struct Parameter {
     pub(super) name: &'static str,
     /// What it takes.
     pub(super) takes: Takes,
-    /// What it is for: a sentence for the OpenAPI document.
+    /// What it is for: a sentence for the `OpenAPI` document.
     pub(super) about: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! Routes. One definition of each makes the router and its part of the OpenAPI document.
+//! Routes. One definition of each makes the router and its part of the `OpenAPI` document.
 
 use axum::handler::Handler;
 use axum::http::Method;

@@ -1,4 +1,4 @@
-//! Every route of the API.
+//! The routes of the API.
 
 use super::reader::Reading::{Get, List};
 use super::route::{Access, Route};
@@ -8,8 +8,8 @@ use super::types::{
     PlanPage, ReleaseRequest, Status, ViolationList, ViolationPage,
 };
 use super::{
-    compat, decisions, exemptions, filter, health, incidents, metrics, nodes, openapi, operator_commands,
-    plan, violations,
+    compat, decisions, exemptions, filter, health, incidents, metrics, nodes, operator_commands, plan,
+    stream, violations,
 };
 
 /// The probes, which are answered even if all places for connections are taken.
@@ -25,7 +25,7 @@ pub(super) fn probes() -> Vec<Route> {
     ]
 }
 
-/// Every route.
+/// Every route but that of the `OpenAPI` document.
 pub(super) fn all() -> Vec<Route> {
     let mut all = probes();
     all.push(
@@ -35,18 +35,13 @@ pub(super) fn all() -> Vec<Route> {
             .refusals(&[503]),
     );
     all.push(
-        Route::get("/openapi.json", "openapi", openapi::openapi)
-            .summary("This document.")
-            .access(Access::Authenticated)
-            .answers::<serde_json::Value>(200, "An OpenAPI 3.1 document."),
-    );
-    all.push(
         Route::get(metrics::PATH, "metrics", metrics::metrics)
             .summary("The metrics in the text format of Prometheus, or as OpenMetrics for a client that accepts it.")
             .access(Access::Path)
             .answers_text("text/plain", 200, "The metrics."),
     );
     all.extend(lists());
+    all.push(stream_of_changes());
     all.extend(commands());
     all
 }
@@ -113,6 +108,18 @@ fn lists() -> Vec<Route> {
             .access(Access::Read(Get))
             .answers::<Enforcement>(200, "The mode."),
     ]
+}
+
+fn stream_of_changes() -> Route {
+    Route::get("/api/v1/stream", "streamChanges", stream::stream)
+        .summary("Changes of violations, Apps, nodes, decisions and coverage as Server-Sent Events.")
+        .access(Access::Read(List))
+        .parameters(stream::PARAMETERS)
+        .answers_text(
+            "text/event-stream",
+            200,
+            "Events without end. With `Last-Event-ID` they begin after that one.",
+        )
 }
 
 fn commands() -> Vec<Route> {

@@ -40,22 +40,22 @@ use crate::tls::TlsStatus;
 use crate::views::Queues;
 
 /// The whole router over views that the test sets.
-struct Stage {
-    router: Router,
+pub(super) struct Stage {
+    pub(super) router: Router,
     lists: Arc<ListForms>,
-    ledger: Ledger,
-    clock: Clock,
+    pub(super) ledger: Ledger,
+    pub(super) clock: Clock,
     publisher: SnapshotPublisher,
     snapshots: Snapshots,
     targets: watch::Sender<Arc<TargetSet>>,
     output: watch::Sender<OutputStatus>,
     decided: watch::Sender<Arc<Decided>>,
-    api: Api,
+    pub(super) api: Api,
     /// The token of requests without another one.
     token: Option<&'static str>,
 }
 
-const RECORD: &str = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","cmdline":"<b>","regex":"^x","status":"active","type":"app","name":"p","timestamp":"2025-12-22T18:30:00+08:00"}"#;
+pub(super) const RECORD: &str = r#"{"pod":"p","namespace":"ns-a","process":"xmrig","cmdline":"<b>","regex":"^x","status":"active","type":"app","name":"p","timestamp":"2025-12-22T18:30:00+08:00"}"#;
 
 fn target(node: &str) -> Target {
     Target { address: format!("{node}:9090").into(), node: NodeName::new(node) }
@@ -68,7 +68,7 @@ fn without_cluster() -> Config {
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::at(OperatorCommands::Unavailable)
     }
 
@@ -121,7 +121,7 @@ impl Stage {
             clock,
         };
         let counters = Counters::default();
-        let metrics = Metrics::new(views.clone(), counters);
+        let metrics = Metrics::new(views.clone(), counters.clone());
         let operators = Operators {
             commands: operator_commands,
             auth: Authenticator::new(config, None).unwrap(),
@@ -129,6 +129,7 @@ impl Stage {
             anonymous_violations: config.api.anonymous_violations,
             redacts: config.redacts(),
             metrics,
+            stream: Stream::new(counters),
         };
         let api = Api::new(views, operators, config.api.max_in_flight);
         let (router, lists) = (routes(api.clone()), api.lists.clone());
@@ -147,7 +148,7 @@ impl Stage {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         self.publisher.publish(&mut self.ledger, self.clock);
     }
 
@@ -155,7 +156,7 @@ impl Stage {
         self.snapshots.published().borrow().snapshot.clone().unwrap()
     }
 
-    fn answer(&mut self, node: &str, body: &str) {
+    pub(super) fn answer(&mut self, node: &str, body: &str) {
         let (answer, result) = decode(body.as_bytes(), &Limits::default());
         result.unwrap();
         let report =

@@ -42,6 +42,7 @@ pub(crate) struct Account {
 
 /// What an account of the token file may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of the file")]
 pub(crate) struct Scopes {
     /// It may read.
     pub(crate) read: bool,
@@ -82,9 +83,14 @@ impl Scopes {
         if has("metrics") && !namespaces.is_empty() {
             return Err("`metrics` on a line without `namespace=`");
         }
-        let (cmdline, operate, metrics) = (has("cmdline"), has("operate"), has("metrics"));
-        let read = has("read") || cmdline || operate || !namespaces.is_empty();
-        Ok(Self { read, cmdline, operate, metrics, namespaces })
+        let (cmdline, operate) = (has("cmdline"), has("operate"));
+        Ok(Self {
+            read: has("read") || cmdline || operate || !namespaces.is_empty(),
+            cmdline,
+            operate,
+            metrics: has("metrics"),
+            namespaces,
+        })
     }
 
     /// Whether the scopes reach what belongs to `namespace`; `None` stands for all namespaces.
@@ -103,9 +109,9 @@ impl fmt::Display for Scopes {
             (self.operate, "operate"),
             (self.metrics, "metrics"),
         ];
-        let named = names.into_iter().filter(|(has, _)| *has).map(|(_, name)| name.to_owned());
+        let scopes = names.into_iter().filter(|(has, _)| *has).map(|(_, name)| name.to_owned());
         let namespaces = self.namespaces.iter().map(|namespace| format!("namespace={namespace}"));
-        f.write_str(&named.chain(namespaces).collect::<Vec<_>>().join(" "))
+        f.write_str(&scopes.chain(namespaces).collect::<Vec<_>>().join(" "))
     }
 }
 

@@ -62,7 +62,7 @@ impl Metrics {
         now.nodes(&snapshot, age);
         now.decisions();
         now.evidence();
-        now.parts(auth_trouble);
+        now.parts(auth_trouble.as_deref());
         now.service();
         of_process(&mut registry);
         let mut text = String::new();
@@ -74,76 +74,74 @@ impl Metrics {
 
 /// What the parts have counted.
 fn events(registry: &mut Registry, events: &Counters) {
-    let register = |registry: &mut Registry| {
-        registry.register("rounds", "Rounds over all targets that are done", events.rounds.clone());
-        registry.register_with_unit(
-            "round_duration",
-            "How long a round over all targets took",
-            Unit::Seconds,
-            events.round_duration.clone(),
-        );
-        registry.register(
-            "target_failures",
-            "Requests to agents that gave no whole answer, by the reason",
-            events.target_failures.clone(),
-        );
-        registry.register("decisions", "Decisions that took effect, by their kind", events.decisions.clone());
-        registry.register_with_unit(
-            "time_to_block",
-            "From the evidence that led to a block to the write of the block; blocks after a grace or an approval do not count",
-            Unit::Seconds,
-            events.time_to_block.clone(),
-        );
-        registry.register("brakes", "Brakes that have begun to hold, by the brake", events.brakes.clone());
-        registry.register(
-            "api_server_requests",
-            "Requests to the API server, by verb, resource and status; none means that there was no answer",
-            events.api_server_requests.clone(),
-        );
-        registry.register(
-            "output_writes",
-            "Objects that were to be written, by their kind and what came of it",
-            events.output_writes.clone(),
-        );
-        registry.register(
-            "state_writes",
-            "Incidents that were to be persisted, by what came of it",
-            events.state_writes.clone(),
-        );
-        registry.register(
-            "http_answers",
-            "Answers of the HTTP API, by their status",
-            events.http_answers.clone(),
-        );
-        registry.register(
-            "http_connections_beyond",
-            "Connections that found all places taken",
-            events.connections_beyond.clone(),
-        );
-        registry.register(
-            "config_reloads",
-            "Attempts to read the configuration again, by what came of them",
-            events.config_reloads.clone(),
-        );
-        registry.register(
-            "tls_certificate_reloads",
-            "Attempts to read the certificate again, by what came of them",
-            events.tls_reloads.clone(),
-        );
-        registry.register(
-            "tls_handshake_failures",
-            "TLS connections that were not established",
-            events.tls_failures.clone(),
-        );
-        registry.register(
-            "stream_clients_cut",
-            "Clients of the stream that were cut off, by the reason",
-            events.stream_cut.clone(),
-        );
-        registry.register("stream_events", "Events of the stream", events.stream_events.clone());
-        registry.register("alerts", "Log entries with an alert, by the alert", telemetry::alerts());
-    };
-    register(registry);
+    of_pipeline(registry, events);
+    of_api(registry, events);
+    registry.register(
+        "config_reloads",
+        "Attempts to read the configuration again, by what came of them",
+        events.config_reloads.clone(),
+    );
+    registry.register("alerts", "Log entries with an alert, by the alert", telemetry::alerts());
+}
+
+fn of_pipeline(registry: &mut Registry, events: &Counters) {
+    registry.register("rounds", "Rounds over all targets that are done", events.rounds.clone());
+    let took = "How long a round over all targets took";
+    registry.register_with_unit("round_duration", took, Unit::Seconds, events.round_duration.clone());
+    registry.register(
+        "target_failures",
+        "Requests to agents that gave no whole answer, by the reason",
+        events.target_failures.clone(),
+    );
+    registry.register("decisions", "Decisions that took effect, by their kind", events.decisions.clone());
+    let took = "From the evidence that led to a block to the write of the block; blocks after a grace or an approval do not count";
+    registry.register_with_unit("time_to_block", took, Unit::Seconds, events.time_to_block.clone());
+    registry.register("brakes", "Brakes that have begun to hold, by the brake", events.brakes.clone());
+    registry.register(
+        "api_server_requests",
+        "Requests to the API server, by verb, resource and status; none means that there was no answer",
+        events.api_server_requests.clone(),
+    );
+    registry.register(
+        "output_writes",
+        "Objects that were to be written, by their kind and what came of it",
+        events.output_writes.clone(),
+    );
+    registry.register(
+        "state_writes",
+        "Incidents that were to be persisted, by what came of it",
+        events.state_writes.clone(),
+    );
+}
+
+fn of_api(registry: &mut Registry, events: &Counters) {
+    registry.register(
+        "http_answers",
+        "Answers of the HTTP API, by their status",
+        events.http_answers.clone(),
+    );
+    registry.register(
+        "http_connections_beyond",
+        "Connections that found all places taken",
+        events.connections_beyond.clone(),
+    );
+    registry.register(
+        "tls_certificate_reloads",
+        "Attempts to read the certificate again, by what came of them",
+        events.tls_reloads.clone(),
+    );
+    registry.register(
+        "tls_handshake_failures",
+        "TLS connections that were not established",
+        events.tls_failures.clone(),
+    );
+    registry.register("stream_clients", "Clients of the stream", events.stream_clients.clone());
+    registry.register(
+        "stream_clients_cut",
+        "Clients of the stream that were cut off, by the reason",
+        events.stream_cut.clone(),
+    );
+    registry.register("stream_events", "Events of the stream", events.stream_events.clone());
 }
 
 /// What is true now.
@@ -306,7 +304,7 @@ impl Now<'_> {
     }
 
     /// Whether each part works, as `/readyz` says it.
-    fn parts(&mut self, auth_trouble: Option<String>) {
+    fn parts(&mut self, auth_trouble: Option<&str>) {
         let troubles = self.views.troubles();
         let parts = troubles.into_iter().map(|(part, trouble)| (part, flag(trouble.is_none())));
         let parts: Vec<(&str, f64)> = parts.chain([("auth", flag(auth_trouble.is_none()))]).collect();

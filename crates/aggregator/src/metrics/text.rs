@@ -44,9 +44,9 @@ fn prometheus(open: &str) -> String {
         {
             let suffix = if kind == "counter" { "_total" } else { "" };
             if let Some((_, help)) = help.take().filter(|(named, _)| *named == name) {
-                text.push_str(&format!("# HELP {name}{suffix} {help}\n"));
+                text.extend(["# HELP ", name, suffix, " ", help, "\n"]);
             }
-            text.push_str(&format!("# TYPE {name}{suffix} {kind}\n"));
+            text.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
         } else if !line.starts_with('#') {
             text.push_str(line);
             text.push('\n');

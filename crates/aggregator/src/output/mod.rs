@@ -323,13 +323,7 @@ pub(crate) async fn run(mut output: Output, repair: Duration, channels: Channels
             continue;
         }
         let pause;
-        (pause, backoff) = if outcome.problems.is_empty() {
-            // A pass is unfinished only because another decision waits, and that is written at once.
-            (outcome.deferred.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
-        } else {
-            // What could be written is looked after in every round all the same.
-            (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF))
-        };
+        (pause, backoff) = next_pass(&outcome, repair, backoff);
         due = Instant::now() + pause;
         announce(&output, &now, &outcome, &settings, &delivered);
         if outcome.problems.is_empty() {
@@ -341,6 +335,17 @@ pub(crate) async fn run(mut output: Output, repair: Duration, channels: Channels
         if has_written && is_live && decided.has_changed().is_ok() {
             tokio::time::sleep(MIN_WRITE_PAUSE).await;
         }
+    }
+}
+
+/// The pause before the next pass, and the pause after a failure of that one.
+fn next_pass(outcome: &Outcome, repair: Duration, backoff: Duration) -> (Duration, Duration) {
+    if outcome.problems.is_empty() {
+        // A pass is unfinished only because another decision waits, and that is written at once.
+        (outcome.deferred.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
+    } else {
+        // What could be written is looked after in every round all the same.
+        (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF))
     }
 }
 

@@ -2,6 +2,7 @@
 //! mode are logged here too.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use procscan_core::decision::{Decision, DecisionKind, Mode};
@@ -19,6 +20,8 @@ const MAX_DECISIONS: usize = 2000;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Journal {
     last: Arc<Mutex<VecDeque<Decision>>>,
+    /// How many decisions there have been.
+    count: Arc<AtomicU64>,
     counters: Counters,
 }
 
@@ -33,6 +36,11 @@ impl Journal {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 
+    /// How many decisions this replica has reported since its start.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
     /// Logs a decision, and adds it to the list.
     pub(super) fn report(&self, decision: &Decision) {
         log(decision);
@@ -44,6 +52,7 @@ impl Journal {
             last.pop_front();
         }
         last.push_back(decision.clone());
+        self.count.fetch_add(1, Ordering::Release);
     }
 
     /// Logs an alert, and counts brakes that begin to hold.

@@ -27,9 +27,9 @@ pub(super) fn expiry(der: &[u8]) -> Option<Timestamp> {
     }
     let (validity, _) = element(fields, SEQUENCE)?;
     let not_after = rest(validity)?;
-    match not_after.first()? {
-        &UTC_TIME => time(element(not_after, UTC_TIME)?.0, 2),
-        &GENERALIZED_TIME => time(element(not_after, GENERALIZED_TIME)?.0, 4),
+    match *not_after.first()? {
+        UTC_TIME => time(element(not_after, UTC_TIME)?.0, 2),
+        GENERALIZED_TIME => time(element(not_after, GENERALIZED_TIME)?.0, 4),
         _ => None,
     }
 }

@@ -68,6 +68,8 @@ fn a_new_certificate_is_used_once_it_has_been_seen_twice() {
     assert_eq!((watched.reloads("applied"), watched.reloads("refused")), (1, 0));
 }
 
+type Break = Box<dyn Fn()>;
+
 #[test]
 fn while_the_new_files_have_a_mistake_the_certificate_in_use_stays_and_the_mistake_is_said_once() {
     let mut watched = Watched::new();
@@ -78,7 +80,6 @@ fn while_the_new_files_have_a_mistake_the_certificate_in_use_stays_and_the_mista
     write(other.path(), 30);
     let expired = tempfile::tempdir().unwrap();
     write(expired.path(), -1);
-    type Break = Box<dyn Fn()>;
     let copy =
         |from: PathBuf, to: PathBuf| -> Break { Box::new(move || assert!(fs::copy(&from, &to).is_ok())) };
     let (of_certificate, of_key) = (certificate.clone(), key.clone());

@@ -26,11 +26,18 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Requests `GET path`; `None` if there is no answer.
+/// The token of an account that may do everything, where a test has a token file.
+pub const TOKEN: &str = "a-token-for-all-of-the-tests";
+
+/// Requests `GET path` with [`TOKEN`]; `None` if there is no answer.
 pub fn try_get(address: SocketAddr, path: &str) -> Option<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+    )
+    .ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;

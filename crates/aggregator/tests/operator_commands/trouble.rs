@@ -163,11 +163,14 @@ fn the_service_is_named_by_the_option_or_the_environment() {
     run(&["mode", "--url", &format!("{}/behind/a/proxy/", api.url())], &[("PROCSCAN_URL", "nonsense")])
         .done();
     assert_eq!(api.asked().what, "GET /behind/a/proxy/api/v1/enforcement");
-    let https = "https is not served yet: expected http://HOST:PORT, such as that of kubectl port-forward";
-    assert_eq!(run(&["mode", "--url", "https://a:1"], &[]).refused(2), format!("--url: {https}"));
-    assert_eq!(run(&["mode"], &[("PROCSCAN_URL", "https://a")]).refused(2), format!("PROCSCAN_URL: {https}"));
+    // Plain HTTP where TLS is asked for.
+    let over_tls = api.url().replace("http://", "https://");
+    let error = run(&["mode", "--url", &over_tls], &[]).refused(1);
+    assert!(error.contains("TLS is not established") && error.contains("http://"), "{error}");
+    let error = run(&["mode", "--url", &over_tls, "--ca", "/nowhere"], &[]).refused(2);
+    assert!(error.starts_with("--ca /nowhere: it can't be read: No such file"), "{error}");
     let error = run(&["mode", "--url", "a\u{1b}:1"], &[]).refused(2);
-    assert_eq!(error, "--url: invalid value a\\u{1b}:1: expected http://HOST:PORT");
+    assert_eq!(error, "--url: invalid value a\\u{1b}:1: expected http://HOST:PORT or https://HOST:PORT");
 }
 
 #[test]

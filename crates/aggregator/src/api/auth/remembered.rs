@@ -16,7 +16,7 @@ const MAX_REMEMBERED: usize = 1024;
 pub(super) struct Remembered<T>(Mutex<HashMap<Fingerprint, Answer<T>>>);
 
 struct Answer<T> {
-    answer: T,
+    value: T,
     /// Until then the question is not asked again.
     until: Instant,
     /// Until then the answer counts if there is no other one.
@@ -50,14 +50,14 @@ impl<T: Clone> Remembered<T> {
         answers
             .get(question)
             .filter(|answer| answer.until > Instant::now())
-            .map(|answer| answer.answer.clone())
+            .map(|answer| answer.value.clone())
     }
 
     /// The last answer, for a question that can't be asked at the moment.
     pub(super) fn kept(&self, question: &Fingerprint) -> Option<T> {
         let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = answers.get(question).filter(|answer| answer.kept_until > Instant::now());
-        answer.map(|answer| answer.answer.clone())
+        answer.map(|answer| answer.value.clone())
     }
 
     pub(super) fn put(&self, question: Fingerprint, answer: T, Lifetime { holds, kept }: Lifetime) {
@@ -71,7 +71,7 @@ impl<T: Clone> Remembered<T> {
                 answers.iter().min_by_key(|(_, answer)| answer.kept_until).map(|(question, _)| *question);
             first.and_then(|first| answers.remove(&first));
         }
-        answers.insert(question, Answer { answer, until, kept_until });
+        answers.insert(question, Answer { value: answer, until, kept_until });
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
     async fn an_answer_that_no_longer_holds_is_kept_for_a_time() {
         let question = Fingerprints::new().unwrap().of(b"question");
         let remembered = Remembered::default();
-        let lifetime = Lifetime { holds: Duration::from_secs(10), kept: Duration::from_secs(60) };
+        let lifetime = Lifetime { holds: Duration::from_secs(10), kept: Duration::from_mins(1) };
         remembered.put(question, 7, lifetime);
         for (seconds, holds, kept) in
             [(0, true, true), (10, false, true), (49, false, true), (1, false, false)]

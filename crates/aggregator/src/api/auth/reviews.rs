@@ -247,15 +247,12 @@ impl NoAnswer {
 }
 
 async fn place(places: &Semaphore) -> Result<SemaphorePermit<'_>, NoAnswer> {
-    match tokio::time::timeout(MAX_WAIT_FOR_REVIEW, places.acquire()).await {
-        // The semaphore is never closed, so this is the time limit.
-        Ok(Ok(place)) => Ok(place),
-        _ => {
-            let problem =
-                later(1, "too many requests wait for their token or access reviews; try again later");
-            Err(NoAnswer { problem, is_for_now: true })
-        }
+    // The semaphore is never closed, so an error is the time limit.
+    if let Ok(Ok(place)) = tokio::time::timeout(MAX_WAIT_FOR_REVIEW, places.acquire()).await {
+        return Ok(place);
     }
+    let problem = later(1, "too many requests wait for their token or access reviews; try again later");
+    Err(NoAnswer { problem, is_for_now: true })
 }
 
 /// The problem for clients that may not be authenticated: it does not show the address of the API server.

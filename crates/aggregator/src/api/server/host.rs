@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::Router;
@@ -15,6 +16,7 @@ use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
+use super::Place;
 use crate::api::problem::Problem;
 use crate::counters::Counters;
 
@@ -23,6 +25,8 @@ use crate::counters::Counters;
 pub(super) struct Checked {
     pub(super) router: Router,
     pub(super) counters: Counters,
+    /// The place of the connection, for requests that give it back.
+    pub(super) place: Option<Arc<Place>>,
 }
 
 impl Service<Request<Incoming>> for Checked {
@@ -30,7 +34,10 @@ impl Service<Request<Incoming>> for Checked {
     type Error = Infallible;
     type Future = Counted;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Some(place) = &self.place {
+            request.extensions_mut().insert(place.clone());
+        }
         let answer = match mistake(&request) {
             Some(problem) => Either::Left(ready(Ok(problem.into_response()))),
             None => Either::Right(tower::Service::call(&mut self.router.clone(), request)),

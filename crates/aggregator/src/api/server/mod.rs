@@ -16,7 +16,8 @@ mod pace;
 mod tests;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,7 +27,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::host::Checked;
 use self::pace::{Pace, Paced};
-use crate::counters::Counters;
+use crate::counters::{Counters, count};
 
 /// How many connections are served at the same time. As many more are answered if they ask for a probe.
 pub(crate) const MAX_CONNECTIONS: usize = 192;
@@ -132,13 +133,39 @@ async fn serve_within(
             continue;
         };
         let watcher = graceful.watcher();
-        tokio::spawn(async move {
-            serving.serve_connection(stream, watcher).await;
-            drop(place);
-        });
+        tokio::spawn(async move { serving.serve_connection(stream, watcher, Place::new(place)).await });
     }
     drop((listener, reserve));
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, graceful.shutdown()).await;
+}
+
+/// The place of a connection. A stream gives it back, because it has one of its own among the streams.
+#[derive(Debug)]
+pub(super) struct Place {
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    is_stream: AtomicBool,
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit) -> Arc<Self> {
+        Arc::new(Self { permit: Mutex::new(Some(permit)), is_stream: AtomicBool::new(false) })
+    }
+
+    /// Gives the place back: the connection carries a stream from now on, and ends with it.
+    pub(super) fn become_stream(&self) {
+        self.is_stream.store(true, Ordering::Relaxed);
+        drop(self.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn is_stream(&self) -> bool {
+        self.is_stream.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a connection was cut off because its client took nothing.
+fn is_stalled(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
 }
 
 /// What serves every connection.
@@ -153,14 +180,14 @@ struct Serving {
 
 impl Serving {
     /// A connection that has a place.
-    async fn serve_connection(&self, stream: Paced<TcpStream>, watcher: Watcher) {
+    async fn serve_connection(&self, stream: Paced<TcpStream>, watcher: Watcher, place: Arc<Place>) {
         let Some(config) = self.tls.as_ref().map(|tls| tls.borrow().clone()) else {
-            return self.serve_http(stream, &self.routers.all, watcher).await;
+            return self.serve_http(stream, &self.routers.all, watcher, place).await;
         };
         let Some(stream) = self.shake_hands(stream, config).await else { return };
         let is_certified = !self.needs_client_certificate || stream.get_ref().1.peer_certificates().is_some();
         let router = if is_certified { &self.routers.all } else { &self.routers.uncertified };
-        self.serve_http(stream, router, watcher).await;
+        self.serve_http(stream, router, watcher, place).await;
     }
 
     async fn serve_http(
@@ -168,10 +195,15 @@ impl Serving {
         stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         router: &Router,
         watcher: Watcher,
+        place: Arc<Place>,
     ) {
-        let service = Checked { router: router.clone(), counters: self.counters.clone() };
+        let (router, counters) = (router.clone(), self.counters.clone());
+        let service = Checked { router, counters, place: Some(place.clone()) };
         let connection = http(self.bounds.head).serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
+            if place.is_stream() && is_stalled(&error) {
+                count(&self.counters.stream_cut, "reason", "stalled");
+            }
             tracing::debug!(%error, "a connection ended badly");
         }
     }
@@ -189,7 +221,8 @@ impl Serving {
     }
 
     async fn answer_once(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
-        let service = Checked { router: self.routers.reserve.clone(), counters: self.counters.clone() };
+        let (router, counters) = (self.routers.reserve.clone(), self.counters.clone());
+        let service = Checked { router, counters, place: None };
         let mut http = http(self.bounds.reserve_life);
         let _ = http.keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
     }

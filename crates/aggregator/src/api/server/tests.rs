@@ -285,19 +285,19 @@ mod tls {
         let status = tokio::sync::watch::channel(TlsStatus::default()).0;
         let (_watch, tls) = TlsWatch::new(files, &loaded, status, Counters::default());
         let all = Router::new().route("/list", get(|| async { "all" }));
-        let served = Served::start_over(SMALL, all, Some(tls), true).await;
+        let running = Served::start_over(SMALL, all, Some(tls), true).await;
         let with = connector(&server, Some(&client));
-        assert!(get_over(&served, &with, "/list").await.unwrap().ends_with("all"));
+        assert!(get_over(&running, &with, "/list").await.unwrap().ends_with("all"));
         let without = connector(&server, None);
-        assert!(get_over(&served, &without, "/livez").await.unwrap().ends_with("alive"));
-        assert!(get_over(&served, &without, "/list").await.unwrap().starts_with("HTTP/1.1 503"));
+        assert!(get_over(&running, &without, "/livez").await.unwrap().ends_with("alive"));
+        assert!(get_over(&running, &without, "/list").await.unwrap().starts_with("HTTP/1.1 503"));
         // A certificate of another issuer ends the connection.
-        let other = get_over(&served, &connector(&server, Some(&stranger)), "/livez").await;
+        let other = get_over(&running, &connector(&server, Some(&stranger)), "/livez").await;
         assert!(other.is_err() || other.unwrap().is_empty());
         // So does plain HTTP, and a server that the client does not trust.
-        assert!(!served.get("/livez").await.contains("alive"));
-        assert!(get_over(&served, &connector(&stranger, None), "/livez").await.is_err());
-        served.stop().await;
+        assert!(!running.get("/livez").await.contains("alive"));
+        assert!(get_over(&running, &connector(&stranger, None), "/livez").await.is_err());
+        running.stop().await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -311,10 +311,10 @@ mod tls {
         let loaded = files.load().unwrap();
         let status = tokio::sync::watch::channel(TlsStatus::default()).0;
         let (_watch, tls) = TlsWatch::new(files, &loaded, status, Counters::default());
-        let served = Served::start_over(SMALL, Router::new(), Some(tls), false).await;
+        let running = Served::start_over(SMALL, Router::new(), Some(tls), false).await;
         let mut idle = Vec::new();
         for _ in 0..SMALL.connections {
-            idle.push(served.connect().await);
+            idle.push(running.connect().await);
         }
         for mut stream in idle {
             let mut answer = Vec::new();
@@ -324,6 +324,6 @@ mod tls {
                 .ok();
             assert!(answer.is_empty());
         }
-        served.stop().await;
+        running.stop().await;
     }
 }

@@ -1,9 +1,9 @@
-//! The OpenAPI document.
+//! The `OpenAPI` document.
 
 use std::path::Path;
 
 use super::*;
-use crate::api::{openapi, routes};
+use crate::api::{all_routes, openapi};
 
 /// The copy of the document for readers and generators of clients.
 const COPY: &str = "../../docs/openapi.json";
@@ -11,7 +11,7 @@ const COPY: &str = "../../docs/openapi.json";
 #[test]
 fn the_copy_of_the_document_is_that_of_the_routes() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(COPY);
-    let document = serde_json::to_string_pretty(&openapi::document(&routes::all())).unwrap() + "\n";
+    let document = serde_json::to_string_pretty(&openapi::document(&all_routes())).unwrap() + "\n";
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, &document).unwrap();
     }
@@ -33,7 +33,7 @@ fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 
 #[test]
 fn every_reference_leads_to_a_schema_and_every_operation_has_a_name_of_its_own() {
-    let document = openapi::document(&routes::all());
+    let document = openapi::document(&all_routes());
     let mut found = Vec::new();
     references(&document, &mut found);
     assert!(found.len() > 50, "{found:?}");
@@ -48,7 +48,7 @@ fn every_reference_leads_to_a_schema_and_every_operation_has_a_name_of_its_own()
         .map(|operation| operation["operationId"].as_str().unwrap())
         .collect();
     let distinct: std::collections::BTreeSet<_> = operations.iter().collect();
-    assert_eq!((operations.len(), distinct.len()), (routes::all().len(), routes::all().len()));
+    assert_eq!((operations.len(), distinct.len()), (all_routes().len(), all_routes().len()));
     // Two types of one name would be told apart by a number.
     let schemas = document["components"]["schemas"].as_object().unwrap();
     assert!(schemas.keys().all(|name| !name.ends_with(|c: char| c.is_ascii_digit())), "{:?}", schemas.keys());

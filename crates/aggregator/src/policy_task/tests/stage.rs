@@ -175,9 +175,9 @@ impl Replica {
             decided: decided_tx,
             error: error_tx,
         };
-        let (policy_tx, policy) = watch::channel(Arc::new(policy));
+        let (policy, policy_rx) = watch::channel(Arc::new(policy));
         let task = PolicyTask {
-            policy,
+            policy: policy_rx,
             retention: Duration::from_hours(24 * 30),
             store,
             clock,
@@ -185,7 +185,6 @@ impl Replica {
             counters: Counters::default(),
             channels,
         };
-        let tasks = vec![ledger_task, output_task, tokio::spawn(task.run())];
         Self {
             persisted: persisted_tx,
             leadership: leadership_tx,
@@ -197,11 +196,11 @@ impl Replica {
             written: written_tx,
             took_over,
             ledger: snapshots,
-            policy: policy_tx,
+            policy,
             clock,
             cluster: None,
             cancel,
-            tasks,
+            tasks: vec![ledger_task, output_task, tokio::spawn(task.run())],
         }
     }
 

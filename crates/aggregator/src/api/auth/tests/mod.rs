@@ -117,8 +117,7 @@ async fn the_scopes_of_a_token_say_what_its_account_may_do() {
         ("scraper", "metrics"),
         ("operator", "operate"),
     ];
-    let text: String =
-        lines.iter().map(|(name, scopes)| format!("{name} {name}-{name}-{name}-{name} {scopes}\n")).collect();
+    let text = lines.map(|(name, scopes)| format!("{name} {name}-{name}-{name}-{name} {scopes}\n")).concat();
     std::fs::write(file.path(), text).unwrap();
     let config = format!("{WITHOUT_CLUSTER}api: {{token_file: {}}}\n", file.path().display());
     let config = Config::parse(&config, "c", [], jiff::Timestamp::UNIX_EPOCH).unwrap();

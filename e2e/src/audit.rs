@@ -38,10 +38,10 @@ pub fn writes(events: &[Value]) -> anyhow::Result<Vec<Write>> {
         let verb = text("/verb");
         let code = event.pointer("/responseStatus/code").and_then(Value::as_i64).unwrap_or_default();
         let is_write = matches!(verb, "create" | "update" | "patch" | "delete" | "deletecollection");
-        let resource = text("/objectRef/resource");
-        if !is_write || !(200..300).contains(&code) || REVIEWS.contains(&resource) {
+        if !is_write || !(200..300).contains(&code) || is_review(event) {
             continue;
         }
+        let resource = text("/objectRef/resource");
         let version = text("/responseObject/metadata/resourceVersion");
         let version = version.parse().with_context(|| format!("no resourceVersion was audited: {event}"))?;
         let part = |name: &str| text(&format!("/responseObject/metadata/{name}")).to_owned();
@@ -63,6 +63,12 @@ pub fn writes(events: &[Value]) -> anyhow::Result<Vec<Write>> {
     let mut writes: Vec<Write> = all.into_iter().map(|(_, write)| write).collect();
     writes.dedup_by_key(|write| write.version);
     Ok(writes)
+}
+
+/// Whether the request reviews a token or a right.
+pub(crate) fn is_review(event: &Value) -> bool {
+    let resource = event.pointer("/objectRef/resource").and_then(Value::as_str);
+    resource.is_some_and(|resource| REVIEWS.contains(&resource))
 }
 
 /// The writes to objects other than the Lease by a replica that did not hold the Lease.

@@ -260,11 +260,12 @@ impl World {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Binds the shipped role of operators to a user.
+    /// Binds the shipped roles of operators to a user.
     pub async fn allow(&self, person: &str) -> anyhow::Result<()> {
-        let role = "--clusterrole=procscan-operator";
-        self.kubectl(&["create", "rolebinding", "-n", OWN, person, role, &format!("--user={person}")])
-            .await?;
+        let (operator, viewer) = ("--clusterrole=procscan-operator", "--clusterrole=procscan-viewer");
+        let user = format!("--user={person}");
+        self.kubectl(&["create", "rolebinding", "-n", OWN, person, operator, &user]).await?;
+        self.kubectl(&["create", "clusterrolebinding", person, viewer, &user]).await?;
         Ok(())
     }
 

@@ -29,10 +29,8 @@ use self::listing::Listing;
 pub(crate) use self::listing::{LeftOut, MOST_RECORDS, Omitted};
 use self::names::{Names, Owner};
 use self::pod::{PodScan, Turn};
-#[cfg(test)]
-pub(crate) use self::sight::Partial;
-pub(crate) use self::sight::ScanError;
 use self::sight::Unseen;
+pub(crate) use self::sight::{Partial, ScanError};
 pub(crate) use self::turns::Limits;
 use self::turns::Tenants;
 
@@ -101,6 +99,14 @@ pub(crate) struct Scan {
     pub(crate) findings: Vec<Finding>,
     /// The offending processes that are not in `findings`, and the processes that were not read.
     pub(crate) left_out: LeftOut,
+    /// All processes that were seen.
+    pub(crate) processes: usize,
+    /// Processes that break a rule.
+    pub(crate) matched: usize,
+    /// Processes that are not judged because they are not of tenants, or because a rule exempts their Pods.
+    pub(crate) not_of_tenants: usize,
+    /// Processes that could not be read. A node's agent then has no list.
+    pub(crate) unreadable: usize,
     /// Offending processes that were skipped because the kubelet's directories do not know their pod.
     pub(crate) unknown_pods: usize,
     /// Processes of containers that are skipped: the kubelet's links, which name the pods of containers, can't be read.
@@ -172,6 +178,7 @@ impl Scanner {
             sight::of_node(&self.proc_root)?;
         }
         let processes = self.pids()?;
+        let all = processes.len();
         // Names are read after the processes: the kubelet makes a pod's directory before it starts the pod's first process, so
         // that each process has a name.
         let (names, names_read) = Names::read(&self.pods_root, &self.containers_root);
@@ -190,11 +197,24 @@ impl Scanner {
         let Seen { unseen, listing, mut left_out } = seen;
         let (unknown_pods, hidden_programs) = (unseen.unknown_pods(), unseen.hidden_programs);
         let (doubtful_containers, deep_groups) = (unseen.doubtful_containers, unseen.deep_groups);
+        let (unreadable, not_of_tenants) = (unseen.unreadable(), unseen.not_of_tenants);
         if is_of_node {
             unseen.verdict(self, names_read)?;
         }
+        let matched = listing.processes() + unknown_pods;
         let findings = listing.choose(MOST_RECORDS, &mut left_out);
-        Ok(Scan { findings, left_out, unknown_pods, doubtful_containers, deep_groups, hidden_programs })
+        Ok(Scan {
+            findings,
+            left_out,
+            processes: all,
+            matched,
+            not_of_tenants,
+            unreadable,
+            unknown_pods,
+            doubtful_containers,
+            deep_groups,
+            hidden_programs,
+        })
     }
 
     /// Process IDs in ascending order, without our own.
@@ -229,10 +249,14 @@ impl Scanner {
             let owner = names.owner(home);
             unseen.sees_pods |= owner.is_some();
             let of_host = || host.map(|host| Owner::named((host.namespace.clone(), host.pod.clone())));
-            let Some(owner) = owner.or_else(of_host) else { continue };
+            let Some(owner) = owner.or_else(of_host) else {
+                unseen.not_of_tenants += 1;
+                continue;
+            };
             if let Owner::Named { namespace, pod } = &owner
                 && (!namespace.starts_with(TENANT_PREFIX) || self.rules.exempts_pod(namespace, pod))
             {
+                unseen.not_of_tenants += 1;
                 continue;
             }
             let pods = tenants.entry(owner.tenant().to_owned()).or_default();

@@ -34,10 +34,12 @@ use crate::{
 };
 
 mod connection;
+mod metrics;
 mod published;
 mod troubles;
 
 use connection::Bounded;
+use metrics::Metrics;
 use published::Published;
 use troubles::{Change, Trouble, Troubles};
 
@@ -114,6 +116,7 @@ pub enum AgentError {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Agent {
     current: Arc<Mutex<Current>>,
+    metrics: Metrics,
 }
 
 /// The current answer.
@@ -170,7 +173,7 @@ pub async fn start(
     let mut scanner = Scanner::new(proc_root.clone(), pods_root, rules, host);
     scanner.containers_root = containers_root;
     // The first scan comes before the first answer, because an agent without a scan must not answer `[]`.
-    let (scanner, seen) = scan(scanner).await.map_err(AgentError::Stopped)?;
+    let (scanner, seen) = scan(scanner, &agent.metrics).await.map_err(AgentError::Stopped)?;
     match seen {
         Err(ScanError::Processes(source)) => return Err(AgentError::Scan { proc_root, source }),
         seen => publisher.publish(&scanner, seen),
@@ -198,6 +201,7 @@ pub(crate) async fn serve(listener: TcpListener, agent: Agent, cancel: Cancellat
     let routes = Router::new()
         .route("/api/violations", get(violations).fallback(only_get))
         .route("/health", get(health).fallback(only_get))
+        .route("/metrics", get(metrics_of).fallback(only_get))
         .with_state(agent);
     let ended = axum::serve(Bounded::new(listener), routes)
         .with_graceful_shutdown(cancel.clone().cancelled_owned())
@@ -219,6 +223,10 @@ async fn violations(State(agent): State<Agent>, asked: HeaderMap) -> Response {
     }
 }
 
+async fn metrics_of(State(agent): State<Agent>) -> Response {
+    agent.metrics.answer()
+}
+
 async fn health() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], "{\"status\":\"ok\"}\n")
 }
@@ -230,12 +238,13 @@ async fn only_get() -> impl IntoResponse {
 
 /// Scans in each interval. It returns only with an error after which no further scan is possible.
 async fn keep_scanning(mut publisher: Publisher, mut scanner: Scanner, every: Duration) -> io::Result<()> {
+    let metrics = publisher.agent.metrics.clone();
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let seen;
-        (scanner, seen) = in_time(scan(scanner), every, &mut publisher).await?;
+        (scanner, seen) = in_time(scan(scanner, &metrics), every, &mut publisher).await?;
         publisher.publish(&scanner, seen);
     }
 }
@@ -252,12 +261,15 @@ async fn in_time<T>(scan: impl Future<Output = T>, every: Duration, publisher: &
 }
 
 /// Scans on a thread where blocking is allowed. The outer error is that of the thread.
-async fn scan(mut scanner: Scanner) -> io::Result<(Scanner, Result<Scan, ScanError>)> {
+async fn scan(mut scanner: Scanner, metrics: &Metrics) -> io::Result<(Scanner, Result<Scan, ScanError>)> {
+    let begun = Instant::now();
     let work = move || {
         let seen = scanner.scan();
         (scanner, seen)
     };
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::from)
+    let (scanner, seen) = tokio::task::spawn_blocking(work).await.map_err(io::Error::from)?;
+    metrics.scanned(&seen, begun.elapsed());
+    Ok((scanner, seen))
 }
 
 /// Publishes the results of scans, and logs their problems.

@@ -162,6 +162,13 @@ impl Listing {
         pods.entry(finding.pod.clone()).or_default().add(finding);
     }
 
+    /// The offending processes, with those that the list leaves out.
+    pub(super) fn processes(&self) -> usize {
+        let of_pod =
+            |pod: &OfPod| pod.omitted + pod.found.values().map(|found| found.processes).sum::<usize>();
+        self.0.values().flat_map(BTreeMap::values).map(of_pod).sum()
+    }
+
     /// The findings of one Pod.
     pub(super) fn of(&self, owner: &Owner) -> Vec<Finding> {
         let Owner::Named { namespace, pod } = owner else { return Vec::new() };

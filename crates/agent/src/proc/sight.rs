@@ -119,6 +119,8 @@ pub(super) struct Unseen {
     pub(super) deep_groups: usize,
     /// The number of processes whose program could not be seen.
     pub(super) hidden_programs: usize,
+    /// The number of processes that are not of tenants, or of Pods that a rule exempts.
+    pub(super) not_of_tenants: usize,
     /// The number of offending processes whose Pod has no name, and the ID of the first.
     unknown: Option<(usize, u32)>,
 }
@@ -175,6 +177,11 @@ impl Unseen {
     /// Notes that process `pid` offends and its Pod has no name.
     pub(super) fn is_of_unknown_pod(&mut self, pid: u32) {
         self.unknown.get_or_insert((0, pid)).0 += 1;
+    }
+
+    /// The number of processes that could not be read.
+    pub(super) fn unreadable(&self) -> usize {
+        self.refused.as_ref().map_or(0, |(count, _)| *count)
     }
 
     /// The number of offending processes whose Pods have no name.

@@ -48,7 +48,7 @@ async fn answers_follow_the_contract() {
 
     assert_eq!(ask(address, "GET /health", "").await.text(), "{\"status\":\"ok\"}\n");
     assert_eq!(ask(address, "GET /", "").await.status(), 404);
-    for path in ["/api/violations", "/health"] {
+    for path in ["/api/violations", "/health", "/metrics"] {
         let refused = ask(address, &format!("DELETE {path}"), "").await;
         assert_eq!((refused.status(), refused.text()), (405, "method not allowed\n"));
         assert!(refused.header("content-type").unwrap().starts_with("text/plain"));
@@ -255,4 +255,57 @@ async fn while_a_scan_hangs_the_old_list_is_not_served() {
 
 async fn timeout_of<T>(task: JoinHandle<T>) -> T {
     tokio::time::timeout(Duration::from_secs(6), task).await.expect("an end in time").unwrap()
+}
+
+#[tokio::test]
+async fn the_metrics_count_what_the_last_scan_saw() {
+    let root = tempfile::tempdir().unwrap();
+    for (pid, command) in [("5000000", "xmrig\0-o"), ("5000001", "xmrig\0-o"), ("5000002", "bash")] {
+        let process = root.path().join(pid);
+        fs::create_dir(&process).unwrap();
+        fs::write(process.join("cmdline"), command).unwrap();
+        fs::write(process.join("cgroup"), "0::/").unwrap();
+    }
+    let cancel = CancellationToken::new();
+    let options = Options { scan_interval: Duration::from_hours(1), ..local(root.path()) };
+    let (address, task) = start(options, cancel.clone()).await.unwrap();
+    let answer = ask(address, "GET /metrics", "").await;
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4"));
+    for sample in [
+        "scan_duration_seconds_count{result=\"complete\"} 1",
+        "processes_seen 3",
+        "processes_matched 2",
+        "processes_skipped{reason=\"not_of_tenants\"} 0",
+        "processes_skipped{reason=\"unknown_pod\"} 0",
+        "read_errors 0",
+        "records 1",
+    ] {
+        let line = format!("procscan_agent_{sample}");
+        assert!(answer.text().lines().any(|found| found == line), "{line} in {}", answer.text());
+    }
+    // The older format has no counters without `_total`, and comments begin with these words only.
+    assert!(!answer.text().contains(" counter"), "{}", answer.text());
+    cancel.cancel();
+    timeout_of(task).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_metrics_tell_a_scan_without_a_list_and_its_read_errors() {
+    let metrics = Metrics::default();
+    let error = Partial::Unreadable { root: "/proc".into(), count: 7, error: "denied".into() };
+    metrics.scanned(&Err(error.into()), Duration::from_secs(2));
+    let of_one = LeftOut([("ns-a".to_owned(), Omitted { offenders: 3, ..Omitted::default() })].into());
+    let seen = Scan { left_out: of_one, ..Scan::default() };
+    let text = async || {
+        let body = metrics.answer().into_body();
+        String::from_utf8(axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap()
+    };
+    let failed = text().await;
+    assert!(failed.contains("duration_seconds_sum{result=\"none\"} 2.0"), "{failed}");
+    assert!(failed.contains("procscan_agent_read_errors 7\n"), "{failed}");
+    metrics.scanned(&Ok(seen), Duration::from_secs(1));
+    let partial = text().await;
+    assert!(partial.contains("duration_seconds_count{result=\"partial\"} 1"), "{partial}");
+    assert!(partial.contains("skipped{reason=\"list_share\"} 3"), "{partial}");
+    assert!(partial.contains("procscan_agent_read_errors 0\n"), "{partial}");
 }

@@ -5,7 +5,7 @@ CONFIG ?= config.yaml
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e fuzz soak attack mutants bench bench-instructions crds openapi config-reference fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e fuzz soak attack mutants bench bench-instructions crds openapi monitoring check-alerts config-reference fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -56,6 +56,13 @@ crds: ## Generate the CustomResourceDefinitions at the end of deploy/manifests/r
 
 openapi: ## Generate the OpenAPI document in docs/openapi.json
 	UPDATE=1 cargo test --locked -p procscan-aggregator --lib api::tests::openapi
+
+monitoring: ## Generate the alerts for both operators from deploy/monitoring/alerts.yaml
+	UPDATE=1 cargo test --workspace --locked --lib metrics::tests
+
+check-alerts: ## Run the alerts over their causes and a healthy fleet (needs promtool)
+	promtool check rules deploy/monitoring/alerts.yaml
+	promtool test rules deploy/monitoring/tests.yaml
 
 config-reference: ## Generate the table of every key in docs/configuration.md
 	UPDATE=1 cargo test --locked -p procscan-aggregator --lib config::reference

@@ -121,7 +121,7 @@ impl Stage {
             clock,
         };
         let counters = Counters::default();
-        let metrics = Metrics::new(views.clone(), counters.clone());
+        let metrics = Metrics::new(views.clone(), counters.clone(), config.aggregator.scan_interval);
         let operators = Operators {
             commands: operator_commands,
             auth: Authenticator::new(config, None).unwrap(),

@@ -43,11 +43,13 @@ type Float = Gauge<f64, std::sync::atomic::AtomicU64>;
 pub(crate) struct Metrics {
     views: Views,
     counters: Counters,
+    /// The time between the beginnings of two rounds.
+    interval: Duration,
 }
 
 impl Metrics {
-    pub(crate) fn new(views: Views, counters: Counters) -> Self {
-        Self { views, counters }
+    pub(crate) fn new(views: Views, counters: Counters, interval: Duration) -> Self {
+        Self { views, counters, interval }
     }
 
     /// The metrics as of now. `auth_trouble` says why tokens can't be checked.
@@ -64,6 +66,11 @@ impl Metrics {
         now.evidence();
         now.parts(auth_trouble.as_deref());
         now.service();
+        now.gauge(
+            "round_interval_seconds",
+            "The time between the beginnings of two rounds",
+            self.interval.as_secs_f64(),
+        );
         of_process(&mut registry);
         let mut text = String::new();
         // Writing to a text does not fail.

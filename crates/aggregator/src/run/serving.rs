@@ -76,7 +76,7 @@ impl Serving {
         let stream = Stream::new(counters.clone());
         let changes = stream.clone().run(views.clone(), commands.clone(), sources.clone());
         stages.push(Stage::spawn("stream", changes));
-        let metrics = Metrics::new(views.clone(), counters.clone());
+        let metrics = Metrics::new(views.clone(), counters.clone(), config.aggregator.scan_interval);
         let operators = Operators {
             commands,
             auth,

@@ -35,22 +35,26 @@ impl Problem {
         self.headers.push((name, value));
         self
     }
-}
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    /// The body.
+    pub(super) fn text(&self) -> String {
         let mut body = json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        if let (Value::Object(body), Value::Object(more)) = (&mut body, self.more) {
-            body.extend(more);
+        if let (Value::Object(body), Value::Object(more)) = (&mut body, &self.more) {
+            body.extend(more.clone());
         }
+        body.to_string()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
         let mut response =
-            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string())
-                .into_response();
+            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], self.text()).into_response();
         response.headers_mut().extend(self.headers);
         response
     }

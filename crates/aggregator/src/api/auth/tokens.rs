@@ -117,10 +117,10 @@ impl List {
         if error.is_absence() {
             let taken = std::mem::take(&mut self.accounts).len();
             if self.error.as_ref() != Some(&text) {
-                tracing::error!(%file, error = text, taken, "token file can't be read; none of its tokens is accepted until it can");
+                tracing::error!(alert = "auth", %file, error = text, taken, "token file can't be read; none of its tokens is accepted until it can");
             }
         } else if self.error.as_ref() != Some(&text) {
-            tracing::error!(%file, error = text, tokens = self.accounts.len(), "token file refused; the last tokens stay in force");
+            tracing::error!(alert = "auth", %file, error = text, tokens = self.accounts.len(), "token file refused; the last tokens stay in force");
         }
         self.error = Some(text);
     }

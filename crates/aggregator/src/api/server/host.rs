@@ -1,4 +1,4 @@
-//! Refuses requests that do not say for which host they are (RFC 9112, section 3.2): a proxy in between may have understood such
+//! Refuses requests whose URI is too long, and those that do not say for which host they are (RFC 9112, section 3.2): a proxy in between may have understood such
 //! a request in another way.
 
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use futures_util::future::Either;
 use hyper::body::Incoming;
 use hyper::service::Service;
 
-use super::Place;
+use super::{MAX_URI, Place, URI_TOO_LONG};
 use crate::api::problem::Problem;
 use crate::counters::Counters;
 
@@ -67,6 +67,9 @@ impl Future for Counted {
 }
 
 fn mistake<B>(request: &Request<B>) -> Option<Problem> {
+    if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
+        return Some(Problem::new(StatusCode::URI_TOO_LONG, URI_TOO_LONG));
+    }
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let detail = match (hosts.next(), hosts.next()) {
         (Some(_), None) => return None,

@@ -10,6 +10,7 @@
 //! Connections are not counted per peer: behind a proxy, a Service or a forwarded port many clients have one address, the
 //! probes among them.
 
+mod explained;
 mod host;
 mod pace;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use self::explained::Explained;
 use self::host::Checked;
 use self::pace::{Pace, Paced};
 use crate::counters::{Counters, count};
@@ -41,6 +43,9 @@ use crate::counters::{Counters, count};
 pub(crate) const MAX_CONNECTIONS: usize = 192;
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 << 10;
+/// The longest URI of a request.
+const MAX_URI: usize = 8 << 10;
+const URI_TOO_LONG: &str = "the URI is longer than 8 KiB";
 /// How much of an answer waits in the kernel unsent. What its buffers hold of slow clients counts as the service's memory, too.
 const MAX_UNSENT: u32 = 256 << 10;
 /// How long connections have to finish after the stop.
@@ -199,7 +204,8 @@ impl Serving {
     ) {
         let (router, counters) = (router.clone(), self.counters.clone());
         let service = Checked { router, counters, place: Some(place.clone()) };
-        let connection = http(self.bounds.head).serve_connection(TokioIo::new(stream), service);
+        let stream = TokioIo::new(Explained::new(stream, self.counters.clone()));
+        let connection = http(self.bounds.head).serve_connection(stream, service);
         if let Err(error) = watcher.watch(connection).await {
             if place.is_stream() && is_stalled(&error) {
                 count(&self.counters.stream_cut, "reason", "stalled");
@@ -224,7 +230,8 @@ impl Serving {
         let (router, counters) = (self.routers.reserve.clone(), self.counters.clone());
         let service = Checked { router, counters, place: None };
         let mut http = http(self.bounds.reserve_life);
-        let _ = http.keep_alive(false).serve_connection(TokioIo::new(stream), service).await;
+        let stream = TokioIo::new(Explained::new(stream, self.counters.clone()));
+        let _ = http.keep_alive(false).serve_connection(stream, service).await;
     }
 
     /// Begins TLS, within the time that a client has for the head of a request.

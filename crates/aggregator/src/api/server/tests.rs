@@ -98,6 +98,42 @@ fn held() -> (Router, Arc<Semaphore>, Arc<Semaphore>) {
 }
 
 #[tokio::test]
+async fn what_the_parser_refuses_has_a_body_that_says_why() {
+    let served = Served::start(SMALL, Router::new()).await;
+    let long = |length| "x".repeat(length);
+    for (request, status, detail) in [
+        ("nonsense\r\n\r\n".to_owned(), "400 Bad Request", "not valid HTTP"),
+        (
+            "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n".to_owned(),
+            "400 Bad Request",
+            "not valid HTTP",
+        ),
+        (format!("GET /?{} HTTP/1.1\r\nHost: x\r\n\r\n", long(8200)), "414 URI Too Long", "8 KiB"),
+        (
+            format!("GET / HTTP/1.1\r\nHost: x\r\nx: {}\r\n\r\n", long(17 << 10)),
+            "431 Request Header Fields Too Large",
+            "16 KiB",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "x: y\r\n".repeat(120)),
+            "431 Request Header Fields Too Large",
+            "100 headers",
+        ),
+    ] {
+        let request = request.replace("Host: x\r\n", "Host: x\r\nConnection: close\r\n");
+        let answer = served.say(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{answer}");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("content-type: application/problem+json"), "{head}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        assert_eq!(head.matches("content-length").count(), 1, "{head}");
+        let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{problem}");
+    }
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn probes_are_answered_while_all_places_are_taken_and_other_requests_get_503() {
     let (router, begun, go_on) = held();
     let served = Served::start(SMALL, router).await;

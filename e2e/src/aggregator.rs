@@ -12,7 +12,7 @@ use serde_json::Value;
 
 mod http;
 
-pub use http::Answer;
+pub use http::{Answer, send};
 
 use crate::network::free_port;
 use crate::process::Process;

@@ -40,7 +40,8 @@ pub(super) fn json_or_text(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
-pub(super) async fn send(
+/// One request to a server on this machine.
+pub async fn send(
     address: SocketAddr,
     method: &str,
     path: &str,

@@ -12,6 +12,7 @@ mod history;
 mod hostile;
 mod kinds;
 mod many_namespaces;
+mod monitoring;
 mod objects;
 mod operators;
 mod recovery;

@@ -96,15 +96,18 @@ impl<S: Subscriber> Layer<S> for CountAlerts {
 struct Alert;
 
 /// Every alert that the code has.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 15] = [
     "api_server",
+    "auth",
     "brake",
     "certificate",
     "clock",
     "config",
+    "discovery",
     "evidence",
     "exemption",
     "gateway",
+    "leader",
     "notices",
     "output",
     "state",

@@ -20,13 +20,16 @@ use crate::proc::{Partial, Scan, ScanError};
 /// From a node without Pods to one whose scan is late.
 const BUCKETS: [f64; 10] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0];
 
+/// A label's name and its value.
+type OneLabel = [(&'static str, &'static str); 1];
+
 /// The metrics of an agent's scans. Clones share them.
 #[derive(Clone, Debug)]
 pub(super) struct Metrics {
-    scans: Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>,
+    scans: Family<OneLabel, Histogram, fn() -> Histogram>,
     seen: Gauge,
     matched: Gauge,
-    skipped: Family<[(&'static str, &'static str); 1], Gauge>,
+    skipped: Family<OneLabel, Gauge>,
     read_errors: Gauge,
     records: Gauge,
     registry: Arc<Registry>,

@@ -16,6 +16,7 @@ impl State {
         match (&self.error, &failure) {
             (before, Some(now)) if before.as_ref().map(subject) != Some(subject(now)) => {
                 tracing::error!(
+                    alert = "evidence",
                     error = now.text,
                     "accusations can't be verified; nothing new is blocked on them meanwhile"
                 );

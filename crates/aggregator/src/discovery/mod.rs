@@ -112,6 +112,7 @@ async fn poll(
         }
         if let Some(error) = &now.error {
             tracing::warn!(
+                alert = "discovery",
                 source = now.source,
                 error,
                 targets = now.targets.len(),

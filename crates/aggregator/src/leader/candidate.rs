@@ -258,7 +258,7 @@ impl Candidate {
     fn note_error(&self, refusal: &Refusal) {
         let error = &refusal.text;
         if self.error.borrow().is_none() {
-            tracing::warn!(error, "the Lease can't be read or written; trying again");
+            tracing::warn!(alert = "leader", error, "the Lease can't be read or written; trying again");
         }
         self.error.send_if_modified(|before| {
             let is_changed = before.as_ref() != Some(error);

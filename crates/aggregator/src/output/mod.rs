@@ -405,6 +405,7 @@ async fn answer(
                 let place = output.place();
                 if status.borrow().error.as_ref() != Some(&error) {
                     tracing::error!(
+                        alert = "output",
                         place,
                         error,
                         "what is blocked already is not known; nothing is decided until it is"

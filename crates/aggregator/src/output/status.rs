@@ -42,7 +42,7 @@ pub(super) fn report(output: &Output, outcome: Outcome, status: &watch::Sender<O
     }
     match &error {
         Some(error) if before.error.as_ref() != Some(error) => {
-            tracing::error!(place, error, "objects can't be written; trying again");
+            tracing::error!(alert = "output", place, error, "objects can't be written; trying again");
         }
         None if before.error.is_some() => tracing::info!(place, "objects can be written again"),
         _ => {}

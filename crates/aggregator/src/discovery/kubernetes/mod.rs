@@ -151,7 +151,13 @@ impl Kubernetes {
             return;
         }
         if now.error.is_some() && now.error != before.error {
-            tracing::warn!(source = now.source, error = now.error, targets = now.targets.len(), "discovery");
+            tracing::warn!(
+                alert = "discovery",
+                source = now.source,
+                error = now.error,
+                targets = now.targets.len(),
+                "discovery"
+            );
         } else if now.targets != before.targets || now.error != before.error {
             tracing::info!(source = now.source, targets = now.targets.len(), unlisted, "targets found");
         }

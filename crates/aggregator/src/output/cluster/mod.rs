@@ -183,7 +183,11 @@ impl ClusterOutput {
         let refused: Vec<Refusal> = refused.into_iter().filter_map(Result::err).collect();
         if let Some(mark) = marks(&listed, settings).into_iter().find(|mark| permit.is_later(mark)) {
             // Our own clock may say otherwise, because this replica may have been stopped for a while.
-            tracing::error!(mark, "a later leader has written the objects; this replica stops leading");
+            tracing::error!(
+                alert = "leader",
+                mark,
+                "a later leader has written the objects; this replica stops leading"
+            );
             permit.give_up();
             return outcome;
         }
@@ -262,6 +266,7 @@ fn ends_term(term: &mut TakenOver, listed: &[Listed], permit: &WritePermit) -> b
     let Some(listed) = listed.iter().find(|listed| term.has_missed(listed)) else { return false };
     let kind = listed.kind.name();
     tracing::error!(
+        alert = "leader",
         kind,
         "the API server serves this kind again, and did not when this leader took over; this replica stops leading, so that \
          the next leader inherits what the objects block"

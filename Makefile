@@ -5,7 +5,7 @@ CONFIG ?= config.yaml
 SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: build run demo test e2e fuzz soak attack mutants bench bench-instructions crds openapi monitoring check-alerts config-reference fmt lint docker-build docker-push clean help
+.PHONY: build run demo test e2e fuzz soak attack mutants bench bench-instructions crds openapi monitoring check-alerts config-reference config-schema fmt lint docker-build docker-push clean help
 
 build: ## Build the release binary
 	cargo build --release --locked
@@ -66,6 +66,9 @@ check-alerts: ## Run the alerts over their causes and a healthy fleet (needs pro
 
 config-reference: ## Generate the table of every key in docs/configuration.md
 	UPDATE=1 cargo test --locked -p procscan-aggregator --lib config::reference
+
+config-schema: ## Generate the JSON Schema of the configuration in docs/config.schema.json
+	UPDATE=1 cargo test --workspace --locked --lib config::schema
 
 fmt: ## Format the code
 	cargo fmt --all

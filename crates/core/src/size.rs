@@ -86,8 +86,8 @@ impl JsonSchema for OptionalSizeText {
         "OptionalSize".into()
     }
 
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        SizeText::json_schema(generator)
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["string", "null"]})
     }
 }
 

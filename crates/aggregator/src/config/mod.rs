@@ -28,6 +28,8 @@ mod notification;
 mod output;
 #[cfg(test)]
 mod reference;
+#[cfg(test)]
+mod schema;
 mod reload;
 mod state;
 pub mod targets;

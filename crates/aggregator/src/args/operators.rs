@@ -25,6 +25,13 @@ pub(crate) enum Operate {
   procscan-aggregator incidents --state held
   procscan-aggregator incidents --namespace ns-user1 --app web -o yaml")]
     Incidents(Incidents),
+    /// Print whether each part of the service works, and which configuration is in force.
+    #[command(after_help = "Examples:
+  procscan-aggregator status
+  procscan-aggregator status -o json
+
+The exit code is 1 if a part does not work.")]
+    Status(Status),
     /// Approve the block or the release of an App that a brake holds.
     #[command(after_help = "Examples:
   procscan-aggregator approve ns-user1/web --reason 'a real miner'
@@ -100,6 +107,15 @@ pub(crate) enum Format {
     Json,
     /// The answer of the API as YAML.
     Yaml,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) service: Service,
+    /// The format of the output.
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
 }
 
 #[derive(Debug, Args)]

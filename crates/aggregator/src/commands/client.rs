@@ -175,6 +175,16 @@ impl Client {
         Ok(self.ask(Method::GET, endpoint, None).await?.body)
     }
 
+    /// Reads `/readyz`, whether the service is ready or not.
+    pub(super) async fn readiness(&self) -> Result<Bytes, ClientError> {
+        let answer = self.fetch(Method::GET, &Endpoint("/readyz".to_owned()), None).await?;
+        let is_known = answer.status.is_success() || answer.status == StatusCode::SERVICE_UNAVAILABLE;
+        if is_known && has_member(&answer.body, "status") {
+            return Ok(answer.body);
+        }
+        Err(self.problem(&answer))
+    }
+
     /// Sends an operator command.
     pub(super) async fn send<T: DeserializeOwned>(
         &self,
@@ -240,6 +250,23 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
         let doubt = if method == Method::GET { |error| error } else { ClientError::doubted };
+        let answer = self.fetch(method, endpoint, body).await?;
+        match answer.status {
+            status if status.is_success() => Ok(answer),
+            // It may be the answer of a proxy that has passed the command on.
+            status if status.is_server_error() => Err(doubt(self.problem(&answer))),
+            _ => Err(self.problem(&answer)),
+        }
+    }
+
+    /// One exchange, whatever its status.
+    async fn fetch(
+        &self,
+        method: Method,
+        endpoint: &Endpoint,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, ClientError> {
+        let doubt = if method == Method::GET { |error| error } else { ClientError::doubted };
         let exchange = async {
             let stream = self.connect().await?;
             match &self.tls {
@@ -250,16 +277,10 @@ impl Client {
                 }
             }
         };
-        let answer = tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| {
+        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(TIMEOUT);
             Err(doubt(self.unreachable(format!("no whole answer within {limit}"))))
-        })?;
-        match answer.status {
-            status if status.is_success() => Ok(answer),
-            // It may be the answer of a proxy that has passed the command on.
-            status if status.is_server_error() => Err(doubt(self.problem(&answer))),
-            _ => Err(self.problem(&answer)),
-        }
+        })
     }
 
     async fn connect(&self) -> Result<TcpStream, ClientError> {

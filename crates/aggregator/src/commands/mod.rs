@@ -16,6 +16,7 @@ mod run;
 mod service;
 mod simulate;
 mod state_copy;
+mod status;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -130,6 +131,7 @@ async fn operate(command: Operate, mut stop: Stop) -> Result<(), CommandError> {
         match command {
             Operate::Decisions(args) => decisions::decisions(args).await,
             Operate::Incidents(args) => incidents::incidents(args).await,
+            Operate::Status(args) => status::status(args).await,
             Operate::Approve(args) => operator_commands::approve(args).await,
             Operate::Release(args) => operator_commands::release(args).await,
             Operate::Exempt(args) => exempt::exempt(*args).await,

@@ -28,9 +28,9 @@ mod notification;
 mod output;
 #[cfg(test)]
 mod reference;
+mod reload;
 #[cfg(test)]
 mod schema;
-mod reload;
 mod state;
 pub mod targets;
 #[cfg(test)]

@@ -43,6 +43,7 @@ fn api() -> Api {
             200,
             json!({"mode": "paused", "in_force": "paused", "reason": null, "by": "alice"}),
         ),
+        reply("GET /readyz", 200, json!({"status": "ready"})),
         reply("GET /apis/coordination.k8s.io", 404, missing),
         reply("GET /api", 200, nothing),
     ])
@@ -72,7 +73,7 @@ fn state(directory: &Path) {
 }
 
 /// The commands that end by themselves, each with arguments for which it prints a text.
-const ONE_SHOT: [(&str, &[&str]); 16] = [
+const ONE_SHOT: [(&str, &[&str]); 17] = [
     ("plan", &["--config", "config.yaml"]),
     ("check-config", &["--config", "config.yaml"]),
     ("simulate", &["--config", "config.yaml"]),
@@ -88,6 +89,7 @@ const ONE_SHOT: [(&str, &[&str]); 16] = [
     ("pause", &[]),
     ("resume", &[]),
     ("mode", &[]),
+    ("status", &[]),
     ("help", &[]),
 ];
 

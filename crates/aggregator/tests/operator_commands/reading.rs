@@ -236,3 +236,44 @@ fn a_closed_pipe_is_no_failure() {
         assert_eq!((status.code(), &*stderr), (Some(0), &b""[..]), "{format}");
     }
 }
+
+#[test]
+fn status_names_each_part_and_fails_if_one_does_not_work() {
+    let well = json!({
+        "status": "ready", "rounds": 7,
+        "targets": {"expected": 3, "fresh": 2, "stale": 1, "never_seen": 0},
+        "output": {"ok": true},
+        "leader": {"leading": false, "name": "replica-b"},
+        "config": {"ok": true, "hash": "00ff", "loaded": "2026-01-02T10:30:00Z"},
+    });
+    let api = Api::only(200, well.clone());
+    assert_eq!(
+        api.run(&["status"]).done(),
+        "PART      STATE   DETAIL
+service   ready   7 rounds
+config    ok      00ff, read at 2026-01-02T10:30:00Z
+leader    ok      replica-b
+output    ok
+targets   ok      2 of 3 have a fresh report\n"
+    );
+    assert_eq!(api.asked().what, "GET /readyz");
+    assert_eq!(api.run(&["status", "-o", "json"]).done(), format!("{well}\n"));
+
+    let mut ill = well;
+    ill["config"]["ok"] = false.into();
+    ill["config"]["error"] = "line 3: \u{1b}[31m".into();
+    let api = Api::only(200, ill);
+    let ran = api.run(&["status"]);
+    assert_eq!((ran.code, ran.err.trim_end()), (1, "error: not ok: config"));
+    assert!(ran.out.contains("config    error   line 3: \\u{1b}[31m"), "{}", ran.out);
+
+    // A token without the right, a service before its first round, and another program.
+    let api = Api::only(200, json!({"status": "ready"}));
+    assert!(api.run(&["status"]).done().contains("a token that may read everything shows more"));
+    let begins = json!({"status": 503, "detail": "the first round is not done yet", "output": {"ok": true}});
+    let ran = Api::only(503, begins).run(&["status"]);
+    assert!(ran.out.contains("service   not ready   the first round is not done yet"), "{}", ran.out);
+    assert_eq!((ran.code, ran.err.trim_end()), (1, "error: not ok: service"));
+    let error = Api::only(200, json!({"hello": 1})).run(&["status"]).refused(1);
+    assert!(error.contains("is the API of procscan-aggregator there"), "{error}");
+}

@@ -60,7 +60,7 @@ openapi: ## Generate the OpenAPI document in docs/openapi.json
 monitoring: ## Generate the alerts for both operators from deploy/monitoring/alerts.yaml
 	UPDATE=1 cargo test --workspace --locked --lib metrics::tests
 
-check-alerts: ## Run the alerts over their causes and a healthy fleet (needs promtool)
+check-alerts: ## Evaluate the alerts on sample metrics: the cause of each, and a healthy fleet (needs promtool)
 	promtool check rules deploy/monitoring/alerts.yaml
 	promtool test rules deploy/monitoring/tests.yaml
 

@@ -37,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) round_duration: Histogram,
     /// Requests to agents that gave no whole answer, by the reason.
     pub(crate) target_failures: By,
+    /// Requests to agents that have ended.
+    pub(crate) target_requests: Counter,
     /// Decisions, by their kind. Those of dry-run are not counted.
     pub(crate) decisions: By,
     /// From the evidence that led to a block to the write of the block, in seconds.
@@ -78,6 +80,7 @@ impl Default for Inner {
             rounds: Counter::default(),
             round_duration: Histogram::new(ROUND_BUCKETS),
             target_failures: By::default(),
+            target_requests: Counter::default(),
             decisions: By::default(),
             time_to_block: Histogram::new(BLOCK_BUCKETS),
             brakes: By::default(),

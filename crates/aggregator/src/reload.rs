@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -92,8 +93,10 @@ pub(crate) struct Reload {
     own_namespace: Option<String>,
     receivers: Receivers,
     counters: Counters,
-    /// The contents that were tried last.
+    /// The contents that were tried last; `None` before the first look.
     tried: Option<String>,
+    /// The sections of the last file without a mistake.
+    sections: BTreeSet<String>,
     /// The contents that the last look found, if they have not been tried.
     seen: Option<String>,
 }
@@ -127,8 +130,9 @@ impl Reload {
         receivers: Receivers,
         counters: Counters,
     ) -> Self {
-        let tried = plain_file::read_text(&file.path, plain_file::MAX_TEXT).ok();
-        Self { file, config, own_namespace, receivers, counters, tried, seen: None }
+        // The first look compares the file with `config`: it may have changed since it was read.
+        let (tried, seen, sections) = (None, None, BTreeSet::new());
+        Self { file, config, own_namespace, receivers, counters, tried, seen, sections }
     }
 
     /// Runs until cancelled.
@@ -164,6 +168,7 @@ impl Reload {
             self.seen = Some(contents);
             return;
         }
+        let is_first = self.tried.is_none();
         (self.tried, self.seen) = (Some(contents), None);
         let loaded = match read {
             Ok(text) => self.load(&text),
@@ -173,12 +178,32 @@ impl Reload {
             Ok(new) => self.apply(&new),
             Err(error) => self.refuse(&error),
         };
+        if is_first && !is_asked && outcome == Outcome::Unchanged {
+            return;
+        }
+        if outcome == Outcome::Unchanged {
+            tracing::info!(file = %self.file.path.display(), "the configuration has not changed");
+        }
         count(&self.counters.config_reloads, "result", outcome.as_str());
     }
 
-    fn load(&self, text: &str) -> Result<Config, ConfigError> {
+    /// Refuses a file that lacks a section which the last one had, because it may have been cut off: the defaults would enforce
+    /// what the section had paused or exempted. After a restart such a file counts.
+    fn load(&mut self, text: &str) -> Result<Config, ConfigError> {
         let name = self.file.path.display().to_string();
-        Config::check_with_files(text, &name, self.file.variables.clone(), Timestamp::now())
+        let config = Config::check_with_files(text, &name, self.file.variables.clone(), Timestamp::now())?;
+        let sections = Config::sections_of(text);
+        let gone: Vec<&str> = self.sections.difference(&sections).map(String::as_str).collect();
+        if !gone.is_empty() {
+            let gone = gone.join(", ");
+            let problem = format!(
+                "the file no longer has these sections, so it may be cut off: {gone}; leave them in the file with their defaults, \
+                 or restart the service"
+            );
+            return Err(ConfigError::new(name, problem));
+        }
+        self.sections = sections;
+        Ok(config)
     }
 
     fn apply(&mut self, new: &Config) -> Outcome {
@@ -205,7 +230,6 @@ impl Reload {
         self.receivers.status.send_replace(status);
         let file = self.file.path.display();
         if needs_restart.is_empty() && applied.is_empty() {
-            tracing::info!(%file, "the configuration has not changed");
             return Outcome::Unchanged;
         }
         if !applied.is_empty() {

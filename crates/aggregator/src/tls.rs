@@ -34,11 +34,11 @@ const ALPN: &[u8] = b"http/1.1";
 /// Where the certificate and its key are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TlsFiles {
-    /// The certificate and those that certify it, in PEM.
+    /// The certificate and its chain, in PEM.
     pub(crate) certificate: PathBuf,
     /// The private key, in PEM.
     pub(crate) key: PathBuf,
-    /// The certificates of those that certify clients, in PEM; `None` if clients need no certificate.
+    /// The CA certificates for client certificates, in PEM; `None` if clients need no certificate.
     pub(crate) client_ca: Option<PathBuf>,
 }
 

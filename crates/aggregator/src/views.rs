@@ -1,5 +1,5 @@
 //! The read model: the state of the service that the API, the metrics and the live line on a terminal show. It knows neither
-//! HTTP nor who asks.
+//! HTTP nor the caller.
 
 use std::sync::Arc;
 

@@ -254,6 +254,8 @@ async fn while_the_api_server_is_away_rounds_go_on_and_nothing_is_decided_withou
     let b = world.tenant("ns-b", "web", "sim-0001").await?;
     world.accuse(0, &[("ns-a", &a)]);
     world.until_closed(&["web-x7k2.ns-a"]).await?;
+    // A reader that is known by now may go on reading.
+    world.aggregator.wait_for("the plan", LIMIT, "/api/v1/plan", |_| true).await?;
     world.cluster.stop_apiserver()?;
     let rounds = |ready: &Value| ready["rounds"].as_u64().unwrap_or(0);
     let before = rounds(&world.aggregator.get("/readyz").await?.1);

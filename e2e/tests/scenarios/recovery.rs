@@ -11,7 +11,7 @@ use procscan_e2e::until;
 use procscan_e2e::wait::throughout;
 use serde_json::{Value, json};
 
-use crate::world::{ROUNDS, World};
+use crate::world::{LIMIT, ROUNDS, World};
 
 /// How long an API server takes to start again, and its clients to connect again.
 const RECOVERY: Duration = Duration::from_mins(2);
@@ -97,6 +97,8 @@ async fn known_agents_are_asked_while_the_token_is_refused() -> anyhow::Result<(
     let pod = world.tenant("ns-a", "web", "sim-0000").await?;
     world.accuse(0, &[("ns-a", &pod)]);
     world.until_closed(&["web-x7k2.ns-a"]).await?;
+    // A reader that is known by now may go on reading.
+    world.aggregator.wait_for("the nodes", LIMIT, "/api/v1/nodes", |_| true).await?;
     world.cluster.accept_aggregator(false).await?;
     let is_refused = |ready: &Value| ready["discovery"].to_string().contains("401");
     world.aggregator.wait_for("the refusal", RECOVERY, "/readyz", is_refused).await?;

@@ -117,7 +117,7 @@ async fn certificate_needed() -> Problem {
     Problem::new(StatusCode::FORBIDDEN, detail)
 }
 
-/// Every route, that of the document of them too.
+/// Every route, including `/openapi.json`.
 fn all_routes() -> Vec<Route> {
     let mut all = routes::all();
     let document = Route::get("/openapi.json", "openapi", openapi_document);

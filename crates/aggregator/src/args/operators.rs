@@ -88,7 +88,7 @@ pub(crate) struct Service {
     /// With http:// the token is sent unencrypted, so use https://, or `kubectl port-forward` from outside of the cluster.
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,
-    /// A file with the certificates, in PEM, that certify the service's own with https://; the default is those of the system.
+    /// A PEM file with the CA certificates to trust for an https:// URL; the default is those of the system.
     #[arg(long, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// A file that holds a bearer token and nothing else; the default is the token in the variable `PROCSCAN_TOKEN`.

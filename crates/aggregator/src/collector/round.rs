@@ -308,6 +308,7 @@ impl Collector {
         });
         let lane = if is_on_probation { &mut self.probation } else { &mut self.healthy };
         lane.finished(id);
+        self.counters.target_requests.inc();
         if let Some(failure) = &failure {
             count(&self.counters.target_failures, "reason", failure.reason.as_str());
         }

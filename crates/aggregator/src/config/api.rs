@@ -28,12 +28,12 @@ pub(crate) struct Api {
     /// the right to `violations/cmdline` sees whole command lines all the same. Without it: `true`, unless
     /// `aggregator.address` is a loopback address.
     pub(crate) redact: Option<bool>,
-    /// The file with the certificate of the HTTP API and those that certify it, in PEM. With it, the API is served over
+    /// The file with the certificate of the HTTP API and its chain, in PEM. With it, the API is served over
     /// TLS only. The aggregator reads it and the key again when they change.
     pub(crate) tls_certificate: Option<PathBuf>,
     /// The file with the private key of `tls_certificate`, in PEM.
     pub(crate) tls_key: Option<PathBuf>,
-    /// The file with the certificates of those that certify clients, in PEM. With it, a client needs a certificate for
+    /// The file with the CA certificates for client certificates, in PEM. With it, a client needs a certificate for
     /// everything but probes.
     pub(crate) tls_client_ca: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! Reads a configuration from YAML and from the environment, and says where each value was written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use serde_json::Value;
@@ -53,6 +53,14 @@ pub(super) fn read(
     }
     let config = serde_path_to_error::deserialize(&origin.tree).map_err(|e| origin.refused(e))?;
     Ok((config, origin))
+}
+
+impl Config {
+    /// The sections that a file has, with or without keys in them. None if it is no configuration.
+    pub(crate) fn sections_of(text: &str) -> BTreeSet<String> {
+        let tree = tree::parse_yaml(text).unwrap_or_default();
+        tree.as_object().into_iter().flat_map(|sections| sections.keys().cloned()).collect()
+    }
 }
 
 impl Origin {

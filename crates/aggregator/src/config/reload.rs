@@ -19,6 +19,10 @@ impl Config {
         // Objects in another namespace, and other shards, are taken over at the start of a term only.
         reloaded.gateway.namespace.clone_from(&self.gateway.namespace);
         reloaded.gateway.max_object_size = self.gateway.max_object_size;
+        // The look-ups ask for routes by this number. With another one in the output, blocked Services would have no room.
+        reloaded.gateway.max_service_entries = self.gateway.max_service_entries;
+        // The summary in the old namespace would stay as it is.
+        reloaded.notification.summary_namespace.clone_from(&self.notification.summary_namespace);
         let problems = reloaded.check().problems;
         if problems.is_empty() {
             return Ok(reloaded);

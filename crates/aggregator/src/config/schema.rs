@@ -1,5 +1,5 @@
 //! The JSON Schema of the configuration in `docs/config.schema.json`, by which editors complete keys and underline mistakes.
-//! `make config-schema` writes it. `check-config` checks more: the bounds of numbers, and what keys need together.
+//! `make config-schema` writes it. `check-config` checks more: the bounds of numbers, and keys that depend on each other.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};

@@ -100,6 +100,8 @@ fn of_pipeline(registry: &mut Registry, events: &Counters) {
         "Requests to agents that gave no whole answer, by the reason",
         events.target_failures.clone(),
     );
+    let help = "Requests to agents that have ended, whatever came of them";
+    registry.register("target_requests", help, events.target_requests.clone());
     registry.register("decisions", "Decisions that took effect, by their kind", events.decisions.clone());
     let took = "From the evidence that led to a block to the write of the block; blocks after a grace or an approval do not count";
     registry.register_with_unit("time_to_block", took, Unit::Seconds, events.time_to_block.clone());

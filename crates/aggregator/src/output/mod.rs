@@ -344,7 +344,7 @@ fn next_pass(outcome: &Outcome, repair: Duration, backoff: Duration) -> (Duratio
         // A pass is unfinished only because another decision waits, and that is written at once.
         (outcome.deferred.next.map_or(repair, |next| repair.min(next - Instant::now())), MIN_BACKOFF)
     } else {
-        // What could be written is looked after in every round all the same.
+        // Objects that could be written are still checked in every round.
         (backoff.min(repair), (backoff * 2).min(MAX_BACKOFF))
     }
 }

@@ -36,6 +36,13 @@ impl Journal {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().cloned().collect()
     }
 
+    /// How many decisions this replica has reported, and the last ones, the latest first.
+    pub(crate) fn reported(&self) -> (u64, Vec<Decision>) {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // It changes under the same lock.
+        (self.count(), last.iter().rev().cloned().collect())
+    }
+
     /// How many decisions this replica has reported since its start.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)

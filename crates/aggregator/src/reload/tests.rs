@@ -122,7 +122,7 @@ fn what_needs_a_restart_is_named_until_the_file_is_as_before_and_the_rest_is_app
     let settings = stage.settings.borrow_and_update().clone();
     assert_eq!((settings.gateway.priority, &*settings.gateway.namespace), (7, "higress-system"));
     assert_eq!(stage.count("needs_restart"), 1);
-    stage.write("brake: {max_releases: 4}\n");
+    stage.write("aggregator:\ngateway: {}\nbrake: {max_releases: 4}\n");
     stage.look_twice();
     assert_eq!(stage.status.borrow().needs_restart, Vec::<String>::new());
     assert_eq!(stage.settings.borrow().gateway.priority, 320);
@@ -138,4 +138,49 @@ fn a_request_reads_the_file_at_once_and_says_so_also_if_nothing_has_changed() {
     stage.write("brake: {max_releases: 4}\n");
     stage.look(true);
     assert_eq!(stage.policy.borrow().brake.max_releases, 4);
+}
+
+#[test]
+fn a_file_that_lacks_a_section_may_be_cut_off_and_is_refused() {
+    let mut stage = Stage::new();
+    stage.write("enforcement: {mode: paused}\n");
+    stage.look_twice();
+    stage.policy.borrow_and_update();
+    let path = stage.reload.file.path.clone();
+    for (text, gone) in
+        [("", "discovery, enforcement, output"), (CONFIG, "enforcement"), ("{}", "enforcement")]
+    {
+        fs::write(&path, text).unwrap();
+        for is_asked in [false, false, true] {
+            stage.look(is_asked);
+        }
+        assert!(!stage.policy.has_changed().unwrap(), "{text:?}");
+        let error = stage.status.borrow().error.clone().unwrap();
+        assert!(error.contains(gone) && error.contains("cut off"), "{error}");
+    }
+    // An empty section is there.
+    stage.write("enforcement:\n");
+    stage.look_twice();
+    assert_eq!(stage.policy.borrow().mode, procscan_core::decision::Mode::Enforce);
+    assert_eq!(stage.status.borrow().trouble(), None);
+}
+
+#[test]
+fn a_change_between_the_start_and_the_first_look_is_applied() {
+    let mut stage = Stage::new();
+    stage.write("enforcement: {mode: paused}\n");
+    stage.look_twice();
+    assert_eq!(stage.policy.borrow().mode, procscan_core::decision::Mode::Paused);
+}
+
+#[test]
+fn keys_by_which_two_parts_must_agree_need_a_restart() {
+    let mut stage = Stage::new();
+    let before = stage.settings.borrow_and_update().clone();
+    stage.write("gateway: {max_service_entries: 5}\nnotification: {summary_namespace: other}\n");
+    stage.look_twice();
+    let settings = stage.settings.borrow().clone();
+    assert_eq!(settings.gateway.max_service_entries, before.gateway.max_service_entries);
+    let keys = stage.status.borrow().needs_restart.clone();
+    assert_eq!(keys, ["gateway.max_service_entries", "notification.summary_namespace"]);
 }

@@ -154,7 +154,7 @@ impl Authenticator {
         match &*self.0 {
             Authority::Cluster(reviews) => reviews.may(caller, right).await,
             Authority::File(_) => Ok(right.is_within(&caller.scopes)),
-            // Whole command lines are a right of their own, which nobody has without an authority.
+            // Without an authority, no request has the right to whole command lines.
             Authority::None => Ok(right.is_to_read() && !right.is_to_cmdlines()),
         }
     }

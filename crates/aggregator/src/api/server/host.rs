@@ -1,5 +1,5 @@
-//! Refuses requests whose URI is too long, and those that do not say for which host they are (RFC 9112, section 3.2): a proxy in between may have understood such
-//! a request in another way.
+//! Refuses requests whose URI is too long, and requests without exactly one `Host` (RFC 9112, section 3.2): a proxy may have
+//! understood such a request in another way.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -73,7 +73,7 @@ fn mistake<B>(request: &Request<B>) -> Option<Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let detail = match (hosts.next(), hosts.next()) {
         (Some(_), None) => return None,
-        // It was not asked for yet.
+        // HTTP/1.0 needs no `Host`.
         (None, _) if request.version() < Version::HTTP_11 => return None,
         (None, _) => "the header `Host` is missing: HTTP/1.1 needs one",
         (Some(_), Some(_)) => "there is more than one header `Host`",

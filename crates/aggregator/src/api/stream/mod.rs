@@ -154,9 +154,9 @@ impl Finder {
             changes.extend(self.seen.persisted(&persisted));
             changes.extend(self.declared_in_file().await.iter().map(declared_change));
         }
-        let decided = self.views.journal.count();
-        if self.seen.decided() != decided {
-            changes.extend(self.seen.journal(decided, &self.views.journal.last()));
+        if self.seen.decided() != self.views.journal.count() {
+            let (decided, last) = self.views.journal.reported();
+            changes.extend(self.seen.journal(decided, &last));
         }
         let added = self.stream.log.add(changes);
         self.stream.counters.stream_events.inc_by(added as u64);
@@ -300,6 +300,10 @@ impl Client {
             }
         }
         loop {
+            // Also while there are always events to send.
+            if Instant::now() >= self.recheck && !self.still_reads().await {
+                return None;
+            }
             let is_end = self.head.borrow_and_update().is_none();
             let wants = |event: &Event| wants(&self.reader, self.wanted, event);
             match self.stream.log.read(self.place, PIECE, wants) {
@@ -325,15 +329,19 @@ impl Client {
                     self.heartbeat = Instant::now() + HEARTBEAT;
                     return Some(Bytes::from_static(b": alive\n\n"));
                 }
-                () = sleep_until(self.recheck) => {
-                    self.recheck = Instant::now() + RECHECK;
-                    if !self.may_still_read().await {
-                        count(&self.stream.counters.stream_cut, "reason", "right");
-                        return None;
-                    }
-                }
+                () = sleep_until(self.recheck) => {}
             }
         }
+    }
+
+    /// Checks the right of the client again.
+    async fn still_reads(&mut self) -> bool {
+        self.recheck = Instant::now() + RECHECK;
+        let may_read = self.may_still_read().await;
+        if !may_read {
+            count(&self.stream.counters.stream_cut, "reason", "right");
+        }
+        may_read
     }
 
     async fn may_still_read(&self) -> bool {

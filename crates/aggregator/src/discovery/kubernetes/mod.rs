@@ -156,7 +156,7 @@ impl Kubernetes {
                 source = now.source,
                 error = now.error,
                 targets = now.targets.len(),
-                "discovery"
+                "targets can't be found; the last ones stay"
             );
         } else if now.targets != before.targets || now.error != before.error {
             tracing::info!(source = now.source, targets = now.targets.len(), unlisted, "targets found");

@@ -33,7 +33,7 @@ impl LeaderTerm<'_> {
         }
     }
 
-    /// Notes since when the Apps are accused that have just been blocked. A block after a grace or by an operator's approval
+    /// Notes, for each App that was just blocked, since when it is accused. A block after a grace or by an operator's approval
     /// has waited for that, so it says nothing about how fast the service is.
     pub(super) fn note_accusations(&mut self, policy: &Policy) {
         let blocked = self.decisions.iter().filter(|decision| decision.kind == DecisionKind::Blocked);

@@ -138,7 +138,7 @@ impl Incident {
         self.persisted.observed
     }
 
-    /// When the evidence was fresh that accuses its App now: the earliest of it. `None` if nothing accuses it now.
+    /// The earliest time of the fresh evidence that accuses the App now. `None` if nothing accuses it now.
     pub fn accused_since(&self) -> Option<Moment> {
         self.accepted
             .iter()

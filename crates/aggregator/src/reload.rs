@@ -131,8 +131,8 @@ impl Reload {
         counters: Counters,
     ) -> Self {
         // The first look compares the file with `config`: it may have changed since it was read.
-        let (tried, seen, sections) = (None, None, BTreeSet::new());
-        Self { file, config, own_namespace, receivers, counters, tried, seen, sections }
+        let (tried, sections, seen) = (None, BTreeSet::new(), None);
+        Self { file, config, own_namespace, receivers, counters, tried, sections, seen }
     }
 
     /// Runs until cancelled.

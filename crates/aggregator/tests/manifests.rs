@@ -23,7 +23,8 @@ fn rules() -> Vec<(String, serde_json::Value)> {
     let manifest = include_str!("../../../deploy/manifests/rbac.yaml");
     let documents =
         manifest.split("\n---\n").map(|text| serde_saphyr::from_str::<serde_json::Value>(text).unwrap());
-    let is_ours = |name: &serde_json::Value| name.as_str().unwrap().starts_with("procscan-aggregator");
+    let is_ours =
+        |name: &serde_json::Value| name.as_str().is_some_and(|name| name.starts_with("procscan-aggregator"));
     let ours = documents.filter(|document| is_ours(&document["metadata"]["name"]));
     let all = ours.flat_map(|role| role["rules"].as_array().cloned().unwrap_or_default());
     all.map(|rule| (rule["resources"][0].as_str().unwrap().to_owned(), rule)).collect()

@@ -213,6 +213,22 @@ mod tests {
     }
 
     #[test]
+    fn each_brake_has_a_label_without_a_tenants_name() {
+        let (text, node): (Text, NodeName) = ("ns-a".into(), NodeName::new("n1"));
+        let labels = [
+            Brake::NewTenants,
+            Brake::Tenant(text.clone()),
+            Brake::Node(node),
+            Brake::Rule(text.clone()),
+            Brake::SharedService(text),
+            Brake::Releases,
+            Brake::Gone,
+        ];
+        let expected = ["new_tenants", "tenant", "node", "rule", "shared_service", "releases", "gone"];
+        assert_eq!(labels.map(|brake| brake.kind()), expected);
+    }
+
+    #[test]
     fn ordinary_rules_count_and_unusable_ones_are_keyword_hits() {
         let mut rules = RuleNames::default();
         let names: Vec<String> = (0..60).map(|n| format!("miner{n}")).collect();

@@ -45,6 +45,28 @@ fn facts_from_before_an_accusation_do_not_judge_it() {
     assert_eq!(requests.apps.into_values().collect::<Vec<_>>(), [[accused]]);
 }
 
+#[test]
+fn an_app_is_accused_since_the_earliest_of_its_fresh_evidence() {
+    let mut world = World::new(&["n1", "n2"]);
+    let since = |world: &World| world.incidents.incident(&app("ns-a")).unwrap().accused_since();
+    for (node, process) in [("n2", "xmrig"), ("n1", "nmap")] {
+        world.wait(10);
+        let now = world.clock();
+        world.answer(node, vec![record_of("ns-a", "web", process, now)]);
+        world.evaluate();
+        assert_eq!(since(&world), Some(crate::common::at(10)), "{process}");
+        assert!(world.incidents.incident(&app("ns-a")).unwrap().is_blocked());
+    }
+    for _ in 0..90 {
+        world.wait(MINUTE);
+        world.answer("n1", Vec::new());
+        world.answer("n2", Vec::new());
+        world.evaluate();
+    }
+    assert_eq!(since(&world), None, "everything has cleared");
+    assert!(!world.incidents.incident(&app("ns-a")).unwrap().is_blocked());
+}
+
 /// A node that accuses many Pods must not move a Pod that another node accuses to the end of the order.
 #[test]
 fn every_node_that_accuses_a_pod_is_named_with_the_time_of_its_own_evidence() {

@@ -112,8 +112,13 @@ pub(super) async fn remove_exemption(
 ) -> Result<Response, Problem> {
     let (operator_commands, caller) = api.authorized(&headers, "delete", "exemptions", Some(&name)).await?;
     // Read before, because what it covers is known only while it exists.
-    let removed = api.views.persisted.borrow().exemptions.get(&name).cloned();
-    if !removed.as_ref().map_or(caller.scopes.reach(None), |removed| reaches(&caller, removed)) {
+    let (removed, is_unread) = {
+        let persisted = api.views.persisted.borrow();
+        (persisted.exemptions.get(&name).cloned(), persisted.unread.exemptions.contains_key(&name))
+    };
+    // The last readable version of an unread one may have covered other namespaces.
+    let known = removed.as_ref().filter(|_| !is_unread);
+    if !known.map_or(caller.scopes.reach(None), |removed| reaches(&caller, removed)) {
         return Err(OperatorCommandError::Unknown("exemption", name).into());
     }
     operator_commands.remove_exemption(&name, &caller.name, removed.as_ref()).await?;

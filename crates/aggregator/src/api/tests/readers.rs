@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::route::{Access, Route};
 use crate::state::FileStore;
+use crate::state::persisted_state::UnreadExemption;
 
 const ADMIN: &str = "admin-admin-admin-admin";
 const TENANT: &str = "tenant-tenant-tenant-a";
@@ -459,4 +460,33 @@ fn shape(body: &str) -> Value {
     let mut value = serde_json::from_str(body).unwrap_or_default();
     without_times(&mut value);
     value
+}
+
+/// Its last readable version covers the caller's namespace only, but what it covers now is not known.
+#[tokio::test]
+async fn an_exemption_that_can_not_be_read_is_not_removed_by_an_operator_of_one_namespace() {
+    let mut tenants = Tenants::with(&[("ns-a", "alpha")]).await;
+    let tokens = tenants.directory.path().join("tokens");
+    std::fs::write(&tokens, format!("lead {TENANT} operate namespace=ns-a\nadmin {ADMIN}\n")).unwrap();
+    let store = FileStore::open(&tenants.directory.path().join("other")).await.unwrap();
+    let commands = OperatorCommands::File(store.clone());
+    let spec = json!({"namespace": {"exact": "ns-a"}, "process": {"exact": "alpha"}, "reason": "x"});
+    let spec = serde_json::from_value(spec).unwrap();
+    commands.add_exemption("exemption-alpha", &spec).await.unwrap();
+    let mut persisted = (**store.shown().borrow()).clone();
+    let unread = UnreadExemption { error: "no version of it".into(), spec: json!({}) };
+    persisted.unread.exemptions.insert("exemption-alpha".to_owned(), unread);
+    let text = format!(
+        "discovery: {{mode: static, targets: [a]}}\noutput: {{mode: directory}}\napi: {{token_file: {}}}\n",
+        tokens.display()
+    );
+    let config = Config::parse(&text, "test", [], Timestamp::UNIX_EPOCH).unwrap();
+    let (_persisted, shown) = tokio::sync::watch::channel(std::sync::Arc::new(persisted));
+    tenants.stage = Stage::under(&config, commands, shown);
+    for (token, expected) in [(TENANT, StatusCode::NOT_FOUND), (ADMIN, StatusCode::NO_CONTENT)] {
+        let request = Request::delete("/api/v1/exemptions/exemption-alpha")
+            .header("authorization", format!("Bearer {token}"));
+        let (status, _, body) = tenants.stage.ask(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(status, expected, "{body}");
+    }
 }

@@ -122,6 +122,11 @@ impl Endpoint {
     }
 }
 
+/// Adds to the error of a command that it may have been carried out.
+fn doubt(method: &Method) -> fn(ClientError) -> ClientError {
+    if method == Method::GET { |error| error } else { ClientError::doubted }
+}
+
 /// Everything but the unreserved characters of RFC 3986 as `%XX`.
 fn encode(text: &str, to: &mut String) {
     for byte in text.bytes() {
@@ -249,7 +254,7 @@ impl Client {
         endpoint: &Endpoint,
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
-        let doubt = if method == Method::GET { |error| error } else { ClientError::doubted };
+        let doubt = doubt(&method);
         let answer = self.fetch(method, endpoint, body).await?;
         match answer.status {
             status if status.is_success() => Ok(answer),
@@ -266,7 +271,7 @@ impl Client {
         endpoint: &Endpoint,
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
-        let doubt = if method == Method::GET { |error| error } else { ClientError::doubted };
+        let doubt = doubt(&method);
         let exchange = async {
             let stream = self.connect().await?;
             match &self.tls {
